@@ -1,0 +1,47 @@
+"""The errors evolve raises, and the wording they share.
+
+Every message says what was asked, what was found and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EvolveError(Exception):
+    """Base of every error that evolve raises on purpose."""
+
+
+class UnknownNameError(EvolveError):
+    """A name that no registry entry, site or setting bears."""
+
+
+class DuplicateNameError(EvolveError):
+    """Two things want the same name in one registry."""
+
+
+class NotApplicable(EvolveError):  # noqa: N818 - an answer that an operator gives, not a fault
+    """Raised by an operator that cannot work at a site; `mutate` turns it into an answer."""
+
+
+class MutationError(EvolveError):
+    """Raised by `mutate(..., strict=True)` where the answer would have been `(False, message)`."""
+
+
+class DataError(EvolveError):
+    """Data that is missing, unreadable or not of the promised form."""
+
+
+class CheckpointError(EvolveError):
+    """A checkpoint that is missing, damaged or does not fit the model."""
+
+
+class NonFiniteLossError(EvolveError):
+    """The loss became NaN or infinite; the step was not trained on."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

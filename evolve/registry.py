@@ -1,0 +1,87 @@
+"""One registry class for everything that is found by name.
+
+Built-in items register themselves where they are defined; other packages join through entry points
+(group `evolve.operators`, `evolve.policies`, ...), which are looked at only when a name is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from evolve.errors import DuplicateNameError, UnknownNameError, did_you_mean
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names mapped to items of one kind; duplicates are refused.
+
+    Args:
+        kind: What an item is called in messages, for example "operator".
+        group: The entry point group in which other packages offer items.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Returns a decorator that files its subject under `name`.
+
+        Raises:
+            DuplicateNameError: If another item already bears the name.
+        """
+
+        def add(item: T) -> T:
+            known = self._items.get(name)
+            if known is not None and not _same_definition(known, item):
+                raise DuplicateNameError(
+                    f"Cannot register {self.kind} '{name}': {known!r} already bears that name. Choose another name."
+                )
+            self._items[name] = item
+            return item
+
+        return add
+
+    def unregister(self, name: str) -> None:
+        """Removes an item, for tests and notebooks that define a plugin again."""
+        self._items.pop(name, None)
+
+    def get(self, name: str) -> T:
+        """Returns the item called `name`.
+
+        Raises:
+            UnknownNameError: If no built-in item, plugin or entry point bears the name.
+        """
+        if name not in self._items:
+            for point in entry_points(group=self.group):
+                if point.name == name:
+                    self.register(name)(point.load())
+        if name not in self._items:
+            known = self.names()
+            raise UnknownNameError(
+                f"Unknown {self.kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
+            )
+        return self._items[name]
+
+    def names(self) -> list[str]:
+        """Returns every known name, sorted."""
+        return sorted({*self._items, *(point.name for point in entry_points(group=self.group))})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+
+def _same_definition(one: object, other: object) -> bool:
+    """True for one source definition that was imported or run again (a reloaded module, a notebook cell)."""
+
+    def where(item: object) -> tuple[object, object]:
+        return getattr(item, "__module__", None), getattr(item, "__qualname__", None)
+
+    return one is other or (where(one) == where(other) and where(one)[1] is not None)
