@@ -1,6 +1,6 @@
 """The mutation log: typed, versioned records in a JSONL file. Knows no torch.
 
-Base model + applied records = genome: `evolve.mutate.replay` rebuilds the architecture from them anywhere.
+Base model + applied records = genome: `evolve.replay` rebuilds the architecture from them anywhere.
 """
 
 from __future__ import annotations

@@ -1,0 +1,57 @@
+"""evolve: your PyTorch model changes its own architecture while it trains, and keeps what it has learned.
+
+Names are loaded when they are first asked for: `import evolve` starts no CUDA, scans no plugins and is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evolve.checkpoint import load as load
+    from evolve.evolver import Evolver as Evolver
+    from evolve.lineage import Lineage as Lineage
+    from evolve.lineage import Record as Record
+    from evolve.models import build_model as build_model
+    from evolve.mutation import Limits as Limits
+    from evolve.mutation import MutationResult as MutationResult
+    from evolve.mutation import mutate as mutate
+    from evolve.mutation import replay as replay
+    from evolve.mutation import sites as sites
+    from evolve.operators import MutationOperator as MutationOperator
+    from evolve.operators import operator as operator
+    from evolve.surgery.transaction import Transaction as transaction  # noqa: N813 - used like open(), with `with`
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Evolver": ("evolve.evolver", "Evolver"),
+    "Limits": ("evolve.mutation", "Limits"),
+    "Lineage": ("evolve.lineage", "Lineage"),
+    "MutationOperator": ("evolve.operators", "MutationOperator"),
+    "MutationResult": ("evolve.mutation", "MutationResult"),
+    "Record": ("evolve.lineage", "Record"),
+    "build_model": ("evolve.models", "build_model"),
+    "load": ("evolve.checkpoint", "load"),
+    "mutate": ("evolve.mutation", "mutate"),
+    "operator": ("evolve.operators", "operator"),
+    "replay": ("evolve.mutation", "replay"),
+    "sites": ("evolve.mutation", "sites"),
+    "transaction": ("evolve.surgery.transaction", "Transaction"),
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'evolve' has no attribute '{name}'. Public names: {', '.join(sorted(_HOME))}.")
+    module, attribute = _HOME[name]
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,84 @@
+"""What a mutation operator is, and the registry in which it is found."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from evolve.errors import NotApplicable
+from evolve.registry import Registry
+from evolve.structure.probe import Probe
+from evolve.structure.sites import Site, parametrised, resolve
+
+Preserves = Literal["exact", "approximate", "no"]
+
+
+class Options(BaseModel):
+    """Base of an operator's typed options; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an operator did.
+
+    Attributes:
+        message: One sentence for the log.
+        params_added: Parameters it means to have added (negative: removed); held against the count. None: no claim.
+    """
+
+    message: str
+    params_added: int | None = None
+
+
+class MutationOperator(ABC):
+    """A kind of change.
+
+    An operator works in two steps, so that the log can rebuild a model without data: `plan` settles everything that
+    depends on the running model and returns it as plain JSON values; `apply` builds from the plan alone. Both run
+    inside a transaction with seeded random number generators; either may raise `NotApplicable` to decline.
+
+    Attributes:
+        name: Registered name.
+        preserves: Whether the function is preserved: "exact" (to rounding), "approximate" or "no". May be a property
+            that depends on `self.options`.
+    """
+
+    name: ClassVar[str]
+    preserves: Preserves = "no"
+    Options: ClassVar[type[Options]] = Options
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options(**options)
+
+    @abstractmethod
+    def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
+        """Changes the model at the site as planned."""
+
+    def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
+        """Settles what `apply` needs to know; declines with `NotApplicable`. Reads the model, never changes it."""
+        return {}
+
+    def sites(self, model: nn.Module, probe: Probe) -> list[str]:
+        """Returns the submodules with parameters at which `plan` does not decline; any other place can be named."""
+        found = []
+        for name in parametrised(model):
+            try:
+                self.plan(model, resolve(model, name), probe)
+            except NotApplicable:
+                continue
+            found.append(name)
+        return found
+
+    def default_site(self, sites: list[str]) -> str:
+        """Chooses among `sites` where the user named none: the first."""
+        return sites[0]
+
+
+operators: Registry[type[MutationOperator]] = Registry("operator", "evolve.operators")

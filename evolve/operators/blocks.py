@@ -1,0 +1,175 @@
+"""The modules that operators insert. Every one returns its input unchanged at birth, if it is asked to.
+
+Shapes are settled when a block is built. At run time a block compares shapes and, where nothing fits, adds nothing:
+there is no `try` in a forward.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+
+
+class _Says(nn.Module):
+    """A module that can say once that it adds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = False
+
+    def _say_once(self, x: Tensor, out: Tensor) -> None:
+        if not self.said and not torch.compiler.is_compiling():
+            self.said = True
+            logger.warning(
+                "The shortcut %s adds nothing to an output of shape %s: the input of shape %s cannot be matched to it.",
+                type(self).__name__,
+                tuple(out.shape),
+                tuple(x.shape),
+            )
+
+
+def batch_norm(x: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Tensor:
+    """Applies BatchNorm; with a single value per channel, where batch statistics say nothing, the running ones."""
+    if norm.training and x.numel() == x.shape[1]:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return norm(x)  # type: ignore[no-any-return]
+
+
+class GatedIdentity(_Says):
+    """`out + gate * x`, a scalar gate starting at zero (ReZero, Bachlechner et al. 2020).
+
+    Args:
+        gate: Value of the gate at birth.
+    """
+
+    def __init__(self, gate: float = 0.0) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(gate))
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """Adds the gated `x`, any shape, to `out` of the same shape."""
+        if x.shape != out.shape:
+            self._say_once(x, out)
+            return out
+        return out + (self.gate * x).to(out.dtype)
+
+
+class ConvProjection(_Says):
+    """`out + BatchNorm(Conv 1x1(x))`, the projection shortcut of ResNet (He et al. 2015), gamma 0 at birth.
+
+    Args:
+        dims: Spatial dimensions, 1 to 3.
+        in_channels: Channels of `x`, (N, C, ...).
+        out_channels: Channels of `out`.
+        stride: Per spatial axis.
+    """
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv = CONV[dims](in_channels, out_channels, kernel_size=1, stride=stride)  # type: ignore[arg-type]
+        self.norm = _NORM[dims](out_channels)
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """Adds the projected `x`; spatial sizes that differ are met by adaptive average pooling."""
+        dims = self.conv.weight.dim()
+        fits = x.dim() == out.dim() == dims and x.shape[0] == out.shape[0]
+        if not fits or (x.shape[1], out.shape[1]) != (self.conv.in_channels, self.conv.out_channels):
+            self._say_once(x, out)
+            return out
+        y = self.conv(x)
+        if y.shape[2:] != out.shape[2:]:
+            y = _POOL[dims - 2](y, out.shape[2:])  # type: ignore[operator]
+        return out + batch_norm(y, self.norm).to(out.dtype)
+
+
+class LinearProjection(_Says):
+    """`out + Linear(x)` over the last axis, weights and bias zero at birth.
+
+    Args:
+        in_features: Last axis of `x`, (N, F) or (N, ..., D).
+        out_features: Last axis of `out`.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """Adds the projected `x`; all axes but the last must agree."""
+        fits = x.dim() == out.dim() and x.shape[:-1] == out.shape[:-1]
+        if not fits or (x.shape[-1], out.shape[-1]) != (self.linear.in_features, self.linear.out_features):
+            self._say_once(x, out)
+            return out
+        return out + self.linear(x).to(out.dtype)
+
+
+class ConvBlock(_Says):
+    """`x + BatchNorm(Conv(ReLU(BatchNorm(Conv(x)))))`, the basic block of ResNet, last gamma 0 at birth.
+
+    Args:
+        dims: Spatial dimensions, 1 to 3.
+        channels: Channels of `x`, (N, C, ...), kept.
+        hidden: Channels between the convolutions.
+        kernel: Size of both kernels, odd.
+    """
+
+    def __init__(self, dims: int, channels: int, hidden: int, kernel: int) -> None:
+        super().__init__()
+        conv, norm, padding = CONV[dims], _NORM[dims], kernel // 2
+        self.conv1 = conv(channels, hidden, kernel, padding=padding, bias=False)
+        self.norm1 = norm(hidden)
+        self.conv2 = conv(hidden, channels, kernel, padding=padding, bias=False)
+        self.norm2 = norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        if x.dim() != self.conv1.weight.dim() or x.shape[1] != self.conv1.in_channels:
+            self._say_once(x, x)
+            return x
+        y = F.relu(batch_norm(self.conv1(x), self.norm1))
+        return x + batch_norm(self.conv2(y), self.norm2).to(x.dtype)
+
+
+class LinearBlock(_Says):
+    """`x + Linear(ReLU(Linear(LayerNorm(x))))` over the last axis, the last Linear zero at birth.
+
+    Args:
+        features: Last axis of `x`, kept.
+        hidden: Features between the layers.
+    """
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.linear1 = nn.Linear(features, hidden)
+        self.linear2 = nn.Linear(hidden, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`."""
+        if x.dim() < 1 or x.shape[-1] != self.linear1.in_features:
+            self._say_once(x, x)
+            return x
+        return x + self.linear2(F.relu(self.linear1(self.norm(x)))).to(x.dtype)
+
+
+def like_site(block: nn.Module, layers: list[nn.Module]) -> nn.Module:
+    """Brings a block to the device, dtype and memory format of the site's tensors (float32 on the CPU without any)."""
+    tensors = [t for layer in layers for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if not floats:
+        return block
+    block = block.to(device=floats[0].device, dtype=floats[0].dtype)
+    # A 1x1 kernel counts as both formats: only a kernel that tells them apart is asked.
+    kernels = [tensor for tensor in floats if tensor.dim() == 4 and not tensor.is_contiguous()]
+    if kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels):
+        block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return block

@@ -1,0 +1,1 @@
+"""Reads a model and never changes it: sites, shapes, inputs, cost."""

@@ -1,0 +1,119 @@
+"""The probe batch: what the user gave, or what the first layer with weights asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from evolve.structure.quiet import undisturbed
+
+_SIDES = (32, 28, 64, 224, 16, 8, 96, 128, 299)  # input sizes tried where only the channels are known
+_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments for one forward pass, on the model's device and in its dtype."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments, flattened."""
+        return [leaf for leaf in tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in the batch: the first tensor's first axis."""
+        tensors = self.tensors
+        return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+
+
+def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
+    """Brings a tensor, a sequence of arguments or a mapping of keyword arguments to where the model lives.
+
+    Floating-point tensors take the dtype of the model's parameters; others keep theirs.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.detach().to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+
+    if isinstance(example_inputs, Mapping):
+        return Inputs(kwargs=tree_map(move, dict(example_inputs)))
+    if isinstance(example_inputs, Sequence):
+        return Inputs(args=tree_map(move, tuple(example_inputs)))
+    return Inputs(args=(move(example_inputs),))
+
+
+def infer_inputs(model: nn.Module) -> Inputs | None:
+    """Returns a random batch that the model accepts, judged by its first layer with weights, or None.
+
+    Sizes are tried in turn by running the model; it is left as it was.
+    """
+    for example in _guesses(model):
+        inputs = as_inputs(model, example)
+        try:
+            with undisturbed(model), torch.no_grad():
+                model.eval()
+                model(*inputs.args, **inputs.kwargs)
+        except Exception:  # noqa: BLE001, S112 - any user code may fail on a guess; the caller reports that none fitted
+            continue
+        return inputs
+    return None
+
+
+def _guesses(model: nn.Module) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    first = next((m for m in model.modules() if type(m).__mro__ and _guess_rule(m)), None)
+    rule = _guess_rule(first) if first is not None else None
+    if rule is not None and first is not None:
+        yield from rule(first, noise)
+
+
+def _conv_guesses(dims: int) -> Callable[[Any, Callable[..., Tensor]], Iterator[Tensor]]:
+    def guesses(layer: Any, noise: Callable[..., Tensor]) -> Iterator[Tensor]:
+        for side in _SIDES:
+            if dims == 3 and side > 64:
+                continue
+            yield noise(_BATCH, layer.in_channels, *[side] * dims)
+
+    return guesses
+
+
+def _linear_guesses(layer: Any, noise: Callable[..., Tensor]) -> Iterator[Tensor]:
+    features = layer.in_features
+    yield noise(_BATCH, features)
+    yield noise(_BATCH, 8, features)
+    for channels in (1, 3):  # an image that is flattened first
+        side = round((features / channels) ** 0.5)
+        if side * side * channels == features:
+            yield noise(_BATCH, channels, side, side)
+
+
+def _embedding_guesses(layer: Any, noise: Callable[..., Tensor]) -> Iterator[Tensor]:
+    yield torch.arange(_BATCH * 8).remainder(layer.num_embeddings).reshape(_BATCH, 8)
+
+
+def _guess_rule(module: nn.Module) -> Callable[[Any, Callable[..., Tensor]], Iterator[Tensor]] | None:
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return _conv_guesses(module.weight.dim() - 2)
+    if isinstance(module, nn.Linear):
+        return _linear_guesses
+    if isinstance(module, nn.Embedding):
+        return _embedding_guesses
+    return None

@@ -1,0 +1,115 @@
+"""Running a user's model without leaving a trace in it.
+
+`preserved_rng` and `ModuleState` put back what a forward pass may touch: random number generators, BatchNorm
+statistics, train/eval modes, attributes that a forward pass caches on `self`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def devices_of(model: nn.Module) -> list[torch.device]:
+    """Returns the devices that hold the model's parameters and buffers, in order of first use."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return list(dict.fromkeys(tensor.device for tensor in tensors))
+
+
+@contextmanager
+def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """Puts the generators of Python, NumPy (where loaded), torch and the model's devices back on exit.
+
+    Args:
+        model: Its devices' generators are preserved too.
+        seed: Seeds all of them on entry; None leaves them where they stand.
+    """
+    numpy = sys.modules.get("numpy")
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    accelerators = [device for device in devices_of(model) if device.type not in ("cpu", "meta")]
+    kind = accelerators[0].type if accelerators else "cuda"
+    with torch.random.fork_rng(devices=[device.index or 0 for device in accelerators], device_type=kind):
+        try:
+            if seed is not None:
+                random.seed(seed)
+                if numpy:
+                    numpy.random.seed(seed % 2**32)
+                torch.default_generator.manual_seed(seed)
+                for device in accelerators:
+                    getattr(torch, device.type).manual_seed_all(seed)
+            yield
+        finally:
+            random.setstate(python_state)
+            if numpy:
+                numpy.random.set_state(numpy_state)
+
+
+class ModuleState:
+    """What every module of a model holds: its class, its attributes one level deep, the values of its tensors.
+
+    Args:
+        model: The model to remember.
+        parameters: Remember the values of parameters too, not only of buffers. Doubles the memory they take.
+    """
+
+    def __init__(self, model: nn.Module, *, parameters: bool) -> None:
+        self._modules: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = []
+        for module in model.modules():
+            attributes = dict(vars(module))
+            tables = {key: value.copy() for key, value in attributes.items() if type(value) in _TABLES}
+            self._modules.append((module, module.__class__, attributes, tables))
+        tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+        if parameters:
+            tensors |= {id(parameter): parameter for parameter in model.parameters()}
+        self._tensors = [
+            (tensor, tensor.data, tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad)
+            for tensor in tensors.values()
+        ]
+
+    def restore(self) -> None:
+        """Puts everything back, bit for bit; objects keep their identity."""
+        for module, cls, attributes, tables in self._modules:
+            if module.__class__ is not cls:
+                module.__class__ = cls
+            live = vars(module)
+            if live.keys() != attributes.keys() or any(live[key] is not attributes[key] for key in attributes):
+                live.clear()
+                live.update(attributes)
+            for key, copy in tables.items():
+                _restore_table(attributes[key], copy)
+        with torch.no_grad():
+            for tensor, data, value, requires_grad in self._tensors:
+                data.copy_(value)
+                if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype:
+                    tensor.data = data
+                if tensor.requires_grad != requires_grad:
+                    tensor.requires_grad_(requires_grad)
+
+
+_TABLES = (dict, list, set, type(nn.Module()._forward_hooks))
+
+
+def _restore_table(table: Any, copy: Any) -> None:
+    if isinstance(table, list):
+        table[:] = copy
+    elif isinstance(table, (MutableMapping, set)):
+        table.clear()
+        table.update(copy)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Lets the model be run; afterwards buffers, modes, cached attributes and generators are as before."""
+    state = ModuleState(model, parameters=False)
+    with preserved_rng(model):
+        try:
+            yield
+        finally:
+            state.restore()

@@ -1,0 +1,1 @@
+"""Changes a model and decides nothing: attach blocks, carry optimizer state, verify, roll back, free memory."""

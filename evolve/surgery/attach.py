@@ -1,0 +1,176 @@
+"""Puts a block beside or behind a site without renaming anything that was there.
+
+The block is registered once, in a child `evolved` of the root, so every old `state_dict` key stays. The site gets a
+dynamic subclass of its own class (the technique of `torch.nn.utils.parametrize`) whose forward calls the old one and
+then the block: references to the site, isinstance, attribute access, deepcopy, pickle and torch.compile stay right.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from evolve.errors import NotApplicable
+from evolve.structure.sites import STORE, Site
+
+
+class BlockStore(nn.Module):
+    """Holds the inserted blocks at the root. Calling it does nothing, so a root that chains its children still works."""
+
+    def forward(self, x: Any) -> Any:
+        """Returns `x`."""
+        return x
+
+
+@dataclass(frozen=True)
+class Link:
+    """A block at work at a site.
+
+    Attributes:
+        name: The block's name in the store.
+        block: Called as `block(x, out)` where it is parallel to the site, else as `block(out)`.
+        parallel: Whether the block sees the site's input.
+        span: The run of children it stands at; None for the whole submodule.
+    """
+
+    name: str
+    block: nn.Module
+    parallel: bool
+    span: tuple[int, int] | None
+
+    def __call__(self, x: Tensor, out: Tensor) -> Any:
+        return self.block(x, out) if self.parallel else self.block(out)
+
+
+class _Evolved:
+    """What every dynamic subclass adds: pickling by way of the original class."""
+
+    _evolve_base: type
+    _evolve_links: tuple[Link, ...]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        if not isinstance(reduced, tuple) or type(self) not in reduced[1]:
+            return reduced  # the class pickles itself in a way of its own
+        return (_rebuild, (type(self)._evolve_base,), *reduced[2:])
+
+
+class _EvolvedModule(_Evolved):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the site as before, then its blocks."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        out = super().forward(*args, **kwargs)  # type: ignore[misc]
+        for link in self._evolve_links:
+            out = link(x, out)
+        return out
+
+
+class _EvolvedSequential(_Evolved, nn.Sequential):
+    """A `Sequential` with blocks at runs of children, or with the store among its children."""
+
+    def forward(self, input: Any) -> Any:  # noqa: A002 - the name is part of Sequential's signature
+        """Runs the children in order, each run's blocks behind its last child."""
+        x = input
+        entries: dict[int, Any] = {}
+        for index, child in enumerate(self):
+            if any(link.span is not None and link.span[0] == index for link in self._evolve_links):
+                entries[index] = x
+            x = child(x)
+            for link in self._evolve_links:
+                if link.span is not None and link.span[1] == index + 1:
+                    x = link(entries[link.span[0]], x)
+        for link in self._evolve_links:
+            if link.span is None:
+                x = link(input, x)
+        return x
+
+    def _own(self) -> OrderedDict[str, nn.Module]:
+        return OrderedDict((name, child) for name, child in self._modules.items() if name != STORE and child is not None)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._own().values())
+
+    def __len__(self) -> int:
+        return len(self._own())
+
+    def __getitem__(self, index: Any) -> Any:
+        own = nn.Sequential(self._own())
+        return own[index]
+
+    def __dir__(self) -> list[str]:
+        return [key for key in super().__dir__() if not key.isdigit()]
+
+
+@functools.cache
+def _evolved_class(base: type) -> type:
+    mixin = _EvolvedSequential if base.forward is nn.Sequential.forward else _EvolvedModule  # type: ignore[attr-defined]
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "_evolve_base": base}
+    return type(base.__name__, (mixin, base), names)
+
+
+def _rebuild(base: type) -> Any:
+    cls = _evolved_class(base)
+    return cls.__new__(cls)
+
+
+def _evolve_class_of(module: nn.Module) -> None:
+    """Gives the module the dynamic subclass, once."""
+    if isinstance(module, _Evolved):
+        return
+    cls = type(module)
+    if "forward" in vars(module):
+        raise NotApplicable(
+            f"This {cls.__name__} carries a forward function of its own in the instance, which a change of its class "
+            "cannot reach. Define forward in the class."
+        )
+    try:
+        module.__class__ = _evolved_class(cls)
+    except TypeError as error:  # __slots__, C classes, ScriptModules
+        raise NotApplicable(f"A {cls.__name__} does not allow its class to be changed: {error}.") from error
+    module._evolve_links = ()  # type: ignore[assignment]
+
+
+def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, parallel: bool) -> str:
+    """Sets `block` to work at a site of `model`.
+
+    Args:
+        model: The root; the block becomes a child of its `evolved`.
+        site: Where.
+        block: Called as `block(x, out)` if `parallel`, else as `block(out)`.
+        name: What the block does; a number is added.
+        parallel: Whether the block gets the site's input too.
+
+    Returns:
+        The block's dotted name.
+
+    Raises:
+        NotApplicable: If the site's class cannot be extended or the root has another `evolved`.
+    """
+    store = getattr(model, STORE, None)
+    if store is None:
+        if isinstance(model, nn.Sequential):
+            _evolve_class_of(model)
+        store = BlockStore()
+        model.add_module(STORE, store)
+    if not isinstance(store, BlockStore):
+        raise NotApplicable(f"The model has an attribute '{STORE}' of its own; rename it to let evolve keep its blocks.")
+    number = sum(1 for key in store._modules if key.rpartition("_")[0] == name)
+    key = f"{name}_{number}"
+    store.train(model.training)
+    block.train(site.module.training)
+    _evolve_class_of(site.module)
+    store.add_module(key, block)
+    links: tuple[Link, ...] = site.module._evolve_links  # type: ignore[assignment]
+    site.module._evolve_links = (*links, Link(key, block, parallel, site.span))  # type: ignore[assignment]
+    return f"{STORE}.{key}"
+
+
+def links_at(site: Site) -> list[Link]:
+    """Returns the blocks at work at exactly this site."""
+    links: tuple[Link, ...] = getattr(site.module, "_evolve_links", ())
+    return [link for link in links if link.span == site.span]

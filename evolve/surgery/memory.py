@@ -1,0 +1,30 @@
+"""Memory: how much is in use, and giving back what a mutation left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from evolve.structure.quiet import devices_of
+
+
+def memory_in_use(model: nn.Module) -> int | None:
+    """Returns bytes: allocated on the model's CUDA devices, else the process's resident memory (None if unknown)."""
+    devices = [device for device in devices_of(model) if device.type == "cuda"]
+    if devices:
+        return sum(torch.cuda.memory_allocated(device) for device in devices)
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return None
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_memory() -> None:
+    """Collects reference cycles and hands cached accelerator memory back."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,201 @@
+"""Keeps an optimizer right while the parameters under it change.
+
+Old parameters keep group and state; replaced or resized ones have their state carried along; new ones join the group
+of their neighbours. This is the only place where optimizer state is touched.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from evolve.errors import NotApplicable
+
+Shape = tuple[int, ...]
+
+
+class OptimizerState:
+    """Everything an optimizer holds, to be put back bit for bit; dicts and lists keep their identity."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        self._groups = [(group, {k: _copy_list(v) for k, v in group.items()}) for group in optimizer.param_groups]
+        self._states = [
+            (parameter, state, [(key, value, _clone(value)) for key, value in state.items()])
+            for parameter, state in optimizer.state.items()
+        ]
+        self._lists = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
+
+    def restore(self) -> None:
+        """Puts groups and state back."""
+        self._optimizer.param_groups[:] = [group for group, _ in self._groups]
+        for group, copy in self._groups:
+            group.clear()
+            group.update(copy)
+        for (group, _), (params, content) in zip(self._groups, self._lists, strict=True):
+            params[:] = content
+            group["params"] = params
+        self._optimizer.state.clear()
+        for parameter, state, items in self._states:
+            state.clear()
+            for key, value, copy in items:
+                if isinstance(value, Tensor):
+                    value.copy_(copy)
+                    state[key] = value
+                else:
+                    state[key] = copy
+            self._optimizer.state[parameter] = state
+
+
+def _copy_list(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _clone(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone(memory_format=torch.preserve_format)
+    return value.copy() if isinstance(value, (list, dict)) else value
+
+
+class ParameterTable:
+    """The parameters of a model by name, with their shapes, as they were before a change."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.by_name = dict(model.named_parameters(remove_duplicate=False))
+        self.shapes = {id(parameter): tuple(parameter.shape) for parameter in self.by_name.values()}
+
+    def __contains__(self, parameter: Parameter) -> bool:
+        return id(parameter) in self.shapes
+
+
+def reconcile(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site: str) -> None:
+    """Brings the optimizer in line with the model after a change.
+
+    Moments of a parameter that was replaced under its name or resized are carried over the axes' common range; what
+    was added starts at zero, as a fresh optimizer would start it.
+
+    Args:
+        model: After the change.
+        optimizer: Still as before the change.
+        before: The parameters before the change.
+        site: Dotted name of the place of the change: new parameters join the group that most of its parameters are in.
+
+    Raises:
+        NotApplicable: If the optimizer's state cannot follow (flattened or factored over other shapes).
+    """
+    after = dict(model.named_parameters(remove_duplicate=False))
+    living = {id(parameter) for parameter in after.values()}
+    if isinstance(optimizer, torch.optim.LBFGS) and any(p not in before for p in after.values()):
+        raise NotApplicable("LBFGS keeps one flattened history of all parameters, which cannot follow new ones.")
+    for name, parameter in after.items():
+        old = before.by_name.get(name)
+        if old is None:
+            continue
+        if id(old) not in living and parameter not in before:
+            _replace(optimizer, old, parameter, before.shapes[id(old)])
+        elif old is parameter and tuple(parameter.shape) != before.shapes[id(old)]:
+            _resize_state(optimizer, parameter, before.shapes[id(old)], name)
+    _drop(optimizer, [old for old in before.by_name.values() if id(old) not in living])
+    _adopt(model, optimizer, before, site)
+
+
+def _replace(optimizer: Optimizer, old: Parameter, new: Parameter, old_shape: Shape) -> None:
+    for group in optimizer.param_groups:
+        for position, parameter in enumerate(group["params"]):
+            if parameter is old:
+                if new.requires_grad:
+                    group["params"][position] = new
+                    if old in optimizer.state:
+                        optimizer.state[new] = optimizer.state.pop(old)
+                        _resize_state(optimizer, new, old_shape, "the replaced parameter")
+                return
+
+
+def _resize_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, name: str) -> None:
+    state = optimizer.state.get(parameter)
+    shape = tuple(parameter.shape)
+    if not state or shape == old_shape:
+        return
+    for key, value in state.items():
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
+            continue
+        if tuple(value.shape) != old_shape or len(shape) != len(old_shape):
+            raise NotApplicable(
+                f"The optimizer's '{key}' of {name} has the shape {tuple(value.shape)}, the parameter had {old_shape}: "
+                "factored state cannot follow a change of shape. Use an optimizer with state of the parameter's shape."
+            )
+        carried = value.new_zeros(shape)
+        common = tuple(slice(min(a, b)) for a, b in zip(shape, old_shape, strict=True))
+        carried[common] = value[common]
+        state[key] = carried
+
+
+def _drop(optimizer: Optimizer, gone: Iterable[Parameter]) -> None:
+    ids = {id(parameter) for parameter in gone}
+    for group in optimizer.param_groups:
+        kept = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in ids]
+        if len(kept) < len(group["params"]):
+            if "param_names" in group:
+                group["param_names"][:] = [group["param_names"][index] for index in kept]
+            group["params"][:] = [group["params"][index] for index in kept]
+    for parameter in [parameter for parameter in optimizer.state if id(parameter) in ids]:
+        del optimizer.state[parameter]
+
+
+def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site: str) -> None:
+    """New trainable parameters join the group that most of their neighbours of the same kind are in."""
+    held = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    parent = site.rpartition(".")[0] if ":" in site else site
+    prefix = f"{parent}." if parent else ""
+
+    def home(parameter: Parameter) -> dict[str, Any]:
+        for neighbours in (
+            [p for n, p in before.by_name.items() if n.startswith(prefix)],
+            list(before.by_name.values()),
+        ):
+            for same_kind in (True, False):  # weights apart from biases and norms: weight decay often tells them apart
+                votes = Counter(
+                    index
+                    for index, group in enumerate(optimizer.param_groups)
+                    for p in neighbours
+                    if held.get(id(p)) is group and (not same_kind or (p.dim() > 1) == (parameter.dim() > 1))
+                )
+                if votes:
+                    return optimizer.param_groups[votes.most_common(1)[0][0]]
+        return optimizer.param_groups[0]
+
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter not in before and id(parameter) not in held:
+            group = home(parameter)
+            group["params"].append(parameter)
+            if "param_names" in group:
+                group["param_names"].append(name)
+
+
+def optimizer_faults(model: nn.Module, optimizer: Optimizer, before: ParameterTable, held_before: set[int]) -> list[str]:
+    """Says what is wrong between a model and its optimizer: missing, doubled or stale parameters.
+
+    Args:
+        model: After the change.
+        optimizer: After the change.
+        before: The parameters before the change.
+        held_before: Ids of the parameters that the optimizer held before: what it left out then, it may leave out now.
+    """
+    counts = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    faults = []
+    for name, parameter in model.named_parameters():
+        count = counts.get(id(parameter), 0)
+        left_out = parameter in before and id(parameter) not in held_before
+        if count > 1 or (count == 0 and parameter.requires_grad and not left_out):
+            faults.append(f"'{name}' is in the optimizer {count} times instead of once")
+    living = {id(parameter) for parameter in model.parameters()}
+    stale = [id(p) for p in before.by_name.values() if id(p) not in living and (id(p) in counts or p in optimizer.state)]
+    if stale:
+        faults.append(f"the optimizer still holds {len(set(stale))} parameters that the model no longer has")
+    return faults

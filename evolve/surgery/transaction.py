@@ -1,0 +1,59 @@
+"""In place or not at all: everything a mutation may touch, remembered, and put back on demand."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from torch import nn
+from torch.optim import Optimizer
+
+from evolve.structure.quiet import ModuleState, preserved_rng
+from evolve.surgery.optimizer import OptimizerState
+
+
+class Transaction:
+    """Remembers model and optimizer on entry; an exception, or `rollback()`, puts them back bit for bit.
+
+    Weights, buffers, gradients, classes, attributes, modes, optimizer groups and state are covered, and the random
+    number generators of Python, NumPy, torch and the model's devices, which are as before on every exit. Takes the
+    memory of one more copy of parameters, buffers and optimizer state while it is open.
+
+    Args:
+        model: The root module.
+        optimizer: Its optimizer, if there is one.
+
+    Example:
+        >>> with evolve.transaction(model, optimizer) as change:
+        ...     ok, message = evolve.mutate(model, "residual", optimizer=optimizer)
+        ...     change.rollback()
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        self.model = model
+        self.optimizer = optimizer
+
+    def __enter__(self) -> Transaction:
+        self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        self._state = ModuleState(self.model, parameters=True)
+        self._optimizer_state = OptimizerState(self.optimizer) if self.optimizer is not None else None
+        self._rng = preserved_rng(self.model)
+        self._rng.__enter__()
+        return self
+
+    def rollback(self) -> None:
+        """Puts everything back. May be called once or more often while the transaction is open."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self._state.restore()
+        if self._optimizer_state is not None:
+            self._optimizer_state.restore()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.rollback()
+        self._rng.__exit__(None, None, None)
+        del self._gradients, self._state, self._optimizer_state

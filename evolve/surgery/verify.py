@@ -1,0 +1,101 @@
+"""Proves that a change did what it promised: same outputs as declared, gradients that arrive, an optimizer in line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from evolve.structure.inputs import Inputs
+from evolve.structure.probe import output_tensors
+from evolve.structure.quiet import preserved_rng, undisturbed
+
+# Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
+EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+APPROXIMATE = 0.1  # likewise for operators that declare to preserve the function approximately
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest |difference| of outputs, and the same relative to the largest |output|."""
+
+    absolute: float
+    relative: float
+
+
+def train_outputs(model: nn.Module, inputs: Inputs, seed: int) -> Any:
+    """Runs the model in train mode without a trace; dropout draws the same numbers for the same seed."""
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad():
+        model.train()
+        return model(*inputs.args, **inputs.kwargs)
+
+
+def structure_faults(before: Any, after: Any) -> list[str]:
+    """Says where two outputs differ in nesting, shape, dtype or device."""
+    old, old_tree = tree_flatten(before)
+    new, new_tree = tree_flatten(after)
+    if old_tree != new_tree:
+        return [f"the output's structure changed from {old_tree} to {new_tree}"]
+    faults = []
+    for one, other in zip(old, new, strict=True):
+        if isinstance(one, Tensor) != isinstance(other, Tensor):
+            faults.append(f"an output changed from {type(one).__name__} to {type(other).__name__}")
+        elif isinstance(one, Tensor) and (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
+            faults.append(
+                f"an output changed from {tuple(one.shape)} {one.dtype} on {one.device} "
+                f"to {tuple(other.shape)} {other.dtype} on {other.device}"
+            )
+    return faults
+
+
+def difference(before: Any, after: Any) -> Difference:
+    """Measures two outputs of equal structure; NaN in the same place counts as equal."""
+    absolute = scale = 0.0
+    for one, other in zip(output_tensors(before), output_tensors(after), strict=True):
+        if one.numel() == 0:
+            continue
+        kind = torch.complex128 if one.is_complex() else torch.float64
+        delta = (one.to(kind) - other.to(kind)).abs()
+        same = (one == other) | ((one != one) & (other != other))
+        delta = torch.where(same, torch.zeros_like(delta), delta)
+        largest = float(delta.max())
+        absolute = max(absolute, largest if largest == largest else float("inf"))
+        finite = one[torch.isfinite(one)]
+        scale = max(scale, float(finite.abs().max()) if finite.numel() else 0.0)
+    return Difference(absolute, absolute / scale if scale > 0 else absolute)
+
+
+def tolerance(outputs: Any, preserves: str) -> float | None:
+    """Returns the largest relative difference that a declaration allows; None where it promises nothing."""
+    if preserves == "no":
+        return None
+    if preserves == "approximate":
+        return APPROXIMATE
+    kinds = [tensor.dtype for tensor in output_tensors(outputs) if tensor.dtype in EXACT]
+    return max((EXACT[kind] for kind in kinds), default=0.0)
+
+
+def gradient_faults(
+    model: nn.Module, inputs: Inputs, seed: int, fresh: dict[str, nn.Parameter], *, training: bool
+) -> list[str]:
+    """Says which new parameters a backward pass does not reach, or reaches with NaN or infinity."""
+    if not fresh:
+        return []
+    with undisturbed(model), preserved_rng(model, seed), torch.inference_mode(False), torch.enable_grad():
+        model.train(training)
+        outputs = [t for t in output_tensors(model(*inputs.args, **inputs.kwargs)) if t.requires_grad]
+        if not outputs:
+            return ["no output depends on a trainable parameter"]
+        # A random weight per output value: a plain sum is constant where the model ends in a softmax.
+        loss = sum((t * torch.randn_like(t)).sum() for t in outputs if t.is_floating_point())
+        gradients = torch.autograd.grad(loss, list(fresh.values()), allow_unused=True)  # type: ignore[arg-type]
+    faults = []
+    for name, gradient in zip(fresh, gradients, strict=True):
+        if gradient is None:
+            faults.append(f"no gradient reaches the new parameter '{name}'")
+        elif not bool(torch.isfinite(gradient).all()):
+            faults.append(f"the gradient of the new parameter '{name}' is not finite")
+    return faults
