@@ -66,11 +66,18 @@ class MutationOperator(ABC):
         return {}
 
     def sites(self, model: nn.Module, probe: Probe) -> list[str]:
-        """Returns the submodules with parameters at which `plan` does not decline; any other place can be named."""
+        """Returns the submodules with parameters at which `plan` does not decline; any other place can be named.
+
+        Submodules that the probe batch does not come by are left out (attention layers use the weights of their output
+        projection without calling it): a block there would never run.
+        """
         found = []
         for name in parametrised(model):
+            site = resolve(model, name)
+            if probe.inputs is not None and not probe.reached(site):
+                continue
             try:
-                self.plan(model, resolve(model, name), probe)
+                self.plan(model, site, probe)
             except NotApplicable:
                 continue
             found.append(name)

@@ -140,7 +140,7 @@ class ConvBlock(_Says):
 
 
 class LinearBlock(_Says):
-    """`x + Linear(ReLU(Linear(LayerNorm(x))))` over the last axis, the last Linear zero at birth.
+    """`x + Linear(GELU(Linear(LayerNorm(x))))` over the last axis, the last Linear zero at birth.
 
     Args:
         features: Last axis of `x`, kept.
@@ -158,7 +158,7 @@ class LinearBlock(_Says):
         if x.dim() < 1 or x.shape[-1] != self.linear1.in_features:
             self._say_once(x, x)
             return x
-        return x + self.linear2(F.relu(self.linear1(self.norm(x)))).to(x.dtype)
+        return x + self.linear2(F.gelu(self.linear1(self.norm(x)))).to(x.dtype)
 
 
 def like_site(block: nn.Module, layers: list[nn.Module]) -> nn.Module:

@@ -21,7 +21,7 @@ from evolve.surgery.attach import attach
 class Deepen(MutationOperator):
     """Inserts a residual block behind a site; its last layer starts at zero, so it starts as the identity.
 
-    Conv-BatchNorm-ReLU-Conv-BatchNorm with gamma 0 for (N, C, ...), LayerNorm-Linear-ReLU-Linear with zero weights
+    Conv-BatchNorm-ReLU-Conv-BatchNorm with gamma 0 for (N, C, ...), LayerNorm-Linear-GELU-Linear with zero weights
     for (N, ..., F): exact in train and eval mode, unlike identity-initialised layers (Net2DeeperNet, Chen et al. 2016),
     whose BatchNorm needs calibration. Zero gamma: Goyal et al. 2017.
     """

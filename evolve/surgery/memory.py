@@ -24,7 +24,11 @@ def memory_in_use(model: nn.Module) -> int | None:
 
 
 def free_memory() -> None:
-    """Collects reference cycles and hands cached accelerator memory back."""
-    gc.collect()
+    """Collects young reference cycles and hands cached accelerator memory back.
+
+    What a mutation leaves behind is young: the oldest generation, which costs 0.1 s in a process with torch, is left to
+    Python.
+    """
+    gc.collect(1)
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
