@@ -9,11 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evolve.checkpoint import load as load
-    from evolve.evolver import Evolver as Evolver
     from evolve.lineage import Lineage as Lineage
     from evolve.lineage import Record as Record
-    from evolve.models import build_model as build_model
     from evolve.mutation import Limits as Limits
     from evolve.mutation import MutationResult as MutationResult
     from evolve.mutation import mutate as mutate
@@ -21,19 +18,16 @@ if TYPE_CHECKING:
     from evolve.mutation import sites as sites
     from evolve.operators import MutationOperator as MutationOperator
     from evolve.operators import operator as operator
-    from evolve.surgery.transaction import Transaction as transaction  # noqa: N813 - used like open(), with `with`
+    from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Evolver": ("evolve.evolver", "Evolver"),
     "Limits": ("evolve.mutation", "Limits"),
     "Lineage": ("evolve.lineage", "Lineage"),
     "MutationOperator": ("evolve.operators", "MutationOperator"),
     "MutationResult": ("evolve.mutation", "MutationResult"),
     "Record": ("evolve.lineage", "Record"),
-    "build_model": ("evolve.models", "build_model"),
-    "load": ("evolve.checkpoint", "load"),
     "mutate": ("evolve.mutation", "mutate"),
     "operator": ("evolve.operators", "operator"),
     "replay": ("evolve.mutation", "replay"),
@@ -41,7 +35,7 @@ _HOME = {
     "transaction": ("evolve.surgery.transaction", "Transaction"),
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = sorted(_HOME)  # noqa: PLE0605 - one list of public names
 
 
 def __getattr__(name: str) -> Any:

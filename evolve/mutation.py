@@ -76,7 +76,7 @@ class MutationResult:
         return self.success
 
 
-class _Rejected(EvolveError):
+class _RejectedError(EvolveError):
     """A change that was made and did not keep its word."""
 
 
@@ -148,9 +148,9 @@ def mutate(
             message = _carry_out(model, acting, site, optimizer, example_inputs, limits, attempt)
     except NotApplicable as error:
         status, message = "not_applicable", str(error)
-    except _Rejected as error:
+    except _RejectedError as error:
         status, message = "rejected", str(error)
-    except Exception as error:  # noqa: BLE001 - operators and models are anybody's code; the log and the caller are told
+    except Exception as error:
         status, message = "failed", f"{type(error).__name__}: {error}"
         trace = traceback.format_exc()
         cause = error if strict else None
@@ -169,7 +169,7 @@ def mutate(
         preserves=acting.preserves,
         max_abs_diff=attempt.max_abs_diff,
         params_before=params_before,
-        params_after=attempt.params_after if status == "applied" else params_before,  # type: ignore[arg-type]
+        params_after=attempt.params_after if status == "applied" else params_before,
         flops_before=attempt.flops_before,
         flops_after=attempt.flops_after if status == "applied" else attempt.flops_before,
         seconds=time.perf_counter() - started,
@@ -247,8 +247,9 @@ def _first_look(model: nn.Module, inputs: Inputs | None, seed: int) -> Probe:
         return probe(model, inputs, seed)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
+        fault = f"{type(error).__name__}: {error}"
         raise NotApplicable(
-            f"The model fails on the example inputs of shape {shapes} before any change: {type(error).__name__}: {error}"
+            f"The model fails on example inputs of shape {shapes} before any change: {fault}"
         ) from error
 
 
@@ -258,7 +259,7 @@ def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int) ->
         return None, None
     try:
         return train_outputs(model, inputs, seed), None
-    except Exception as error:  # noqa: BLE001 - user code may raise anything; the message of the mutation reports it
+    except Exception as error:
         return None, f"{type(error).__name__}: {error}"
 
 
@@ -273,17 +274,19 @@ def _find_site(model: nn.Module, operator: MutationOperator, name: str | None, s
 
 def _check_count(change: Change, before: int, after: int) -> None:
     if change.params_added is not None and after - before != change.params_added:
-        raise _Rejected(f"The operator said {change.params_added:+,} parameters; the model has {after - before:+,}.")
+        raise _RejectedError(
+            f"The operator said {change.params_added:+,} parameters; the model has {after - before:+,}."
+        )
 
 
 def _check_limit(what: str, value: int | None, limit: int | None) -> None:
     if limit is not None and value is not None and value > limit:
-        raise _Rejected(f"The limit of {limit:,} {what} would be passed: the mutated model has {value:,}.")
+        raise _RejectedError(f"The limit of {limit:,} {what} would be passed: the mutated model has {value:,}.")
 
 
 def _check_limit_known(limits: Limits | None) -> None:
     if limits is not None and limits.flops is not None:
-        raise _Rejected("The limit on FLOPs cannot be checked without a probe batch; pass example_inputs.")
+        raise _RejectedError("The limit on FLOPs cannot be checked without a probe batch; pass example_inputs.")
 
 
 def _check_outputs(operator: MutationOperator, pairs: list[tuple[str, Any, Any]], attempt: _Attempt) -> None:
@@ -296,7 +299,7 @@ def _check_outputs(operator: MutationOperator, pairs: list[tuple[str, Any, Any]]
         attempt.max_abs_diff = max(attempt.max_abs_diff or 0.0, delta.absolute)
         allowed = tolerance(old, operator.preserves)
         if allowed is not None and delta.relative > allowed:
-            raise _Rejected(
+            raise _RejectedError(
                 f"'{operator.name}' declares to preserve the function ({operator.preserves}), but in {mode} mode the "
                 f"output changed by {delta.absolute:.3g}, {delta.relative:.3g} relative; allowed is {allowed:g}."
             )
@@ -305,7 +308,7 @@ def _check_outputs(operator: MutationOperator, pairs: list[tuple[str, Any, Any]]
 def _reject_if(faults: list[str]) -> None:
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise _Rejected("Verification failed: " + "; ".join(faults[:3]) + more + ".")
+        raise _RejectedError("Verification failed: " + "; ".join(faults[:3]) + more + ".")
 
 
 def _underneath(model: nn.Module) -> nn.Module:
@@ -324,10 +327,12 @@ def _refuse_unworkable(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise NotApplicable("A ScriptModule cannot be changed. Mutate the Python model and script it again.")
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise NotApplicable(f"'{key}' is lazy and has no shape yet. Run the model once first.")
         if tensor.device.type == "meta":
-            raise NotApplicable(f"'{key}' is on the meta device and has no values. Call `model.to_empty(...)` and load.")
+            raise NotApplicable(
+                f"'{key}' is on the meta device and has no values. Call `model.to_empty(...)` and load."
+            )
 
 
 def create_operator(name: str, options: Mapping[str, Any]) -> MutationOperator:
@@ -383,7 +388,9 @@ def replay(model: nn.Module, records: Iterable[Record]) -> None:
         try:
             acting = create_operator(record.operator, record.options)
         except UnknownNameError as error:
-            raise UnknownNameError(f"{error} Record {record.index} needs it: import or list its plugin first.") from error
+            raise UnknownNameError(
+                f"{error} Record {record.index} needs it: import or list its plugin first."
+            ) from error
         try:
             with preserved_rng(model, record.seed):
                 acting.apply(model, resolve(model, record.site), record.plan)

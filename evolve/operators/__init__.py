@@ -1,8 +1,8 @@
 """Mutation operators: one file each, a small class over structure and surgery."""
 
-from evolve.operators.base import Change, MutationOperator, Options, operators
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.deepen import Deepen
 from evolve.operators.function import Context, operator
 from evolve.operators.residual import Residual
 
-__all__ = ["Change", "Context", "Deepen", "MutationOperator", "Options", "Residual", "operator", "operators"]
+__all__ = ["Change", "Context", "Deepen", "MutationOperator", "OperatorOptions", "Residual", "operator", "operators"]

@@ -18,7 +18,7 @@ from evolve.structure.sites import Site, parametrised, resolve
 Preserves = Literal["exact", "approximate", "no"]
 
 
-class Options(BaseModel):
+class OperatorOptions(BaseModel):
     """Base of an operator's typed options; unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class MutationOperator(ABC):
 
     name: ClassVar[str]
     preserves: Preserves = "no"
-    Options: ClassVar[type[Options]] = Options
+    Options: ClassVar[type[OperatorOptions]] = OperatorOptions
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options(**options)

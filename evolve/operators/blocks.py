@@ -7,6 +7,7 @@ there is no `try` in a forward.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_POOL = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 class _Says(nn.Module):
@@ -37,7 +38,7 @@ class _Says(nn.Module):
             )
 
 
-def batch_norm(x: Tensor, norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Tensor:
+def batch_norm(x: Tensor, norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
     """Applies BatchNorm; with a single value per channel, where batch statistics say nothing, the running ones."""
     if norm.training and x.numel() == x.shape[1]:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
@@ -87,7 +88,7 @@ class ConvProjection(_Says):
             return out
         y = self.conv(x)
         if y.shape[2:] != out.shape[2:]:
-            y = _POOL[dims - 2](y, out.shape[2:])  # type: ignore[operator]
+            y = _POOL[dims - 2](y, list(out.shape[2:]))
         return out + batch_norm(y, self.norm).to(out.dtype)
 
 
@@ -109,7 +110,8 @@ class LinearProjection(_Says):
         if not fits or (x.shape[-1], out.shape[-1]) != (self.linear.in_features, self.linear.out_features):
             self._say_once(x, out)
             return out
-        return out + self.linear(x).to(out.dtype)
+        projected: Tensor = self.linear(x)
+        return out + projected.to(out.dtype)
 
 
 class ConvBlock(_Says):
@@ -158,7 +160,8 @@ class LinearBlock(_Says):
         if x.dim() < 1 or x.shape[-1] != self.linear1.in_features:
             self._say_once(x, x)
             return x
-        return x + self.linear2(F.gelu(self.linear1(self.norm(x)))).to(x.dtype)
+        y: Tensor = self.linear2(F.gelu(self.linear1(self.norm(x))))
+        return x + y.to(x.dtype)
 
 
 def like_site(block: nn.Module, layers: list[nn.Module]) -> nn.Module:
@@ -171,5 +174,5 @@ def like_site(block: nn.Module, layers: list[nn.Module]) -> nn.Module:
     # A 1x1 kernel counts as both formats: only a kernel that tells them apart is asked.
     kernels = [tensor for tensor in floats if tensor.dim() == 4 and not tensor.is_contiguous()]
     if kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels):
-        block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        block = block.to(memory_format=torch.channels_last)
     return block

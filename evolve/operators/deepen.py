@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, Options, operators
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.blocks import ConvBlock, LinearBlock, like_site
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
@@ -29,7 +29,7 @@ class Deepen(MutationOperator):
     name = "deepen"
     preserves = "exact"
 
-    class Options(Options):
+    class Options(OperatorOptions):
         """Options of `deepen`.
 
         Attributes:

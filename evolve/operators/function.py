@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from torch import nn
 
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, Options, Preserves, operators
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 
@@ -33,7 +33,7 @@ class Context:
 EditFunction = Callable[[nn.Module, str, Context], tuple[bool, str]]
 
 
-class FunctionOptions(Options):
+class FunctionOptions(OperatorOptions):
     """Any options: the function checks its own."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -86,7 +86,11 @@ def operator(name: str, *, preserves: Preserves = "no") -> Callable[[EditFunctio
     """
 
     def register(function: EditFunction) -> EditFunction:
-        identity = {"__module__": function.__module__, "__qualname__": function.__qualname__, "__doc__": function.__doc__}
+        identity = {
+            "__module__": function.__module__,
+            "__qualname__": function.__qualname__,
+            "__doc__": function.__doc__,
+        }
         body = {"name": name, "preserves": preserves, "function": staticmethod(function), **identity}
         operators.register(name)(type(function.__name__, (FunctionOperator,), body))
         return function

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, Options, Preserves, operators
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
 from evolve.operators.blocks import ConvProjection, GatedIdentity, LinearProjection, like_site
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
@@ -28,7 +28,7 @@ class Residual(MutationOperator):
 
     name = "residual"
 
-    class Options(Options):
+    class Options(OperatorOptions):
         """Options of `residual`.
 
         Attributes:

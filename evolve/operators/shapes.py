@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -112,8 +112,6 @@ def _strides(layers: Iterable[nn.Module], dims: int) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = [(1,) * dims]
     for layer in layers:
         if isinstance(layer, (*_CONVS, *pools)):
-            stride = layer.stride
-            found.append(tuple(stride) if isinstance(stride, tuple) else (int(stride),) * dims)
+            stride: Any = layer.stride
+            found.append(tuple(stride) if isinstance(stride, tuple) else (stride,) * dims)
     return found
-
-

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.sites import STORE, Site
 
 
 class BlockStore(nn.Module):
-    """Holds the inserted blocks at the root. Calling it does nothing, so a root that chains its children still works."""
+    """Holds the inserted blocks at the root. Calling it returns its input: a root that chains its children works."""
 
     def forward(self, x: Any) -> Any:
         """Returns `x`."""
@@ -43,7 +43,7 @@ class Link:
     parallel: bool
     span: tuple[int, int] | None
 
-    def __call__(self, x: Tensor, out: Tensor) -> Any:
+    def __call__(self, x: Any, out: Any) -> Any:
         return self.block(x, out) if self.parallel else self.block(out)
 
 
@@ -73,7 +73,7 @@ class _EvolvedModule(_Evolved):
 class _EvolvedSequential(_Evolved, nn.Sequential):
     """A `Sequential` with blocks at runs of children, or with the store among its children."""
 
-    def forward(self, input: Any) -> Any:  # noqa: A002 - the name is part of Sequential's signature
+    def forward(self, input: Any) -> Any:
         """Runs the children in order, each run's blocks behind its last child."""
         x = input
         entries: dict[int, Any] = {}
@@ -90,7 +90,9 @@ class _EvolvedSequential(_Evolved, nn.Sequential):
         return x
 
     def _own(self) -> OrderedDict[str, nn.Module]:
-        return OrderedDict((name, child) for name, child in self._modules.items() if name != STORE and child is not None)
+        return OrderedDict(
+            (name, child) for name, child in self._modules.items() if name != STORE and child is not None
+        )
 
     def __iter__(self) -> Iterator[nn.Module]:
         return iter(self._own().values())
@@ -114,8 +116,7 @@ def _evolved_class(base: type) -> type:
 
 
 def _rebuild(base: type) -> Any:
-    cls = _evolved_class(base)
-    return cls.__new__(cls)
+    return object.__new__(_evolved_class(base))
 
 
 def _evolve_class_of(module: nn.Module) -> None:
@@ -129,7 +130,7 @@ def _evolve_class_of(module: nn.Module) -> None:
             "cannot reach. Define forward in the class."
         )
     try:
-        module.__class__ = _evolved_class(cls)
+        module.__class__ = _evolved_class(cls)  # type: ignore[arg-type]
     except TypeError as error:  # __slots__, C classes, ScriptModules
         raise NotApplicable(f"A {cls.__name__} does not allow its class to be changed: {error}.") from error
     module._evolve_links = ()  # type: ignore[assignment]
@@ -158,7 +159,9 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
         store = BlockStore()
         model.add_module(STORE, store)
     if not isinstance(store, BlockStore):
-        raise NotApplicable(f"The model has an attribute '{STORE}' of its own; rename it to let evolve keep its blocks.")
+        raise NotApplicable(
+            f"The model has an attribute '{STORE}' of its own; rename it to let evolve keep its blocks."
+        )
     number = sum(1 for key in store._modules if key.rpartition("_")[0] == name)
     key = f"{name}_{number}"
     store.train(model.training)

@@ -30,5 +30,5 @@ def free_memory() -> None:
     Python.
     """
     gc.collect(1)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()

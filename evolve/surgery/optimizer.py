@@ -178,7 +178,9 @@ def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site:
                 group["param_names"].append(name)
 
 
-def optimizer_faults(model: nn.Module, optimizer: Optimizer, before: ParameterTable, held_before: set[int]) -> list[str]:
+def optimizer_faults(
+    model: nn.Module, optimizer: Optimizer, before: ParameterTable, held_before: set[int]
+) -> list[str]:
     """Says what is wrong between a model and its optimizer: missing, doubled or stale parameters.
 
     Args:
@@ -195,7 +197,9 @@ def optimizer_faults(model: nn.Module, optimizer: Optimizer, before: ParameterTa
         if count > 1 or (count == 0 and parameter.requires_grad and not left_out):
             faults.append(f"'{name}' is in the optimizer {count} times instead of once")
     living = {id(parameter) for parameter in model.parameters()}
-    stale = [id(p) for p in before.by_name.values() if id(p) not in living and (id(p) in counts or p in optimizer.state)]
+    stale = [
+        id(p) for p in before.by_name.values() if id(p) not in living and (id(p) in counts or p in optimizer.state)
+    ]
     if stale:
         faults.append(f"the optimizer still holds {len(set(stale))} parameters that the model no longer has")
     return faults

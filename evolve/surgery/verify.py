@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +60,10 @@ def difference(before: Any, after: Any) -> Difference:
             continue
         kind = torch.complex128 if one.is_complex() else torch.float64
         delta = (one.to(kind) - other.to(kind)).abs()
-        same = (one == other) | ((one != one) & (other != other))
+        same = (one == other) | (torch.isnan(one) & torch.isnan(other))
         delta = torch.where(same, torch.zeros_like(delta), delta)
         largest = float(delta.max())
-        absolute = max(absolute, largest if largest == largest else float("inf"))
+        absolute = max(absolute, float("inf") if math.isnan(largest) else largest)
         finite = one[torch.isfinite(one)]
         scale = max(scale, float(finite.abs().max()) if finite.numel() else 0.0)
     return Difference(absolute, absolute / scale if scale > 0 else absolute)
