@@ -1,0 +1,185 @@
+"""Batches that are read as they are needed: from a map-style data set, or from a user's own DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from evolve.data.augment import Augment, Prepare
+from evolve.data.batches import Batches, check_size
+from evolve.data.order import batch_bounds, epoch_order, mix
+from evolve.data.randomness import kept_random_state, seed_random_state
+from evolve.errors import DataError
+
+
+class LoaderBatches(Batches):
+    """Batches of a map-style data set, read by a DataLoader.
+
+    The order is a function of (seed, epoch), and the random transforms of a sample see generators seeded from (seed,
+    epoch, index): batches are the same whatever the number of workers and wherever a run resumed. The global random
+    state of this process is left as it was.
+
+    Args:
+        dataset: Has `__len__` and `__getitem__`, which gives `(input, target)`.
+        batch_size: Samples in a batch.
+        shuffle: Whether each epoch has an order of its own.
+        seed: Seed of order, transforms and augmentation.
+        workers: Processes that read ahead; 0 reads in this one.
+        augment: Applied to each batch of `epoch`, before normalisation.
+        normalise: Makes floats of stored values; without it uint8 is scaled to 0..1.
+
+    Raises:
+        DataError: If the data set is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        workers: int = 0,
+        augment: Augment | None = None,
+        normalise: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._samples = len(dataset)  # type: ignore[arg-type]  # torch's Dataset does not declare its length
+        check_size(self._samples, batch_size)
+        self.dataset = dataset
+        self.shuffle = shuffle
+        self.seed = seed
+        self.workers = workers
+        self._prepare = Prepare(seed, augment, normalise)
+        self._bounds = batch_bounds(self._samples, batch_size)
+
+    @property
+    def samples(self) -> int:
+        """How many samples an epoch holds."""
+        return self._samples
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches of one epoch, from batch `start` on; the ones before it are not read."""
+        order = epoch_order(self._samples, self.seed, epoch).tolist() if self.shuffle else range(self._samples)
+        loader: DataLoader[Any] = DataLoader(
+            _Reseeded(self.dataset, self.seed, epoch),
+            batch_sampler=[list(order[first:end]) for first, end in self._bounds[start:]],
+            num_workers=self.workers,
+            generator=torch.Generator().manual_seed(mix(self.seed, epoch)),  # else it would draw from the global one
+        )
+        for batch, item in enumerate(loader, start):
+            inputs, targets = as_pair(item)
+            yield self._prepare(inputs, epoch, batch), targets
+
+    def example(self, n: int) -> Tensor:
+        """Returns the first `n` inputs; the data set's own transforms see one fixed seed."""
+        samples = _Reseeded(self.dataset, self.seed, 0).__getitems__(range(min(n, self._samples)))
+        return self._prepare.plain(as_pair(default_collate(samples))[0])
+
+
+class IterableBatches(Batches):
+    """Batches of a user's own DataLoader, which keeps its order, its workers and its collation.
+
+    Order and randomness are the loader's: give it a seeded `generator` for runs that repeat. A resume in mid-epoch
+    reads the loader up to the batch. A sampler with `set_epoch` is told the epoch.
+
+    Args:
+        loader: Yields `(inputs, targets)`, or sequences that begin with them.
+
+    Raises:
+        DataError: If the loader has no length or no batch.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        try:
+            self._batches = len(loader)
+        except TypeError as error:
+            raise DataError(
+                "This DataLoader has no length, because its data set has none. Give the IterableDataset a __len__, so "
+                "that learning rate schedules know how long an epoch is."
+            ) from error
+        if self._batches < 1:
+            raise DataError("This DataLoader yields no batch. Is its data set empty, or smaller than a dropped batch?")
+        self.loader = loader
+        self._known = torch.empty(0)
+
+    @property
+    def samples(self) -> int:
+        """How many samples an epoch holds, as far as the loader tells."""
+        size = self.loader.batch_size or 1
+        if self.loader.drop_last:
+            return self._batches * size
+        if isinstance(self.loader.sampler, Sized) and self.loader.batch_size is not None:
+            return len(self.loader.sampler)
+        return len(self.loader.dataset) if isinstance(self.loader.dataset, Sized) else self._batches * size
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the loader's batches; the ones before `start` are read and left out."""
+        set_epoch = getattr(self.loader.sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        for item in islice(self.loader, start, None):
+            yield as_pair(item)
+
+    def example(self, n: int) -> Tensor:
+        """Returns `n` inputs of the loader's next pass; they are kept, so that the loader is read once."""
+        if len(self._known) < n:
+            self._known = self._read(n)
+        return self._known[:n]
+
+    def _read(self, n: int) -> Tensor:
+        generators = [g for g in (self.loader.generator, getattr(self.loader.sampler, "generator", None)) if g]
+        states = [generator.get_state() for generator in generators]
+        parts: list[Tensor] = []
+        with kept_random_state():
+            for item in self.loader:
+                parts.append(as_pair(item)[0])
+                if sum(map(len, parts)) >= n:
+                    break
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return torch.cat(parts)
+
+
+class _Reseeded(Dataset[Any]):
+    """A data set whose samples draw from generators seeded by (seed, epoch, index)."""
+
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.epoch = epoch
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        samples = []
+        with kept_random_state():
+            for index in indices:
+                seed_random_state(mix(self.seed, self.epoch, index))
+                samples.append(self.dataset[index])
+        return samples
+
+
+def as_pair(item: Any) -> tuple[Tensor, Tensor]:
+    """Returns the inputs and targets of a collated batch.
+
+    Raises:
+        DataError: If it does not begin with two tensors.
+    """
+    if isinstance(item, list | tuple) and len(item) >= 2:
+        inputs, targets = item[0], item[1]
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            return inputs, targets
+    found = f"({', '.join(type(x).__name__ for x in item)})" if isinstance(item, list | tuple) else type(item).__name__
+    raise DataError(
+        f"A batch must be (inputs, targets), both tensors; this one is {found}. "
+        "Return (input, target) from the data set, or give the DataLoader a collate_fn."
+    )

@@ -1,0 +1,78 @@
+"""Built-in models and how they are found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from evolve.errors import EvolveError, UnknownNameError
+from evolve.models import SimpleCNN, build_model, find_model, models
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape", "params"),
+    [
+        ("simple_cnn", {}, (3, 32, 32), 2_193_674),
+        ("simple_cnn", {"in_channels": 1, "image_size": 8}, (1, 8, 8), 227_018),
+        ("small_resnet", {}, (3, 32, 32), 78_042),
+        ("small_resnet", {"blocks": [3, 3, 3]}, (3, 32, 32), 272_474),
+        ("small_resnet", {"in_channels": 1, "width": 4, "blocks": [2]}, (1, 8, 8), 702),
+        ("mlp", {"in_features": 64, "hidden": [32, 16], "num_classes": 10}, (1, 8, 8), 2_778),
+        ("mlp", {"in_features": 64, "hidden": [], "num_classes": 10}, (64,), 650),
+    ],
+)
+def test_built_in_models_have_their_size_and_output(name, options, shape, params):
+    model = build_model(name, **options)
+    assert count(model) == params
+    assert model(torch.randn(2, *shape)).shape == (2, 10)
+
+
+def test_simple_cnn_features_shape_and_too_small_images():
+    assert SimpleCNN().features(torch.randn(2, 3, 32, 32)).shape == (2, 128, 8, 8)
+    with pytest.raises(EvolveError, match="at least 4, not 3"):
+        SimpleCNN(image_size=3)
+
+
+def test_small_resnet_refuses_empty_stages():
+    with pytest.raises(EvolveError, match="at least one block"):
+        build_model("small_resnet", blocks=[1, 0])
+
+
+def test_registry_names():
+    assert {"mlp", "simple_cnn", "small_resnet"} <= set(models.names())
+
+
+def test_torchvision_and_import_paths():
+    pytest.importorskip("torchvision")
+    assert count(build_model("torchvision:squeezenet1_1", num_classes=10)) == 727_626
+    assert find_model("evolve.models.simple_cnn:SimpleCNN") is SimpleCNN
+    assert find_model("evolve.models.SimpleCNN") is SimpleCNN
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("simple_cn", "Unknown model 'simple_cn'. Did you mean 'simple_cnn'"),
+        ("torchvision:resnet81", "Unknown torchvision model 'resnet81'. Did you mean 'resnet"),
+        ("no_such_package.nets:Net", "cannot import 'no_such_package.nets' (No module named 'no_such_package')"),
+        ("evolve.models:SimpleCN", "'evolve.models' has no 'SimpleCN'. Did you mean 'SimpleCNN'"),
+        ("evolve.models:", "an import path reads 'package.module:attribute'"),
+        ("math:pi", "is a float, not something to call"),
+    ],
+)
+def test_unknown_names_say_what_to_do(name, message):
+    with pytest.raises(UnknownNameError) as caught:
+        find_model(name)
+    assert message in str(caught.value)
+
+
+def test_wrong_options_and_results_are_told():
+    with pytest.raises(EvolveError, match=r"model 'simple_cnn' do not fit.*Did you mean 'num_classes'"):
+        build_model("simple_cnn", num_clases=3)
+    with pytest.raises(EvolveError, match=r"built a Fraction, not an nn\.Module"):
+        build_model("fractions:Fraction")
