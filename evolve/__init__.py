@@ -9,8 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evolve.build import load as load
+    from evolve.build import load_config as load_config
+    from evolve.evolution import EvolutionConfig as EvolutionConfig
+    from evolve.evolver import Evolver as Evolver
+    from evolve.evolver import OutputConfig as OutputConfig
+    from evolve.evolver import RunResult as RunResult
     from evolve.lineage import Lineage as Lineage
     from evolve.lineage import Record as Record
+    from evolve.models import build_model as build_model
     from evolve.mutation import Limits as Limits
     from evolve.mutation import MutationResult as MutationResult
     from evolve.mutation import mutate as mutate
@@ -18,11 +25,26 @@ if TYPE_CHECKING:
     from evolve.mutation import sites as sites
     from evolve.operators import MutationOperator as MutationOperator
     from evolve.operators import operator as operator
+    from evolve.operators.function import Context as Context
+    from evolve.optim import LrScheduleConfig as LrScheduleConfig
+    from evolve.optim import OptimizerConfig as OptimizerConfig
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
+    from evolve.training import TrainingConfig as TrainingConfig
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Context": ("evolve.operators.function", "Context"),
+    "EvolutionConfig": ("evolve.evolution", "EvolutionConfig"),
+    "Evolver": ("evolve.evolver", "Evolver"),
+    "LrScheduleConfig": ("evolve.optim", "LrScheduleConfig"),
+    "OptimizerConfig": ("evolve.optim", "OptimizerConfig"),
+    "OutputConfig": ("evolve.evolver", "OutputConfig"),
+    "RunResult": ("evolve.evolver", "RunResult"),
+    "TrainingConfig": ("evolve.training", "TrainingConfig"),
+    "build_model": ("evolve.models", "build_model"),
+    "load": ("evolve.build", "load"),
+    "load_config": ("evolve.build", "load_config"),
     "Limits": ("evolve.mutation", "Limits"),
     "Lineage": ("evolve.lineage", "Lineage"),
     "MutationOperator": ("evolve.operators", "MutationOperator"),

@@ -1,0 +1,163 @@
+"""The composition root: a configuration in, objects out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from torch import nn
+from typing_extensions import Self
+
+from evolve.checkpoint import load_model, newest_checkpoint
+from evolve.config import (
+    Fault,
+    Named,
+    OptionFaults,
+    Place,
+    Places,
+    Section,
+    apply_overrides,
+    dump_yaml,
+    load_yaml,
+    signature_faults,
+    validate,
+)
+from evolve.data import build_data, find_data
+from evolve.device import seed_everything
+from evolve.errors import CheckpointError, EvolveError, UnknownNameError
+from evolve.evolution import EvolutionConfig
+from evolve.evolver import Evolver, OutputConfig
+from evolve.models import build_model, find_model
+from evolve.optim import LrScheduleConfig, OptimizerConfig
+from evolve.plugins import load_plugins
+from evolve.training import TrainingConfig
+
+
+class ModelConfig(Named):
+    """A model: a built-in name, `torchvision:<name>` or an import path, with its arguments."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _check_call(find_model, self, skip=set())
+        return self
+
+
+class DataConfig(Named):
+    """A data set: a built-in name or an import path, with its arguments.
+
+    Attributes:
+        batch_size: Samples of one batch.
+        augment: Random crops and flips of the training images, as is usual for CIFAR.
+    """
+
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    augment: bool = False
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        _check_call(find_data, self, skip={"batch_size", "augment", "seed"})
+        return self
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_schedule: LrScheduleConfig | None = None
+    training: TrainingConfig = TrainingConfig()
+    evolution: EvolutionConfig = EvolutionConfig()
+    output: OutputConfig = OutputConfig()
+    plugins: list[str] = []
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file; imports its plugins first, so that they can be named in it.
+
+    Args:
+        path: The file.
+        overrides: Such as "training.epochs=3"; they win over the file.
+
+    Raises:
+        ConfigError: With all faults of file and overrides.
+    """
+    raw, places, faults = load_yaml(path)
+    raw, places, more = apply_overrides(raw, places, overrides)
+    return validate(RunConfig, raw, places, path, [*faults, *more, *_load_plugins(raw, places, path)])
+
+
+def build_evolver(config: RunConfig) -> Evolver:
+    """Returns the Evolver that a configuration describes.
+
+    Raises:
+        EvolveError: If a part cannot be built.
+    """
+    load_plugins(config.plugins)
+    seed_everything(config.training.seed)
+    data = build_data(
+        config.data.name,
+        batch_size=config.data.batch_size,
+        augment=config.data.augment,
+        seed=config.training.seed,
+        options=config.data.options,
+    )
+    return Evolver(
+        build_model(config.model.name, **config.model.options),
+        data.train,
+        data.val,
+        optimizer=config.optimizer,
+        lr_schedule=config.lr_schedule,
+        training=config.training,
+        evolution=config.evolution,
+        output=config.output,
+        config_text=dump_yaml(config),
+    )
+
+
+def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Returns the evolved model of a run folder, on the CPU and in eval mode, with the weights it was evaluated with.
+
+    Args:
+        run: The run folder.
+        model: The base model, built as for the run; needed where the run did not start from a YAML file.
+
+    Raises:
+        CheckpointError: If there is no whole checkpoint or no base model to start from.
+    """
+    path = newest_checkpoint(Path(run))
+    if model is None:
+        config_file = Path(run) / "config.yaml"
+        if not config_file.is_file():
+            raise CheckpointError(f"{run} has no config.yaml to build the base model from. Pass it: load(run, model=...).")
+        config = load_config(config_file)
+        model = build_model(config.model.name, **config.model.options)
+    load_model(path, model, averaged=True)
+    return model.eval()
+
+
+def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: set[str]) -> None:
+    """Holds a section's name and options against what the name stands for."""
+    try:
+        function = find(config.name)
+    except UnknownNameError as error:
+        raise OptionFaults([(("name",), str(error))]) from error
+    faults = signature_faults(function, config.options, skip=skip)
+    if faults:
+        raise OptionFaults([(("options", *path), message) for path, message in faults])
+
+
+def _load_plugins(raw: Mapping[str, Any], places: Places, path: str | Path) -> list[Fault]:
+    listed = raw.get("plugins")
+    faults: list[Fault] = []
+    for index, plugin in enumerate(listed if isinstance(listed, list) else []):
+        if not isinstance(plugin, str):
+            continue  # the section's own check tells of it
+        try:
+            load_plugins([plugin])
+        except EvolveError as error:
+            where = places.get(("plugins", index), Place(str(path)))
+            faults.append(Fault(("plugins", index), where, str(error)))
+    return faults

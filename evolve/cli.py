@@ -1,0 +1,162 @@
+"""The command line. What a command needs is imported inside it, so that help is quick."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from evolve.errors import EvolveError
+
+if TYPE_CHECKING:
+    from evolve.evolver import Evolver, RunResult
+
+app = typer.Typer(
+    help="Your PyTorch model changes its own architecture while it trains, and keeps what it has learned.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that win over the file's, such as training.epochs=3.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train and evolve the model that a YAML file describes."""
+    with _told():
+        from evolve.build import build_evolver, load_config
+
+        config = load_config(file, overrides or [])
+        _train(lambda: build_evolver(config))
+
+
+@app.command()
+def resume(folder: RunFolder) -> None:
+    """Go on with a run that was stopped, as if it never had been."""
+    with _told():
+        from evolve.build import build_evolver, load_config
+        from evolve.checkpoint import newest_checkpoint
+        from evolve.errors import CheckpointError
+
+        file = folder / "config.yaml"
+        newest_checkpoint(folder)
+        if not file.is_file():
+            raise CheckpointError(
+                f"{folder} has no config.yaml: the run was started in Python. Build its Evolver again and call "
+                ".restore().run()."
+            )
+        config = load_config(file)
+        moved = config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
+        _train(lambda: build_evolver(moved).restore())
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
+    overrides: Overrides = None,
+) -> None:
+    """Check a YAML file without running it."""
+    with _told():
+        from evolve.build import load_config
+
+        load_config(file, overrides or [])
+        typer.echo(f"{file}: valid.")
+
+
+@app.command()
+def operators(
+    plugin: Annotated[list[str] | None, typer.Option(help="Import path of a plugin to list too.")] = None,
+) -> None:
+    """List the mutation operators with their options and declarations."""
+    with _told():
+        from rich.console import Console
+
+        from evolve.plugins import load_plugins
+        from evolve.report.operators import operator_table
+
+        load_plugins(plugin or [])
+        Console().print(operator_table())
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Show a run: its curve, its mutations with their reasons, its parameters over time."""
+    with _told():
+        from rich.console import Console
+
+        from evolve.report.terminal import run_report
+
+        Console().print(run_report(folder))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration, for editors."""
+    with _told():
+        from evolve.build import RunConfig
+
+        typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+def _train(build: Callable[[], Evolver]) -> None:
+    """Runs an Evolver and says how it ended."""
+    evolver = build()
+    names = (evolver.train, evolver.val)
+    typer.echo(
+        f"{type(evolver.model).__name__} on {evolver.state.device}: {names[0].samples:,} training and "
+        f"{names[1].samples:,} held-out samples, {evolver.training.epochs} epochs."
+    )
+    result = evolver.run()
+    typer.echo(_summary(result, evolver.training.epochs))
+    if result.signal is not None:
+        raise typer.Exit(128 + result.signal)
+
+
+def _summary(result: RunResult, epochs: int) -> str:
+    metrics, lines = result.metrics, []
+    if not result.finished:
+        lines.append(f"Stopped by a signal after {metrics.get('epoch', 0)} of {epochs} epochs.")
+    if "val_accuracy" in metrics:
+        lines.append(f"Held-out accuracy   {metrics['val_accuracy']:.2%}")
+    elif "val_loss" in metrics:
+        lines.append(f"Held-out loss       {metrics['val_loss']:.4g}")
+    lines.append(f"Mutations           {result.applied} applied, {result.refused} refused")
+    lines.append(f"Parameters          {result.params_from:,} → {result.params_to:,}")
+    if result.folder is not None:
+        lines.append(f"Run folder          {result.folder}")
+        command = "evolve report" if result.finished else "evolve resume"
+        lines.append(f"Next                {command} {result.folder}")
+    return "\n".join(["", *lines])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns what evolve raises on purpose into a message and an exit code: 2 for a configuration, 1 for the rest."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    from evolve.config import ConfigError
+
+    try:
+        yield
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except EvolveError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    app()

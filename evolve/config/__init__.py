@@ -1,0 +1,25 @@
+"""Typed, frozen, strict configuration: YAML in, every fault of a file reported at once. Knows no torch."""
+
+from __future__ import annotations
+
+from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
+from evolve.config.loader import Places, dump_yaml, load_yaml, parse_yaml
+from evolve.config.section import Named, Section, signature_faults
+from evolve.config.validation import apply_overrides, validate
+
+__all__ = [
+    "ConfigError",
+    "Fault",
+    "KeyPath",
+    "Named",
+    "OptionFaults",
+    "Place",
+    "Places",
+    "Section",
+    "apply_overrides",
+    "dump_yaml",
+    "load_yaml",
+    "parse_yaml",
+    "signature_faults",
+    "validate",
+]

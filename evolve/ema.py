@@ -1,0 +1,56 @@
+"""An exponential moving average of the weights that follows a model through its mutations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Averaged parameters, by name; buffers are used as they stand (Polyak and Juditsky, 1992).
+
+    Args:
+        model: The model to follow.
+        decay: Share of the old average that is kept at each step, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow: dict[str, Tensor] = {}
+        self.follow(model)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Moves the averages towards the model's parameters."""
+        parameters = dict(model.named_parameters())
+        torch._foreach_lerp_(
+            list(self.shadow.values()), [parameters[name].detach() for name in self.shadow], 1 - self.decay
+        )
+
+    def follow(self, model: nn.Module) -> None:
+        """After a mutation: new and resized parameters begin at their present value, gone ones are dropped."""
+        old, self.shadow = self.shadow, {}
+        for name, parameter in model.named_parameters():
+            known = old.get(name)
+            keep = known is not None and known.shape == parameter.shape
+            self.shadow[name] = known if keep and known is not None else parameter.detach().clone()
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Lets the model bear the averaged parameters for a while."""
+        parameters = dict(model.named_parameters())
+        kept = {name: parameters[name].detach().clone() for name in self.shadow}
+        try:
+            _assign(parameters, self.shadow)
+            yield
+        finally:
+            _assign(parameters, kept)
+
+
+@torch.no_grad()
+def _assign(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)

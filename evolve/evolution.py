@@ -1,0 +1,115 @@
+"""The evolution section of a configuration, and one round of attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import Self
+
+from evolve.config import Named, OptionFaults, Section
+from evolve.lineage import Lineage, Record
+from evolve.mutation import Limits, MutationResult, mutate, sites
+from evolve.operators import operators
+from evolve.options import check_options
+from evolve.policies import Candidate, Policy, PolicyConfig
+from evolve.schedules import ScheduleConfig
+
+
+class OperatorConfig(Named):
+    """An operator with its options.
+
+    Attributes:
+        sites: Dotted names of the places to use; null for every place where it applies, the operator's default first.
+    """
+
+    sites: Annotated[list[str], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        check_options(self, operators)
+        return self
+
+
+class EvolutionConfig(Section):
+    """When, what and how far to mutate.
+
+    Attributes:
+        schedule: When a mutation is due; null for never.
+        policy: Which operator, and where.
+        operators: Those to choose from.
+        limits: Caps that no mutation may pass.
+        attempts: Candidates to try when a mutation is due, until one is applied.
+        probe: Samples of the training data that each mutation is verified on.
+    """
+
+    schedule: ScheduleConfig | None = None
+    policy: PolicyConfig = PolicyConfig()
+    operators: list[OperatorConfig] = []
+    limits: Limits = Limits()
+    attempts: Annotated[int, Field(ge=1)] = 3
+    probe: Annotated[int, Field(ge=2)] = 8
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Self:
+        if self.schedule is not None and not self.operators:
+            raise OptionFaults([(("operators",), "is empty: a schedule needs operators, such as [{name: residual}].")])
+        return self
+
+
+class Round:
+    """Tries candidates, one after the other, until one is applied.
+
+    Args:
+        config: What may be tried.
+        lineage: Takes the records.
+        example: Probe batch.
+        seed: From which each attempt's own seed is derived.
+    """
+
+    def __init__(self, config: EvolutionConfig, lineage: Lineage, example: Tensor, seed: int) -> None:
+        self.policy: Policy = config.policy.build()
+        self.lineage = lineage
+        self._config = config
+        self._example = example
+        self._seed = seed
+
+    def attempt(self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> list[Record]:
+        """Makes up to `attempts` attempts and returns their records."""
+        records = []
+        candidates = self.candidates(model)
+        for _ in range(self._config.attempts if candidates else 0):
+            chosen = self.policy.choose(candidates)
+            if chosen is None:
+                break
+            result = self._mutate(model, optimizer, chosen, note)
+            records.append(self.lineage.append(result.record))
+            if result:
+                break
+        return records
+
+    def candidates(self, model: nn.Module) -> list[Candidate]:
+        """Returns what could be tried on the model as it stands."""
+        found = []
+        for entry, operator in enumerate(self._config.operators):
+            places = operator.sites or sites(model, operator.name, example_inputs=self._example, **operator.options)
+            found += [Candidate(operator.name, place, operator.options, entry) for place in places]
+        return found
+
+    def _mutate(
+        self, model: nn.Module, optimizer: Optimizer, chosen: Candidate, note: Mapping[str, Any]
+    ) -> MutationResult:
+        return mutate(
+            model,
+            chosen.operator,
+            site=chosen.site,
+            optimizer=optimizer,
+            example_inputs=self._example,
+            seed=(self._seed * 1_000_003 + len(self.lineage)) % 2**31,
+            limits=self._config.limits,
+            note=note,
+            **chosen.options,
+        )

@@ -1,0 +1,365 @@
+"""The Evolver: trains a model and lets it change its own architecture while it trains."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from evolve.checkpoint import FOLDER, newest_checkpoint, restore, save_checkpoint
+from evolve.config import Section
+from evolve.data import as_batches
+from evolve.device import seed_everything
+from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.evolution import EvolutionConfig, Round
+from evolve.interrupt import Interrupt
+from evolve.lineage import Lineage
+from evolve.optim import LrScheduleConfig, OptimizerConfig
+from evolve.progress import Progress
+from evolve.schedules import Clock, Schedule
+from evolve.structure.probe import count_parameters
+from evolve.training import (
+    Batch,
+    Loss,
+    StepResult,
+    TrainingConfig,
+    advance_schedule,
+    create_state,
+    evaluate,
+    place_model,
+    train_step,
+)
+
+if TYPE_CHECKING:
+    from evolve.build import RunConfig
+
+logger = logging.getLogger(__name__)
+
+
+class OutputConfig(Section):
+    """Where a run is written.
+
+    Attributes:
+        dir: The run folder; null writes nothing.
+        checkpoint_every: Epochs between checkpoints; the end of the run and a stop are always saved.
+        keep: Checkpoints to keep.
+        overwrite: Remove a run that lies in the folder already, instead of refusing to start.
+    """
+
+    dir: str | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    keep: Annotated[int, Field(ge=1)] = 2
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        metrics: The last epoch's line: `val_accuracy`, `val_loss`, `train_loss`, ...; empty before the first epoch end.
+        applied: Mutations applied; likewise `refused`.
+        params_from: Parameters at the start; likewise `params_to`.
+        folder: Where the run lies, if anywhere.
+        finished: Whether all epochs were trained.
+        signal: The signal that stopped the run, if one did.
+    """
+
+    metrics: dict[str, Any]
+    applied: int
+    refused: int
+    params_from: int
+    params_to: int
+    folder: Path | None
+    finished: bool
+    signal: int | None
+
+
+@dataclass
+class _Meter:
+    """Sums over the steps of the running epoch; `correct` stays a tensor so that the device need not be waited for."""
+
+    loss: float = 0.0
+    samples: int = 0
+    correct: Any = 0
+    seconds: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, result: StepResult) -> None:
+        self.loss += result.loss * result.samples
+        self.samples += result.samples
+        self.correct = None if result.correct is None or self.correct is None else self.correct + result.correct
+
+    def metrics(self) -> dict[str, float]:
+        means = {"train_loss": self.loss / self.samples}
+        return means if self.correct is None else {**means, "train_accuracy": int(self.correct) / self.samples}
+
+    def state(self) -> dict[str, Any]:
+        correct = None if self.correct is None else int(self.correct)
+        return {"loss": self.loss, "samples": self.samples, "correct": correct}
+
+
+class Evolver:
+    """Trains a model, mutates it in place as scheduled, logs every attempt, and can be stopped and resumed.
+
+    Args:
+        model: Any module; it stays the same object.
+        train_data: A Dataset, a DataLoader, `(inputs, targets)` tensors or `evolve.data.Batches`.
+        val_data: Held-out data of the same kinds.
+        optimizer: An optimizer over the model's parameters, or the configuration of one.
+        lr_schedule: The configuration of a learning rate schedule, or a schedule that moves once a step.
+        training: How to train.
+        evolution: When, what and how far to mutate.
+        output: The run folder, or its configuration; None writes nothing.
+        loss: `(outputs, targets) -> scalar tensor`, instead of the configured one.
+        batch_size: Of datasets and tensors.
+        progress: Whether to show the run as it goes.
+        config_text: The resolved configuration, saved with the run.
+
+    Raises:
+        EvolveError: If the device is not there or an option is refused.
+        DataError: If the data cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_data: Any,
+        val_data: Any,
+        *,
+        optimizer: Optimizer | OptimizerConfig | None = None,
+        lr_schedule: LrScheduleConfig | LRScheduler | None = None,
+        training: TrainingConfig | None = None,
+        evolution: EvolutionConfig | None = None,
+        output: OutputConfig | str | Path | None = None,
+        loss: Loss | None = None,
+        batch_size: int = 64,
+        progress: bool = True,
+        config_text: str | None = None,
+    ) -> None:
+        self.training = training or TrainingConfig()
+        self.evolution = evolution or EvolutionConfig()
+        self.output = output if isinstance(output, OutputConfig) else OutputConfig(dir=str(output) if output else None)
+        self.model = model
+        seed = self.training.seed
+        self.train = as_batches(train_data, batch_size, shuffle=True, seed=seed)
+        self.val = as_batches(val_data, batch_size, shuffle=False, seed=seed)
+        place_model(model, self.training)
+        self._config_text = config_text
+        self._shown = progress
+        steps = math.ceil(len(self.train) / self.training.accumulate)
+        self.state = create_state(
+            model,
+            optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
+            self.training,
+            loss=loss,
+            lr_schedule=lr_schedule,
+            steps=steps * self.training.epochs,
+        )
+        self.display = Progress(progress, self.training.epochs, steps)
+        self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
+        self.lineage = Lineage()
+        self.round = Round(self.evolution, self.lineage, self.train.example(self.evolution.probe), seed)
+        self.history: list[dict[str, Any]] = []
+        self._meter = _Meter()
+        self._params_from = count_parameters(model)
+        self._restored = False
+        self._stop = False
+
+    @classmethod
+    def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
+        """Returns the Evolver that a YAML file, or a loaded configuration, describes.
+
+        Raises:
+            ConfigError: With all faults of the file.
+        """
+        from evolve.build import RunConfig, build_evolver, load_config
+
+        return build_evolver(config if isinstance(config, RunConfig) else load_config(config, overrides))
+
+    def run(self) -> RunResult:
+        """Trains to the last epoch, or until it is told to stop; an Evolver that was stopped goes on.
+
+        Raises:
+            NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
+            EvolveError: If the run folder already holds another run.
+        """
+        self._open_folder()
+        state, self._stop = self.state, False
+        self._meter.since = time.perf_counter()
+        with Interrupt() as interrupt, self.display:
+            while not self.finished and not self._stop:
+                for batches in self._windows():
+                    self._meter.add(self._train(batches))
+                    clock = self._tick()
+                    reason = self.schedule.due(clock) if self.schedule and not self.finished else None
+                    if reason:
+                        self._evolve(reason)
+                    self._stop = self._stop or interrupt.signal is not None
+                    if self._stop or (clock.epoch_end and self._saves_at(state.epoch)):
+                        self._save()
+                    if self._stop:
+                        break
+        return self._result(interrupt.signal)
+
+    def stop(self) -> None:
+        """Asks a running `run` to end after the present step; for callbacks and other threads."""
+        self._stop = True
+
+    def restore(self) -> Evolver:
+        """Takes up the newest checkpoint of the run folder; the Evolver must be built as the one that wrote it.
+
+        Returns:
+            Itself: `Evolver(...).restore().run()`.
+
+        Raises:
+            CheckpointError: If there is none, or it does not fit.
+        """
+        path = newest_checkpoint(self._folder())
+        records, progress = restore(path, self.state)
+        self.lineage = self.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
+        self.history = progress["history"]
+        self._write_history()
+        self._meter = _Meter(**progress["meter"])
+        self._params_from = progress["params_from"]
+        self.round.policy.load_state(progress["policy"])
+        if self.schedule:
+            self.schedule.load_state(progress["schedule"])
+        self._restored = True
+        logger.info("Resumed %s at step %d.", path, self.state.step)
+        return self
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are trained."""
+        return self.state.epoch >= self.training.epochs
+
+    def _windows(self) -> Iterator[list[Batch]]:
+        """The batches of each optimizer step, from where the running epoch stands."""
+        batches = iter(self.train.epoch(self.state.epoch, self.state.batch))
+        while window := list(islice(batches, self.training.accumulate)):
+            yield window
+
+    def _train(self, batches: list[Batch]) -> StepResult:
+        try:
+            return train_step(self.state, batches)
+        except NonFiniteLossError as error:
+            if self.output.dir is None or self.state.epoch == 0:
+                raise
+            raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
+
+    def _tick(self) -> Clock:
+        """After an optimizer step: closes the epoch where this was its last."""
+        state = self.state
+        epoch_end = state.batch >= len(self.train)
+        self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate))
+        if epoch_end:
+            state.epoch, state.batch = state.epoch + 1, 0
+            val = evaluate(state, self.val.epoch(0))
+            lr = state.lr
+            advance_schedule(state, "epoch", val["loss"])
+            metrics = {
+                "epoch": state.epoch,
+                "step": state.step,
+                **self._meter.metrics(),
+                **{f"val_{name}": value for name, value in val.items()},
+                "lr": lr,
+                "params": count_parameters(self.model),
+                "seconds": time.perf_counter() - self._meter.since,
+            }
+            self._meter = _Meter()
+            self.history.append(metrics)
+            self._write_history()
+            self.display.epoch(metrics)
+        return Clock(state.epoch, state.step, epoch_end, self.history)
+
+    def _evolve(self, reason: str) -> None:
+        last = self.history[-1] if self.history else {}
+        note = {
+            "epoch": self.state.epoch,
+            "step": self.state.step,
+            "reason": reason,
+            "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
+        }
+        records = self.round.attempt(self.model, self.state.optimizer, note)
+        if not records:
+            logger.warning("A mutation was due (%s), but there was none to try.", reason)
+        for record in records:
+            self.display.mutation(record)
+        if any(record.success for record in records):
+            place_model(self.model, self.training)
+            if self.state.ema:
+                self.state.ema.follow(self.model)
+
+    def _saves_at(self, epoch: int) -> bool:
+        return self.finished or epoch % self.output.checkpoint_every == 0
+
+    def _save(self) -> None:
+        if self.output.dir is None:
+            return
+        progress = {
+            "history": self.history,
+            "meter": self._meter.state(),
+            "policy": self.round.policy.state(),
+            "schedule": self.schedule.state() if self.schedule else {},
+            "params_from": self._params_from,
+        }
+        save_checkpoint(self._folder(), self.state, self.lineage, progress, self.output.keep)
+
+    def _folder(self) -> Path:
+        if self.output.dir is None:
+            raise EvolveError("This Evolver has no run folder. Give it one: output='runs/mine'.")
+        return Path(self.output.dir)
+
+    def _open_folder(self) -> None:
+        """On the first call of a run that was not restored: seeds, and makes the run folder."""
+        if self._restored:
+            return
+        self._restored = True
+        if self.output.dir is not None:
+            folder = self._folder()
+            if (folder / "lineage.jsonl").exists() or (folder / FOLDER).exists():
+                if not self.output.overwrite:
+                    self._restored = False
+                    raise EvolveError(
+                        f"'{folder}' holds a run already. Go on with it (`evolve resume {folder}`), or write elsewhere "
+                        "(output.dir=...), or over it (output.overwrite=true)."
+                    )
+                for name in ("lineage.jsonl", "metrics.jsonl", "config.yaml"):
+                    (folder / name).unlink(missing_ok=True)
+                shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            self.lineage = self.round.lineage = Lineage(folder / "lineage.jsonl")
+            if self._config_text is not None:
+                (folder / "config.yaml").write_text(self._config_text, encoding="utf-8")
+        seed_everything(self.training.seed)
+
+    def _write_history(self) -> None:
+        if self.output.dir is not None:
+            lines = "".join(json.dumps(metrics) + "\n" for metrics in self.history)
+            (self._folder() / "metrics.jsonl").write_text(lines, encoding="utf-8")
+
+    def _result(self, number: int | None) -> RunResult:
+        applied = len(self.lineage.applied)
+        return RunResult(
+            metrics=dict(self.history[-1]) if self.history else {},
+            applied=applied,
+            refused=len(self.lineage) - applied,
+            params_from=self._params_from,
+            params_to=count_parameters(self.model),
+            folder=Path(self.output.dir) if self.output.dir else None,
+            finished=self.finished,
+            signal=signal.Signals(number) if number else None,
+        )

@@ -1,0 +1,179 @@
+"""Which operator is tried, and where."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import NonNegativeInt, model_validator
+from typing_extensions import Self
+
+from evolve.config import Named
+from evolve.options import TypedOptions, check_options
+from evolve.registry import Registry
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One mutation that could be tried.
+
+    Attributes:
+        operator: Registered name.
+        site: Dotted name of the place.
+        options: The operator's options.
+        entry: Position of the operator in the configuration's list.
+    """
+
+    operator: str
+    site: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    entry: int = 0
+
+
+class Policy(ABC):
+    """Chooses among candidates.
+
+    Attributes:
+        name: Registered name.
+        Options: Typed options.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[TypedOptions]] = TypedOptions
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options(**options)
+
+    @abstractmethod
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """Returns the candidate to try next, or None for none of them. `candidates` is never empty."""
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` returned."""
+
+
+policies: Registry[type[Policy]] = Registry("policy", "evolve.policies")
+
+
+@policies.register("round_robin")
+class RoundRobin(Policy):
+    """The configured operators in turn, each at its sites in turn."""
+
+    name = "round_robin"
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._next_entry = 0
+        self._tries: dict[str, int] = {}
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """Returns the next operator's next site."""
+        entries = sorted({c.entry for c in candidates})
+        entry = next((e for e in entries if e >= self._next_entry), entries[0])
+        places = [c for c in candidates if c.entry == entry]
+        tries = self._tries.get(str(entry), 0)
+        self._next_entry, self._tries[str(entry)] = entry + 1, tries + 1
+        return places[tries % len(places)]
+
+    def state(self) -> dict[str, Any]:
+        """Returns whose turn it is."""
+        return {"next_entry": self._next_entry, "tries": self._tries}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up whose turn it is."""
+        self._next_entry, self._tries = state["next_entry"], dict(state["tries"])
+
+
+@policies.register("random")
+class Random(Policy):
+    """A random operator at a random one of its sites."""
+
+    name = "random"
+
+    class Options(TypedOptions):
+        """Seed of the choice."""
+
+        seed: NonNegativeInt = 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._random = random.Random(self.options.seed)
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """Returns a candidate, every operator equally likely."""
+        entry = self._random.choice(sorted({c.entry for c in candidates}))
+        return self._random.choice([c for c in candidates if c.entry == entry])
+
+    def state(self) -> dict[str, Any]:
+        """Returns the generator's state."""
+        version, internal, gauss = self._random.getstate()
+        return {"random": [version, list(internal), gauss]}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up the generator's state."""
+        version, internal, gauss = state["random"]
+        self._random.setstate((version, tuple(internal), gauss))
+
+
+class Step(TypedOptions):
+    """One entry of a fixed list: an operator of `evolution.operators`, and a site of its own if given."""
+
+    operator: str
+    site: str | None = None
+
+
+@policies.register("fixed")
+class Fixed(Policy):
+    """A given list of operators and sites, one at each try; nothing after its end."""
+
+    name = "fixed"
+
+    class Options(TypedOptions):
+        """The list."""
+
+        steps: list[Step]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._position = 0
+
+    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+        """Returns the next of the list."""
+        if self._position >= len(self.options.steps):
+            return None
+        step = self.options.steps[self._position]
+        self._position += 1
+        same = [c for c in candidates if c.operator == step.operator]
+        if not same or step.site is None:
+            return same[0] if same else Candidate(step.operator, step.site or "")
+        return next((c for c in same if c.site == step.site), Candidate(step.operator, step.site, same[0].options))
+
+    def state(self) -> dict[str, Any]:
+        """Returns the position in the list."""
+        return {"position": self._position}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up the position in the list."""
+        self._position = state["position"]
+
+
+class PolicyConfig(Named):
+    """A policy by name with its options."""
+
+    name: str = "round_robin"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        check_options(self, policies)
+        return self
+
+    def build(self) -> Policy:
+        """Returns the policy."""
+        return policies.get(self.name)(**self.options)

@@ -1,0 +1,87 @@
+"""What a run shows: one live line in a terminal, one line an epoch elsewhere (a file, a notebook)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+from typing_extensions import Self
+
+from evolve.lineage import Record
+
+
+class Progress:
+    """Shows a run as it goes.
+
+    Args:
+        shown: False keeps it silent.
+        epochs: Epochs of the whole run.
+        steps: Optimizer steps of one epoch.
+    """
+
+    def __init__(self, shown: bool, epochs: int, steps: int) -> None:
+        self._shown = shown
+        self._epochs = epochs
+        self._steps = steps
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self._shown and sys.stdout.isatty():
+            self._bar = tqdm(total=self._steps, leave=False, file=sys.stdout, dynamic_ncols=True, unit="step")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def step(self, epoch: int, done: int) -> None:
+        """After an optimizer step: `done` of the running epoch, counted from 1."""
+        if self._bar is None:
+            return
+        if done <= 1 or self._bar.n > done:
+            self._bar.set_description(f"epoch {epoch + 1:>{self._width}}/{self._epochs}", refresh=False)
+            self._bar.reset()
+        self._bar.update(done - self._bar.n)
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        """After an epoch: its line."""
+
+        def part(kind: str) -> str:
+            accuracy = metrics.get(f"{kind}_accuracy")
+            loss = metrics.get(f"{kind}_loss")
+            words = [f"{kind} loss {loss:.4f}"] if loss is not None else []
+            return " ".join([*words, f"acc {accuracy:6.2%}"] if accuracy is not None else words)
+
+        self._write(
+            f"epoch {metrics['epoch']:>{self._width}}/{self._epochs}  {part('train')}  {part('val')}  "
+            f"lr {metrics['lr']:.2g}  params {metrics['params']:,}  {metrics['seconds']:.1f} s"
+        )
+
+    def mutation(self, record: Record) -> None:
+        """After an attempted mutation: what became of it."""
+        sign = "+" if record.success else "-"
+        state = "" if record.success else f" {record.status.replace('_', ' ')}:"
+        self._write(f"  {sign} {record.operator} at '{record.site}':{state} {record.message}")
+
+    def say(self, text: str) -> None:
+        """Shows a line."""
+        self._write(text)
+
+    @property
+    def _width(self) -> int:
+        return len(str(self._epochs))
+
+    def _write(self, line: str) -> None:
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stdout)
+        else:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()

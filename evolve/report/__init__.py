@@ -1,0 +1,1 @@
+"""Lineage and metrics as tables for the terminal."""

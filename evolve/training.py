@@ -1,0 +1,278 @@
+"""Training and evaluating as plain functions over a typed state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from typing_extensions import Self
+
+from evolve.config import Named, OptionFaults, Section, signature_faults
+from evolve.device import resolve_device
+from evolve.ema import EMA
+from evolve.errors import NonFiniteLossError, UnknownNameError
+from evolve.optim import LrScheduleConfig
+from evolve.plugins import import_object
+
+Loss = Callable[[Any, Any], Tensor]
+Batch = tuple[Tensor, Tensor]
+
+
+class LossConfig(Named):
+    """A loss: a function of `torch.nn.functional`, or an import path to `(outputs, targets) -> scalar tensor`."""
+
+    name: str = "cross_entropy"
+
+    @model_validator(mode="after")
+    def _loss_is_known(self) -> Self:
+        try:
+            function = self._find()
+        except UnknownNameError as error:
+            raise OptionFaults([(("name",), str(error))]) from error
+        options = {"input": 0, "target": 0} if hasattr(nn.functional, self.name) else {}
+        faults = signature_faults(function, {**self.options, **options}) if options else []
+        if faults:
+            raise OptionFaults([(("options", *path), message) for path, message in faults])
+        return self
+
+    def _find(self) -> Loss:
+        function: Loss = getattr(nn.functional, self.name, None) or import_object(self.name, "loss")
+        return function
+
+    def build(self) -> Loss:
+        """Returns the loss with its options bound."""
+        return partial(self._find(), **self.options) if self.options else self._find()
+
+
+class TrainingConfig(Section):
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the training data.
+        device: "auto" (cuda, mps, cpu), or a torch device.
+        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling on CUDA).
+        loss: A function of `torch.nn.functional` or an import path.
+        grad_clip: Greatest norm of all gradients together; null for none.
+        accumulate: Batches per optimizer step.
+        ema: Decay of a moving average of the weights, used for evaluation; null for none.
+        channels_last: Keep images and convolutions in channels-last memory format.
+        compile: Run the model through `torch.compile`; it compiles again after a mutation.
+        seed: Of Python, NumPy, torch, the data order and the mutations.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 10
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss: LossConfig = LossConfig()
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    channels_last: bool = False
+    compile: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+@dataclass
+class TrainState:
+    """Everything that training moves.
+
+    Attributes:
+        model: The network, in place.
+        forward: What is called in its stead: the model, or its compiled form.
+        epoch: Epochs finished.
+        step: Optimizer steps made.
+        batch: Batches of the running epoch that are done.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Loss
+    config: TrainingConfig
+    device: torch.device
+    forward: Callable[..., Any]
+    scheduler: LRScheduler | None = None
+    lr_schedule: LrScheduleConfig | None = None
+    scaler: torch.amp.GradScaler | None = None
+    ema: EMA | None = None
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step saw: mean loss, samples, and right answers where targets are classes."""
+
+    loss: float
+    samples: int
+    correct: Tensor | None
+
+
+def place_model(model: nn.Module, config: TrainingConfig) -> torch.device:
+    """Moves a model, in place, to the device and memory format that the configuration names."""
+    device = resolve_device(config.device)
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return device
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: Optimizer,
+    config: TrainingConfig,
+    *,
+    loss: Loss | None = None,
+    lr_schedule: LrScheduleConfig | LRScheduler | None = None,
+    steps: int = 0,
+) -> TrainState:
+    """Returns the state of a run that is about to begin.
+
+    Args:
+        model: Already placed by `place_model`.
+        optimizer: Over the model's parameters.
+        config: How to train.
+        loss: Instead of the configured one.
+        lr_schedule: Its configuration, or a schedule that moves once a step.
+        steps: Optimizer steps of the whole run, for schedules that ask for it.
+    """
+    built = lr_schedule.build(optimizer, steps, config.epochs) if isinstance(lr_schedule, LrScheduleConfig) else None
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        loss=loss or config.loss.build(),
+        config=config,
+        device=device,
+        forward=torch.compile(model) if config.compile else model,
+        scheduler=built or (lr_schedule if isinstance(lr_schedule, LRScheduler) else None),
+        lr_schedule=lr_schedule if isinstance(lr_schedule, LrScheduleConfig) else None,
+        scaler=torch.amp.GradScaler() if config.precision == "fp16" and device.type == "cuda" else None,
+        ema=EMA(model, config.ema) if config.ema else None,
+    )
+
+
+def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
+    """Makes one optimizer step over one or, with accumulation, several batches.
+
+    Raises:
+        NonFiniteLossError: If a loss is NaN or infinite; nothing was changed by it.
+    """
+    total, samples, correct = 0.0, 0, None
+    for inputs, targets in batches:
+        inputs, targets = _place(state, inputs), targets.to(state.device, non_blocking=True)
+        with _autocast(state):
+            outputs = state.forward(inputs)
+            loss = state.loss(outputs, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            state.optimizer.zero_grad()
+            raise NonFiniteLossError(
+                f"The loss became {value} at step {state.step} (epoch {state.epoch}). The step was not trained on. "
+                "Lower the learning rate, clip gradients (training.grad_clip) or use precision: fp32."
+            )
+        share = loss if len(batches) == 1 else loss / len(batches)
+        (state.scaler.scale(share) if state.scaler else share).backward()  # type: ignore[no-untyped-call]
+        total, samples = total + value / len(batches), samples + len(inputs)
+        hits = _correct(outputs, targets)
+        correct = hits if correct is None or hits is None else correct + hits
+    _optimizer_step(state)
+    state.step += 1
+    state.batch += len(batches)
+    return StepResult(total, samples, correct)
+
+
+def _optimizer_step(state: TrainState) -> None:
+    if state.config.grad_clip is not None:
+        if state.scaler:
+            state.scaler.unscale_(state.optimizer)
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, state.config.grad_clip)
+    if state.scaler:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.step()
+    state.optimizer.zero_grad()
+    if state.ema:
+        state.ema.update(state.model)
+    advance_schedule(state, "step")
+
+
+def advance_schedule(state: TrainState, interval: str, val_loss: float | None = None) -> None:
+    """Moves the learning rate schedule on, if it moves at this interval ("step" or "epoch")."""
+    if state.scheduler is None:
+        return
+    if state.lr_schedule is not None:
+        state.lr_schedule.advance(state.scheduler, interval, val_loss)
+    elif interval == "step":
+        state.scheduler.step()
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
+    """Returns mean "loss" and, where targets are classes, "accuracy", with averaged weights where there are any."""
+    loss_sum, samples = torch.zeros((), device=state.device, dtype=torch.float32), 0
+    correct: Tensor | None = None
+    averaged = state.ema.applied_to(state.model) if state.ema else nullcontext()
+    with _eval_mode(state.model), averaged:
+        for inputs, targets in batches:
+            inputs, targets = _place(state, inputs), targets.to(state.device, non_blocking=True)
+            with _autocast(state):
+                outputs = state.forward(inputs)
+                loss = state.loss(outputs, targets)
+            loss_sum += loss.float() * len(inputs)
+            samples += len(inputs)
+            hits = _correct(outputs, targets)
+            correct = hits if correct is None or hits is None else correct + hits
+    metrics = {"loss": loss_sum.item() / max(samples, 1)}
+    if correct is not None:
+        metrics["accuracy"] = correct.item() / samples
+    return metrics
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _place(state: TrainState, inputs: Tensor) -> Tensor:
+    if state.config.channels_last and inputs.dim() == 4:
+        return inputs.to(state.device, non_blocking=True, memory_format=torch.channels_last)
+    return inputs.to(state.device, non_blocking=True)
+
+
+def _autocast(state: TrainState) -> AbstractContextManager[Any]:
+    if state.config.precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float16
+    return torch.autocast(state.device.type, dtype)
+
+
+def _correct(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Right answers of a classification; None where the targets are not one class each."""
+    classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
+    if not classes or targets.is_floating_point():
+        return None
+    return (outputs.detach().argmax(1) == targets).sum()
