@@ -71,7 +71,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evolution: EvolutionConfig = EvolutionConfig()
     output: OutputConfig = OutputConfig()
-    plugins: list[str] = []
+    plugins: list[str] = Field(default_factory=list)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -131,7 +131,9 @@ def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None:
         config_file = Path(run) / "config.yaml"
         if not config_file.is_file():
-            raise CheckpointError(f"{run} has no config.yaml to build the base model from. Pass it: load(run, model=...).")
+            raise CheckpointError(
+                f"{run} has no config.yaml to build the base model from. Pass it: load(run, model=...)."
+            )
         config = load_config(config_file)
         model = build_model(config.model.name, **config.model.options)
     load_model(path, model, averaged=True)

@@ -121,7 +121,7 @@ def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]
     """
     records = load_model(path, state.model)
     if state.config.channels_last:
-        state.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state.model.to(memory_format=torch.channels_last)
     saved = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     load_optimizer_by_name(state.model, state.optimizer, saved["optimizer"])
     if state.scheduler is not None:
@@ -154,7 +154,9 @@ def _save_model(model: nn.Module, path: Path) -> None:
     seen: dict[tuple[Any, ...], str] = {}
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"'{name}' in the model's state is a {type(tensor).__name__}; only tensors are saved.")
+            raise CheckpointError(
+                f"'{name}' in the model's state is a {type(tensor).__name__}; only tensors are saved."
+            )
         key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and key in seen:
             aliases[name] = seen[key]

@@ -48,7 +48,7 @@ class EvolutionConfig(Section):
 
     schedule: ScheduleConfig | None = None
     policy: PolicyConfig = PolicyConfig()
-    operators: list[OperatorConfig] = []
+    operators: list[OperatorConfig] = Field(default_factory=list)
     limits: Limits = Limits()
     attempts: Annotated[int, Field(ge=1)] = 3
     probe: Annotated[int, Field(ge=2)] = 8

@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 from evolve.errors import EvolveError, UnknownNameError, did_you_mean
 
 
-def import_object(path: str, kind: str) -> Any:
-    """Returns what an import path such as "package.module:name" (or "package.module.name") stands for.
+def is_import_path(name: str) -> bool:
+    """True for `package.module:attribute` and `package.module.attribute`."""
+    return ":" in name or "." in name
 
-    The folder that the command runs in is looked at too, as `python` itself would.
+
+def import_callable(path: str, kind: str) -> Callable[..., Any]:
+    """Returns the function or class that an import path stands for.
 
     Args:
-        path: The import path.
+        path: `package.module:attribute` or `package.module.attribute`.
         kind: What is looked for, for the message.
 
     Raises:
-        UnknownNameError: If it is no import path, the module cannot be imported or has no such name.
+        UnknownNameError: If it is no import path, the module cannot be imported, or has no such function or class.
     """
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_name or not attribute:
         raise UnknownNameError(f"Unknown {kind} '{path}': neither a known name nor an import path 'module:name'.")
-    module = import_module(module_name, kind)
-    if not hasattr(module, attribute):
-        hint = did_you_mean(attribute, dir(module))
-        raise UnknownNameError(f"Module '{module_name}' has no '{attribute}' to use as a {kind}.{hint}")
-    return getattr(module, attribute)
+    item: Any = import_module(module_name, kind)
+    for part in attribute.split("."):
+        if not hasattr(item, part):
+            public = [known for known in dir(item) if not known.startswith("_")]
+            raise UnknownNameError(
+                f"Unknown {kind} '{path}': '{module_name}' has no '{part}'.{did_you_mean(part, public)}"
+            )
+        item = getattr(item, part)
+    if not callable(item):
+        raise UnknownNameError(
+            f"'{path}' is a {type(item).__name__}, not something to call. Name a function or a class for the {kind}."
+        )
+    return cast("Callable[..., Any]", item)
 
 
-def import_module(name: str, kind: str) -> Any:
-    """Imports a module of the user's.
+def import_module(name: str, kind: str) -> ModuleType:
+    """Imports a module, from the folder that the command runs in too, as `python` itself would.
 
     Raises:
         UnknownNameError: If that fails, with the reason.
@@ -47,7 +59,7 @@ def import_module(name: str, kind: str) -> Any:
         raise
     except Exception as error:  # a user's module may raise anything; whatever it is, the user is told
         raise UnknownNameError(
-            f"Cannot import '{name}' as a {kind}: {type(error).__name__}: {error}. Looked in {Path.cwd()} and the "
+            f"Unknown {kind}: cannot import '{name}' ({type(error).__name__}: {error}). Looked in {Path.cwd()} and the "
             "installed packages."
         ) from error
 

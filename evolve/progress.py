@@ -56,7 +56,7 @@ class Progress:
             accuracy = metrics.get(f"{kind}_accuracy")
             loss = metrics.get(f"{kind}_loss")
             words = [f"{kind} loss {loss:.4f}"] if loss is not None else []
-            return " ".join([*words, f"acc {accuracy:6.2%}"] if accuracy is not None else words)
+            return " ".join([*words, f"acc {accuracy:7.2%}"] if accuracy is not None else words)
 
         self._write(
             f"epoch {metrics['epoch']:>{self._width}}/{self._epochs}  {part('train')}  {part('val')}  "

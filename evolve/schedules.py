@@ -55,7 +55,7 @@ class Schedule(ABC):
         """Returns what a resumed run needs, as JSON values."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
         """Takes up what `state` returned."""
 
 

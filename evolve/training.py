@@ -21,7 +21,7 @@ from evolve.device import resolve_device
 from evolve.ema import EMA
 from evolve.errors import NonFiniteLossError, UnknownNameError
 from evolve.optim import LrScheduleConfig
-from evolve.plugins import import_object
+from evolve.plugins import import_callable
 
 Loss = Callable[[Any, Any], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -45,7 +45,7 @@ class LossConfig(Named):
         return self
 
     def _find(self) -> Loss:
-        function: Loss = getattr(nn.functional, self.name, None) or import_object(self.name, "loss")
+        function: Loss = getattr(nn.functional, self.name, None) or import_callable(self.name, "loss")
         return function
 
     def build(self) -> Loss:
@@ -128,7 +128,7 @@ def place_model(model: nn.Module, config: TrainingConfig) -> torch.device:
     device = resolve_device(config.device)
     model.to(device)
     if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     return device
 
 
@@ -275,4 +275,5 @@ def _correct(outputs: Any, targets: Tensor) -> Tensor | None:
     classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
     if not classes or targets.is_floating_point():
         return None
-    return (outputs.detach().argmax(1) == targets).sum()
+    hits: Tensor = (outputs.detach().argmax(1) == targets).sum()
+    return hits

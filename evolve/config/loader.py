@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ _OCTAL = re.compile(r"[-+]?0\d[\d_]*")
 class _Loader(yaml.SafeLoader):
     """Scalars as in YAML 1.2: `1e-3` is a number; `on`, `yes`, `1:30` and dates are text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared so by PyYAML
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what `_Loader` would not read back as text."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared so by PyYAML
 
 
 for _kind in (_Loader, _Dumper):
@@ -37,6 +38,15 @@ for _kind in (_Loader, _Dumper):
         "tag:yaml.org,2002:float", re.compile(rf"^({_NUMBER.pattern}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"), None
     )
     _kind.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), None)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": lambda text: int(text.replace("_", "")),
+    "float": lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.replace("_", "").lower())),
+    "str": lambda text: text,
+}
 
 
 class _Reader:
@@ -83,29 +93,21 @@ class _Reader:
                 self._fault(key_node, (*path, key), f"the key stands here and in line {lines[key]}; keep one.")
                 continue
             lines[key] = line
-            result[key] = self.value(value_node, (*path, key))
-            self.places[*path, key] = Place(self.file, line)
+            inner = (*path, key)
+            result[key] = self.value(value_node, inner)
+            self.places[inner] = Place(self.file, line)
         return {**merged, **result}
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
         text = str(node.value)
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return text.lower() == "true"
-        if kind == "int":
-            if _OCTAL.fullmatch(text):
-                plain = text.replace("_", "").lstrip("+-").lstrip("0") or "0"
-                return self._fault(
-                    node, path, f"{text} could mean {plain} or an octal number; write {plain}, or '{text}' for text."
-                )
-            return int(text.replace("_", ""))
-        if kind == "float":
-            return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower().replace(".inf", "inf"))
-        if kind == "str":
-            return text
-        return self._fault(node, path, f"the tag {node.tag} is not allowed; only plain YAML values are.")
+        if kind == "int" and _OCTAL.fullmatch(text):
+            plain = text.replace("_", "").lstrip("+-").lstrip("0") or "0"
+            message = f"{text} could mean {plain} or an octal number; write {plain}, or '{text}' for text."
+            return self._fault(node, path, message)
+        if kind not in _READERS:
+            return self._fault(node, path, f"the tag {node.tag} is not allowed; only plain YAML values are.")
+        return _READERS[kind](text)
 
     def _fault(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self.faults.append(Fault(path, Place(self.file, node.start_mark.line + 1), message))

@@ -159,7 +159,9 @@ def _words(detail: ErrorDetails, cls: type[BaseModel], path: KeyPath) -> str:
 
 def _hint(kind: str, found: Any, context: dict[str, Any]) -> str:
     if kind == "literal_error" and isinstance(found, str):
-        return did_you_mean(found, [part.strip(" '") for part in str(context["expected"]).replace(" or ", ",").split(",")])
+        return did_you_mean(
+            found, [part.strip(" '") for part in str(context["expected"]).replace(" or ", ",").split(",")]
+        )
     if isinstance(found, str) and kind in ("int_type", "float_type", "bool_type"):
         return " Leave out the quotes." if found.replace(".", "").isdigit() or found in ("true", "false") else ""
     return ""

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evolve.config import signature_faults
 from evolve.data.batches import Batches, TensorBatches
 from evolve.data.convert import as_batches
-from evolve.errors import DataError, EvolveError
-from evolve.models.lookup import check_call, import_callable, is_import_path
+from evolve.errors import DataError
+from evolve.plugins import import_callable, is_import_path
 from evolve.registry import Registry
 
 
@@ -63,10 +64,8 @@ def build_data(
     source = find_data(name)
     common = {"batch_size": batch_size, "augment": augment, "seed": seed}
     arguments = {**_wanted(source, common), **(options or {})}
-    try:
-        check_call(source, arguments, f"data set '{name}'")
-    except EvolveError as error:
-        raise DataError(str(error)) from error
+    if faults := signature_faults(source, arguments):
+        raise DataError(f"Data set '{name}': {' '.join(message for _, message in faults)}")
     made = source(**arguments)
     if isinstance(made, Data):
         return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ def run_report(folder: Path) -> Group:
         EvolveError: If the folder holds no run.
     """
     if not (folder / "lineage.jsonl").is_file():
-        raise EvolveError(f"'{folder}' is no run folder: it has no lineage.jsonl. Give the folder that `evolve run` named.")
+        raise EvolveError(
+            f"'{folder}' is no run folder: it has no lineage.jsonl. Give the folder that `evolve run` named."
+        )
     records = Lineage.read(folder / "lineage.jsonl")
     metrics = _read_metrics(folder / "metrics.jsonl")
     parts: list[RenderableType] = [Text(str(folder), style="bold"), Text()]
@@ -44,7 +47,9 @@ def _curves(metrics: list[dict[str, Any]]) -> list[RenderableType]:
         return [Text("No epoch was finished yet.")]
     table = Table(box=None, pad_edge=False, show_header=True)
     for heading in ("", f"epoch 1-{len(metrics)}", "first", "best", "last"):
-        table.add_column(heading, justify="left" if heading in ("", f"epoch 1-{len(metrics)}") else "right", no_wrap=True)
+        table.add_column(
+            heading, justify="left" if heading in ("", f"epoch 1-{len(metrics)}") else "right", no_wrap=True
+        )
     for key, label, best, style in (
         ("train_loss", "train loss", min, "{:.4f}"),
         ("val_loss", "val loss", min, "{:.4f}"),
@@ -62,7 +67,7 @@ def _sparkline(values: list[float]) -> str:
     """One bar a value, or a mean of neighbours where there are more values than columns."""
     if len(values) > _WIDTH:
         edges = [round(i * len(values) / _WIDTH) for i in range(_WIDTH + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in values)
@@ -71,23 +76,22 @@ def _sparkline(values: list[float]) -> str:
 def _mutations(records: list[Record]) -> RenderableType:
     if not records:
         return Text("No mutation was attempted.")
-    table = Table(title="Mutations", title_justify="left")
-    for heading in ("#", "epoch", "step", "operator", "site", "status", "params", "max|Δ|", "why", "message"):
-        table.add_column(heading, overflow="fold", justify="right" if heading in ("#", "epoch", "step", "params") else "left")
+    table = Table(title="Mutations", title_justify="left", box=None, pad_edge=False)
+    for heading in ("#", "epoch", "step", "params", "max|Δ|", "status", "mutation"):
+        wraps = heading in ("status", "mutation")
+        table.add_column(heading, justify="left" if wraps else "right", no_wrap=heading != "mutation")
     for record in records:
-        colour = "green" if record.success else "yellow"
         delta = "-" if record.max_abs_diff is None else f"{record.max_abs_diff:.2g}"
+        what = f"{record.operator} at '{record.site}'"
+        why = f" ({record.reason})" if record.reason else ""
         table.add_row(
             str(record.index),
-            str(record.epoch if record.epoch is not None else "-"),
-            str(record.step if record.step is not None else "-"),
-            record.operator,
-            record.site,
-            Text(record.status.replace("_", " "), style=colour),
+            "-" if record.epoch is None else str(record.epoch),
+            "-" if record.step is None else str(record.step),
             f"{record.params_after - record.params_before:+,}",
             delta,
-            record.reason or "-",
-            Text(record.message),
+            Text(record.status.replace("_", " "), style="green" if record.success else "yellow"),
+            Text.assemble((what, "bold"), f"{why}: {record.message}"),
         )
     return table
 
