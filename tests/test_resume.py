@@ -1,0 +1,273 @@
+"""A run that was stopped ends bit for bit as one that was not."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import evolve
+from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
+from evolve.checkpoint import newest_checkpoint
+from evolve.data import CropFlip, TensorBatches
+from evolve.errors import CheckpointError, EvolveError
+from evolve.surgery.optimizer_names import optimizer_by_name
+
+MUTATION_STEPS = [4, 9, 13]
+STEPS = 18  # three epochs of six batches
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def make(folder=None, **changes):
+    torch.manual_seed(7)
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(48, 1, 8, 8, generator=generator), torch.randint(3, (48,), generator=generator)
+    arguments = {
+        "optimizer": OptimizerConfig(name="SGD", options={"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+        "lr_schedule": LrScheduleConfig(name="OneCycleLR", options={"max_lr": 0.1}),
+        "training": TrainingConfig(epochs=3, device="cpu", ema=0.9, grad_clip=1.0, seed=3),
+        "evolution": EvolutionConfig.model_validate(
+            {
+                "schedule": {"name": "at", "options": {"steps": MUTATION_STEPS}},
+                "policy": {"name": "random", "options": {"seed": 5}},
+                "operators": [{"name": "residual", "options": {"init": "random"}}, {"name": "deepen"}],
+                "attempts": 2,
+            }
+        ),
+        "output": folder,
+        "progress": False,
+    }
+    train = TensorBatches(x, y, 8, shuffle=True, seed=3, augment=CropFlip())
+    return Evolver(Net(), train, (x[:16], y[:16]), **{**arguments, **changes})
+
+
+def stop_after(evolver, step):
+    """Stops the run at the end of an optimizer step, as a signal would."""
+    train = evolver._train
+
+    def trained(batches):
+        result = train(batches)
+        if evolver.state.step == step:
+            evolver.stop()
+        return result
+
+    evolver._train = trained
+    return evolver
+
+
+def digest(value):
+    """SHA-256 over nested tensors, numbers and names."""
+    sha = hashlib.sha256()
+
+    def walk(item):
+        if isinstance(item, torch.Tensor):
+            sha.update(str((item.dtype, tuple(item.shape))).encode() + item.contiguous().numpy().tobytes())
+        elif isinstance(item, dict):
+            for key in item:
+                sha.update(str(key).encode())
+                walk(item[key])
+        elif isinstance(item, list | tuple):
+            for part in item:
+                walk(part)
+        else:
+            sha.update(repr(item).encode())
+
+    walk(value)
+    return sha.hexdigest()
+
+
+def digests(evolver):
+    return {
+        "weights": digest(evolver.model.state_dict()),
+        "optimizer": digest(optimizer_by_name(evolver.model, evolver.state.optimizer)),
+        "ema": digest(evolver.state.ema.shadow if evolver.state.ema else None),
+        "scheduler": digest(evolver.state.scheduler.state_dict() if evolver.state.scheduler else None),
+        "log": evolver.lineage.digest(),
+        "history": digest([{k: v for k, v in m.items() if k != "seconds"} for m in evolver.history]),
+        "random": digest([torch.get_rng_state(), random.getstate()]),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    evolver = make(tmp_path_factory.mktemp("whole") / "run")
+    result = evolver.run()
+    assert result.finished
+    assert result.applied == 3
+    return digests(evolver)
+
+
+# Each side of every mutation, each side of every epoch's end, and some in between: 17 of 18 steps, three of them twice.
+@pytest.mark.parametrize("steps", [*([step] for step in range(1, STEPS)), [3, 4], [4, 5], [9, 12]])
+def test_stopped_and_resumed(whole, tmp_path, steps):
+    evolver = make(tmp_path / "run")
+    for step in steps:
+        result = stop_after(evolver, step).run()
+        assert (evolver.state.step, result.finished) == (step, False)
+        torch.manual_seed(999)  # another process knows nothing of the first one's generators
+        random.seed(999)
+        evolver = make(tmp_path / "run").restore()
+    assert evolver.run().finished
+    assert digests(evolver) == whole
+    lines = (tmp_path / "run" / "lineage.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if json.loads(line)["success"]] == MUTATION_STEPS
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [("AdamW", {"lr": 1e-3}), ("Adagrad", {"lr": 1e-2}), ("RMSprop", {"lr": 1e-3}), ("Adam", {"lr": 1e-3, "amsgrad": True})],
+)
+@pytest.mark.parametrize(
+    ("schedule", "interval"),
+    [("CosineAnnealingLR", "step"), ("ReduceLROnPlateau", "epoch"), ("CosineAnnealingWarmRestarts", "step")],
+)
+def test_optimizers_and_schedules_resume(tmp_path, optimizer, options, schedule, interval):
+    extra = {"T_0": 4} if schedule == "CosineAnnealingWarmRestarts" else {"patience": 0} if interval == "epoch" else {}
+    settings = {
+        "optimizer": OptimizerConfig(name=optimizer, options=options),
+        "lr_schedule": LrScheduleConfig(name=schedule, interval=interval, options=extra),
+    }
+    one = make(tmp_path / "one", **settings)
+    one.run()
+    stop_after(make(tmp_path / "two", **settings), 10).run()
+    two = make(tmp_path / "two", **settings).restore()
+    two.run()
+    assert digests(two) == digests(one)
+
+
+def test_accumulation_resumes(tmp_path):
+    training = TrainingConfig(epochs=3, device="cpu", accumulate=4, seed=3)  # windows of 4 and 2 batches
+    one = make(tmp_path / "one", training=training)
+    one.run()
+    assert one.state.step == 6
+    stop_after(make(tmp_path / "two", training=training), 3).run()
+    two = make(tmp_path / "two", training=training).restore()
+    two.run()
+    assert digests(two) == digests(one)
+
+
+def test_load_gives_the_evaluated_model(tmp_path):
+    evolver = make(tmp_path / "run")
+    evolver.run()
+    x = torch.randn(4, 1, 8, 8)
+    with evolver.state.ema.applied_to(evolver.model), torch.no_grad():
+        expected = evolver.model.eval()(x)
+    model = evolve.load(tmp_path / "run", model=Net())
+    assert not model.training
+    assert torch.equal(model(x), expected)
+    with pytest.raises(CheckpointError, match="no config.yaml"):
+        evolve.load(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog):
+    evolver = make(tmp_path / "run")
+    evolver.run()
+    folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [f.name for f in folders] == ["step-00000012", "step-00000018"]
+    weights = folders[1] / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert newest_checkpoint(tmp_path / "run") == folders[0]
+    assert "model.safetensors has changed" in caplog.text
+    whole = digests(evolver)
+    resumed = make(tmp_path / "run").restore()
+    assert resumed.state.step == 12
+    resumed.run()
+    assert digests(resumed) == whole
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(CheckpointError, match="No whole checkpoint"):
+        make(tmp_path / "run").restore()
+
+
+def test_a_write_that_breaks_off_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    evolver = stop_after(make(tmp_path / "run"), 6)
+    evolver.run()
+    before = newest_checkpoint(tmp_path / "run")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evolve.checkpoint.os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        evolver.run()
+    monkeypatch.undo()
+    assert newest_checkpoint(tmp_path / "run") == before
+    assert make(tmp_path / "run").restore().run().finished
+
+
+def test_another_base_model_is_refused(tmp_path):
+    make(tmp_path / "run").run()
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(EvolveError, match="'features'|no submodule|does not fit"):
+        evolve.load(tmp_path / "run", model=other)
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    make(tmp_path / "run").run()
+    lineage = (tmp_path / "run" / "lineage.jsonl").read_bytes()
+    with pytest.raises(EvolveError, match="holds a run already"):
+        make(tmp_path / "run").run()
+    assert (tmp_path / "run" / "lineage.jsonl").read_bytes() == lineage
+    output = evolve.OutputConfig(dir=str(tmp_path / "run"), overwrite=True)
+    assert make(output=output).run().finished
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(whole, tmp_path, number):
+    evolver = make(tmp_path / "run")
+    train = evolver._train
+
+    def interrupted(batches):
+        if evolver.state.step == 7:
+            os.kill(os.getpid(), number)
+        return train(batches)
+
+    evolver._train = interrupted
+    before = signal.getsignal(number)
+    result = evolver.run()
+    assert (result.signal, evolver.state.step, result.finished) == (number, 8, False)
+    assert signal.getsignal(number) is before
+    resumed = make(tmp_path / "run").restore()
+    resumed.run()
+    assert digests(resumed) == whole
+
+
+def test_tied_weights_are_saved_once(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(16, 16)
+            self.twin = nn.Linear(16, 16)
+            self.twin.weight = self.body.weight
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.twin(torch.relu(self.body(x)))))
+
+    x, y = torch.randn(32, 16), torch.randint(2, (32,))
+    model = Tied()
+    Evolver(
+        model, (x, y), (x, y), training=TrainingConfig(epochs=1, device="cpu"), output=tmp_path / "run", progress=False
+    ).run()
+    loaded = evolve.load(tmp_path / "run", model=Tied())
+    assert loaded.twin.weight is loaded.body.weight
+    assert torch.equal(loaded.body.weight, model.body.weight)
+    from safetensors import safe_open
+
+    with safe_open(newest_checkpoint(tmp_path / "run") / "model.safetensors", framework="pt") as file:
+        assert "twin.weight" not in file.keys()  # noqa: SIM118
