@@ -1,4 +1,4 @@
-"""Typed options of things found by name, and their faults in plain words."""
+"""Typed options of things found by name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from evolve.config import Named, OptionFaults
-from evolve.errors import UnknownNameError, did_you_mean
+from evolve.config import Named, OptionFaults, explain
+from evolve.errors import UnknownNameError
 
 
 class TypedOptions(BaseModel):
@@ -33,22 +33,5 @@ def check_options(config: Named, registry: _Finder) -> None:
     try:
         cls.Options(**config.options)
     except ValidationError as error:
-        faults = [(("options", *path), message) for path, message in option_faults(error, cls.Options)]
-        raise OptionFaults(faults) from error
-
-
-def option_faults(error: ValidationError, options: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
-    """Returns where each fault lies and what it is, with what is allowed."""
-    known = list(options.model_fields)
-    faults: list[tuple[tuple[str | int, ...], str]] = []
-    for fault in error.errors():
-        path = fault["loc"]
-        if fault["type"] == "extra_forbidden":
-            allowed = f"Its options: {', '.join(known)}." if known else "It has no options."
-            message = f"unknown option '{path[-1]}'.{did_you_mean(str(path[-1]), known)} {allowed}"
-        elif fault["type"] == "value_error":
-            message = str(fault["ctx"]["error"]) + "."
-        else:
-            message = f"{fault['msg']}; found {fault['input']!r}."
-        faults.append((path, message))
-    return faults
+        faults = explain(error, cls.Options, config.options)
+        raise OptionFaults([(("options", *path), message) for path, message in faults]) from error

@@ -129,7 +129,12 @@ def test_stopped_and_resumed(whole, tmp_path, steps):
 
 @pytest.mark.parametrize(
     ("optimizer", "options"),
-    [("AdamW", {"lr": 1e-3}), ("Adagrad", {"lr": 1e-2}), ("RMSprop", {"lr": 1e-3}), ("Adam", {"lr": 1e-3, "amsgrad": True})],
+    [
+        ("AdamW", {"lr": 1e-3}),
+        ("Adagrad", {"lr": 1e-2}),
+        ("RMSprop", {"lr": 1e-3}),
+        ("Adam", {"lr": 1e-3, "amsgrad": True}),
+    ],
 )
 @pytest.mark.parametrize(
     ("schedule", "interval"),
@@ -169,7 +174,7 @@ def test_load_gives_the_evaluated_model(tmp_path):
     model = evolve.load(tmp_path / "run", model=Net())
     assert not model.training
     assert torch.equal(model(x), expected)
-    with pytest.raises(CheckpointError, match="no config.yaml"):
+    with pytest.raises(CheckpointError, match=r"no config\.yaml"):
         evolve.load(tmp_path / "run")
 
 
@@ -213,7 +218,7 @@ def test_a_write_that_breaks_off_leaves_the_checkpoint_before(tmp_path, monkeypa
 def test_another_base_model_is_refused(tmp_path):
     make(tmp_path / "run").run()
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    with pytest.raises(EvolveError, match="'features'|no submodule|does not fit"):
+    with pytest.raises(EvolveError, match=r"'features'|no submodule|does not fit"):
         evolve.load(tmp_path / "run", model=other)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
 from evolve.config.loader import Places, dump_yaml, load_yaml, parse_yaml
 from evolve.config.section import Named, Section, signature_faults
-from evolve.config.validation import apply_overrides, validate
+from evolve.config.validation import apply_overrides, explain, validate
 
 __all__ = [
     "ConfigError",
@@ -18,6 +18,7 @@ __all__ = [
     "Section",
     "apply_overrides",
     "dump_yaml",
+    "explain",
     "load_yaml",
     "parse_yaml",
     "signature_faults",

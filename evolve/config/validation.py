@@ -39,7 +39,7 @@ def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path
         section = cls.model_validate(raw)
     except ValidationError as error:
         known_paths = {fault.path for fault in faults}
-        for path, message in _flatten(error, cls, raw):
+        for path, message in explain(error, cls, raw):
             if path not in known_paths:
                 faults.append(Fault(path, _place(path, places, str(file)), message))
         raise ConfigError(faults) from None
@@ -99,7 +99,8 @@ def _copy(value: Any) -> Any:
     return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _flatten(error: ValidationError, cls: type[BaseModel], raw: Any) -> list[tuple[KeyPath, str]]:
+def explain(error: ValidationError, cls: type[BaseModel], raw: Any) -> list[tuple[KeyPath, str]]:
+    """Returns where in the raw values each fault lies, and what is wrong there, in plain words."""
     found: list[tuple[KeyPath, str]] = []
     for detail in error.errors():
         path = _real_path(detail["loc"], raw)
