@@ -156,6 +156,9 @@ def _told() -> Iterator[None]:
     except EvolveError as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
+    except OSError as error:  # a full disk, a folder that may not be written, a file that is none
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

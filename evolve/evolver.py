@@ -37,6 +37,7 @@ from evolve.training import (
     StepResult,
     TrainingConfig,
     advance_schedule,
+    check_fit,
     create_state,
     evaluate,
     place_model,
@@ -328,6 +329,7 @@ class Evolver:
         """On the first call of a run that was not restored: seeds, and makes the run folder."""
         if self._restored:
             return
+        check_fit(self.state, next(iter(self.val.epoch(0))))
         self._restored = True
         if self.output.dir is not None:
             folder = self._folder()

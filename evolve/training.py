@@ -19,7 +19,7 @@ from typing_extensions import Self
 from evolve.config import Named, OptionFaults, Section, signature_faults
 from evolve.device import resolve_device
 from evolve.ema import EMA
-from evolve.errors import NonFiniteLossError, UnknownNameError
+from evolve.errors import EvolveError, NonFiniteLossError, UnknownNameError
 from evolve.optim import LrScheduleConfig
 from evolve.plugins import import_callable
 
@@ -244,6 +244,23 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
     if correct is not None:
         metrics["accuracy"] = correct.item() / samples
     return metrics
+
+
+def check_fit(state: TrainState, batch: Batch) -> None:
+    """Runs model and loss on one batch, in eval mode, so that a misfit is told before a run begins.
+
+    Raises:
+        EvolveError: If either fails, with the shapes that were given.
+    """
+    try:
+        evaluate(state, [batch])
+    except Exception as error:  # a model may fail in any way on data that it was not made for
+        inputs, targets = batch
+        raise EvolveError(
+            f"Model and data do not fit: on inputs of shape {tuple(inputs.shape)} ({inputs.dtype}) with targets of "
+            f"shape {tuple(targets.shape)} ({targets.dtype}) {type(state.model).__name__} or the loss raised "
+            f"{type(error).__name__}: {error}. Check channels, image size and number of classes."
+        ) from error
 
 
 @contextmanager

@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     def loss(outputs, targets):
         calls.append(1)
         value = nn.functional.cross_entropy(outputs, targets)
-        return value * float("nan") if len(calls) == 9 else value  # 4 steps and 2 evaluations an epoch
+        return value * float("nan") if len(calls) == 10 else value  # one check, then 4 steps and 2 evaluations an epoch
 
     run = evolver(folder=tmp_path / "run", loss=loss)
     with pytest.raises(NonFiniteLossError, match=r"step 6 \(epoch 1\).*The last checkpoint"):
@@ -276,3 +276,27 @@ def test_operators_and_schema():
         assert name in listed.stdout
     schema = CliRunner().invoke(app, ["schema"])
     assert json.loads(schema.stdout)["title"] == "RunConfig"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.options.in_channels=3", "Model and data do not fit: on inputs of shape (64, 1, 8, 8)"),
+        ("model.options.num_classes=3", "out of bounds"),
+        ("output.dir=/proc/nowhere/run", "/proc/nowhere"),
+        ("optimizer.options.lr=-1", "SGD refuses its options"),
+        ("training.device=tpu", "Device 'tpu' is not at hand"),
+        ("data.options.val_fraction=2", "val_fraction must lie between 0 and 1"),
+        ("model.options.width=-1", "Model 'small_resnet' cannot be built with the options"),
+        ("model.options.width=wide", "Model 'small_resnet' cannot be built with the options"),
+        ("data.options.val_fraction=half", "Data set 'digits' cannot be loaded with"),
+    ],
+)
+def test_misfits_are_told_before_anything_is_written(tmp_path, override, words):
+    file = write_config(tmp_path)
+    result = CliRunner().invoke(app, ["run", str(file), override])
+    assert result.exit_code == 1, result.output
+    assert words in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert "Traceback" not in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]

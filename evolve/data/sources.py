@@ -13,7 +13,7 @@ from torch import Tensor
 from evolve.config import signature_faults
 from evolve.data.batches import Batches, TensorBatches
 from evolve.data.convert import as_batches
-from evolve.errors import DataError
+from evolve.errors import DataError, EvolveError
 from evolve.plugins import import_callable, is_import_path
 from evolve.registry import Registry
 
@@ -66,7 +66,14 @@ def build_data(
     arguments = {**_wanted(source, common), **(options or {})}
     if faults := signature_faults(source, arguments):
         raise DataError(f"Data set '{name}': {' '.join(message for _, message in faults)}")
-    made = source(**arguments)
+    try:
+        made = source(**arguments)
+    except EvolveError:
+        raise
+    except Exception as error:  # a source, the user's own too, may raise anything
+        raise DataError(
+            f"Data set '{name}' cannot be loaded with {arguments}: {type(error).__name__}: {error}"
+        ) from error
     if isinstance(made, Data):
         return made
     if not isinstance(made, tuple | list) or len(made) != 2:

@@ -47,7 +47,14 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     builder = find_model(name)
     if faults := signature_faults(builder, options):
         raise EvolveError(f"Model '{name}': {' '.join(message for _, message in faults)}")
-    model = builder(**options)
+    try:
+        model = builder(**options)
+    except EvolveError:
+        raise
+    except Exception as error:  # a builder, the user's own too, may raise anything
+        raise EvolveError(
+            f"Model '{name}' cannot be built with the options {options}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(model, nn.Module):
         raise EvolveError(f"Model '{name}' built a {type(model).__name__}, not an nn.Module. Return the module itself.")
     return model
