@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from evolve.build import load_config as load_config
     from evolve.evolution import EvolutionConfig as EvolutionConfig
     from evolve.evolver import Evolver as Evolver
-    from evolve.evolver import OutputConfig as OutputConfig
-    from evolve.evolver import RunResult as RunResult
     from evolve.lineage import Lineage as Lineage
     from evolve.lineage import Record as Record
     from evolve.models import build_model as build_model
@@ -28,6 +26,8 @@ if TYPE_CHECKING:
     from evolve.operators.function import Context as Context
     from evolve.optim import LrScheduleConfig as LrScheduleConfig
     from evolve.optim import OptimizerConfig as OptimizerConfig
+    from evolve.run import OutputConfig as OutputConfig
+    from evolve.run import RunResult as RunResult
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
     from evolve.training import TrainingConfig as TrainingConfig
 
@@ -39,8 +39,8 @@ _HOME = {
     "Evolver": ("evolve.evolver", "Evolver"),
     "LrScheduleConfig": ("evolve.optim", "LrScheduleConfig"),
     "OptimizerConfig": ("evolve.optim", "OptimizerConfig"),
-    "OutputConfig": ("evolve.evolver", "OutputConfig"),
-    "RunResult": ("evolve.evolver", "RunResult"),
+    "OutputConfig": ("evolve.run", "OutputConfig"),
+    "RunResult": ("evolve.run", "RunResult"),
     "TrainingConfig": ("evolve.training", "TrainingConfig"),
     "build_model": ("evolve.models", "build_model"),
     "load": ("evolve.build", "load"),

@@ -28,10 +28,11 @@ from evolve.data import build_data, find_data
 from evolve.device import seed_everything
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError
 from evolve.evolution import EvolutionConfig
-from evolve.evolver import Evolver, OutputConfig
+from evolve.evolver import Evolver
 from evolve.models import build_model, find_model
 from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.plugins import load_plugins
+from evolve.run import OutputConfig
 from evolve.training import TrainingConfig
 
 

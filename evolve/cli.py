@@ -15,7 +15,8 @@ import typer
 from evolve.errors import EvolveError
 
 if TYPE_CHECKING:
-    from evolve.evolver import Evolver, RunResult
+    from evolve.evolver import Evolver
+    from evolve.run import RunResult
 
 app = typer.Typer(
     help="Your PyTorch model changes its own architecture while it trains, and keeps what it has learned.",

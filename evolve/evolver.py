@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from evolve.checkpoint import FOLDER, newest_checkpoint, restore, save_checkpoint
-from evolve.config import Section
+from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
 from evolve.data import as_batches
 from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
@@ -29,6 +25,7 @@ from evolve.interrupt import Interrupt
 from evolve.lineage import Lineage
 from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.progress import Progress
+from evolve.run import Meter, OutputConfig, RunResult, begin_folder
 from evolve.schedules import Clock, Schedule
 from evolve.structure.probe import count_parameters
 from evolve.training import (
@@ -48,69 +45,6 @@ if TYPE_CHECKING:
     from evolve.build import RunConfig
 
 logger = logging.getLogger(__name__)
-
-
-class OutputConfig(Section):
-    """Where a run is written.
-
-    Attributes:
-        dir: The run folder; null writes nothing.
-        checkpoint_every: Epochs between checkpoints; the end of the run and a stop are always saved.
-        keep: Checkpoints to keep.
-        overwrite: Remove a run that lies in the folder already, instead of refusing to start.
-    """
-
-    dir: str | None = None
-    checkpoint_every: Annotated[int, Field(ge=1)] = 1
-    keep: Annotated[int, Field(ge=1)] = 2
-    overwrite: bool = False
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came of a run.
-
-    Attributes:
-        metrics: The last epoch's line: `val_accuracy`, `val_loss`, `train_loss`, ...; empty before the first epoch end.
-        applied: Mutations applied; likewise `refused`.
-        params_from: Parameters at the start; likewise `params_to`.
-        folder: Where the run lies, if anywhere.
-        finished: Whether all epochs were trained.
-        signal: The signal that stopped the run, if one did.
-    """
-
-    metrics: dict[str, Any]
-    applied: int
-    refused: int
-    params_from: int
-    params_to: int
-    folder: Path | None
-    finished: bool
-    signal: int | None
-
-
-@dataclass
-class _Meter:
-    """Sums over the steps of the running epoch; `correct` stays a tensor so that the device need not be waited for."""
-
-    loss: float = 0.0
-    samples: int = 0
-    correct: Any = 0
-    seconds: float = 0.0
-    since: float = field(default_factory=time.perf_counter)
-
-    def add(self, result: StepResult) -> None:
-        self.loss += result.loss * result.samples
-        self.samples += result.samples
-        self.correct = None if result.correct is None or self.correct is None else self.correct + result.correct
-
-    def metrics(self) -> dict[str, float]:
-        means = {"train_loss": self.loss / self.samples}
-        return means if self.correct is None else {**means, "train_accuracy": int(self.correct) / self.samples}
-
-    def state(self) -> dict[str, Any]:
-        correct = None if self.correct is None else int(self.correct)
-        return {"loss": self.loss, "samples": self.samples, "correct": correct}
 
 
 class Evolver:
@@ -160,7 +94,6 @@ class Evolver:
         self.val = as_batches(val_data, batch_size, shuffle=False, seed=seed)
         place_model(model, self.training)
         self._config_text = config_text
-        self._shown = progress
         steps = math.ceil(len(self.train) / self.training.accumulate)
         self.state = create_state(
             model,
@@ -175,9 +108,9 @@ class Evolver:
         self.lineage = Lineage()
         self.round = Round(self.evolution, self.lineage, self.train.example(self.evolution.probe), seed)
         self.history: list[dict[str, Any]] = []
-        self._meter = _Meter()
+        self._meter = Meter()
         self._params_from = count_parameters(model)
-        self._restored = False
+        self._begun = False
         self._stop = False
 
     @classmethod
@@ -198,7 +131,7 @@ class Evolver:
             NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
             EvolveError: If the run folder already holds another run.
         """
-        self._open_folder()
+        self._begin()
         state, self._stop = self.state, False
         self._meter.since = time.perf_counter()
         with Interrupt() as interrupt, self.display:
@@ -234,12 +167,12 @@ class Evolver:
         self.lineage = self.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
         self.history = progress["history"]
         self._write_history()
-        self._meter = _Meter(**progress["meter"])
+        self._meter = Meter(**progress["meter"])
         self._params_from = progress["params_from"]
         self.round.policy.load_state(progress["policy"])
         if self.schedule:
             self.schedule.load_state(progress["schedule"])
-        self._restored = True
+        self._begun = True
         logger.info("Resumed %s at step %d.", path, self.state.step)
         return self
 
@@ -281,7 +214,7 @@ class Evolver:
                 "params": count_parameters(self.model),
                 "seconds": time.perf_counter() - self._meter.since,
             }
-            self._meter = _Meter()
+            self._meter = Meter()
             self.history.append(metrics)
             self._write_history()
             self.display.epoch(metrics)
@@ -325,28 +258,16 @@ class Evolver:
             raise EvolveError("This Evolver has no run folder. Give it one: output='runs/mine'.")
         return Path(self.output.dir)
 
-    def _open_folder(self) -> None:
+    def _begin(self) -> None:
         """On the first call of a run that was not restored: seeds, and makes the run folder."""
-        if self._restored:
+        if self._begun:
             return
         check_fit(self.state, next(iter(self.val.epoch(0))))
-        self._restored = True
         if self.output.dir is not None:
-            folder = self._folder()
-            if (folder / "lineage.jsonl").exists() or (folder / FOLDER).exists():
-                if not self.output.overwrite:
-                    self._restored = False
-                    raise EvolveError(
-                        f"'{folder}' holds a run already. Go on with it (`evolve resume {folder}`), or write elsewhere "
-                        "(output.dir=...), or over it (output.overwrite=true)."
-                    )
-                for name in ("lineage.jsonl", "metrics.jsonl", "config.yaml"):
-                    (folder / name).unlink(missing_ok=True)
-                shutil.rmtree(folder / FOLDER, ignore_errors=True)
-            self.lineage = self.round.lineage = Lineage(folder / "lineage.jsonl")
-            if self._config_text is not None:
-                (folder / "config.yaml").write_text(self._config_text, encoding="utf-8")
+            begin_folder(self._folder(), self.output.overwrite, self._config_text)
+            self.lineage = self.round.lineage = Lineage(self._folder() / "lineage.jsonl")
         seed_everything(self.training.seed)
+        self._begun = True
 
     def _write_history(self) -> None:
         if self.output.dir is not None:

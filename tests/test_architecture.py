@@ -40,12 +40,14 @@ ALLOWED = {
         *("schedules", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
+    "run": {"checkpoint", "config", "training"},
     "build": {
-        *("checkpoint", "config", "data", "device", "evolution", "evolver", "models", "optim", "plugins", "training"),
+        *("checkpoint", "config", "data", "device", "evolution", "evolver", "models", "optim", "plugins", "run"),
+        "training",
     },
     "report": {"lineage", "operators"},
     "testing": {"lineage", "mutation", "operators", "structure", "surgery"},
-    "cli": {"build", "checkpoint", "config", "evolver", "plugins", "report"},
+    "cli": {"build", "checkpoint", "config", "evolver", "plugins", "report", "run"},
 }
 
 

@@ -1,0 +1,102 @@
+"""What a run is: the folder it is written to, what it counts, and what came of it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from evolve.checkpoint import FOLDER
+from evolve.config import Section
+from evolve.errors import EvolveError
+from evolve.training import StepResult
+
+
+class OutputConfig(Section):
+    """Where a run is written.
+
+    Attributes:
+        dir: The run folder; null writes nothing.
+        checkpoint_every: Epochs between checkpoints; the end of the run and a stop are always saved.
+        keep: Checkpoints to keep.
+        overwrite: Remove a run that lies in the folder already, instead of refusing to start.
+    """
+
+    dir: str | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    keep: Annotated[int, Field(ge=1)] = 2
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        metrics: The last epoch's line: `val_accuracy`, `val_loss`, `train_loss`, ...; empty before the first epoch end.
+        applied: Mutations applied; likewise `refused`.
+        params_from: Parameters at the start; likewise `params_to`.
+        folder: Where the run lies, if anywhere.
+        finished: Whether all epochs were trained.
+        signal: The signal that stopped the run, if one did.
+    """
+
+    metrics: dict[str, Any]
+    applied: int
+    refused: int
+    params_from: int
+    params_to: int
+    folder: Path | None
+    finished: bool
+    signal: int | None
+
+
+@dataclass
+class Meter:
+    """Sums over the steps of the running epoch; `correct` stays a tensor so that the device need not be waited for."""
+
+    loss: float = 0.0
+    samples: int = 0
+    correct: Any = 0
+    seconds: float = 0.0
+    since: float = field(default_factory=time.perf_counter)
+
+    def add(self, result: StepResult) -> None:
+        """Takes in one optimizer step."""
+        self.loss += result.loss * result.samples
+        self.samples += result.samples
+        self.correct = None if result.correct is None or self.correct is None else self.correct + result.correct
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the means."""
+        means = {"train_loss": self.loss / self.samples}
+        return means if self.correct is None else {**means, "train_accuracy": int(self.correct) / self.samples}
+
+    def state(self) -> dict[str, Any]:
+        """Returns the sums as JSON values, for a resumed run."""
+        correct = None if self.correct is None else int(self.correct)
+        return {"loss": self.loss, "samples": self.samples, "correct": correct}
+
+
+def begin_folder(folder: Path, overwrite: bool, config_text: str | None) -> None:
+    """Makes a run folder, with the resolved configuration where there is one.
+
+    Raises:
+        EvolveError: If it holds a run already and may not be written over.
+    """
+    if (folder / "lineage.jsonl").exists() or (folder / FOLDER).exists():
+        if not overwrite:
+            raise EvolveError(
+                f"'{folder}' holds a run already. Go on with it (`evolve resume {folder}`), or write elsewhere "
+                "(output.dir=...), or over it (output.overwrite=true)."
+            )
+        for name in ("lineage.jsonl", "metrics.jsonl", "config.yaml"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config_text is not None:
+        (folder / "config.yaml").write_text(config_text, encoding="utf-8")
