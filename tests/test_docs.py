@@ -1,0 +1,111 @@
+"""The documentation is true: its code runs, its links lead somewhere, no configuration key is left out."""
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+from test_readme import blocks
+
+from evolve.build import RunConfig
+from evolve.operators import operators
+from evolve.policies import policies
+from evolve.schedules import schedules
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+CONFIGURATION = (DOCS / "configuration.md").read_text(encoding="utf-8")
+
+
+def sections(annotation: object) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in sections(part)]
+
+
+def keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted paths of all keys of a section and of those within it."""
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(f"{prefix}{name}")
+        for inner in sections(field.annotation):
+            found += keys(inner, f"{prefix}{name}.")
+    return found
+
+
+def table_rows(text: str) -> set[str]:
+    """What stands in backquotes in the first column of the tables."""
+    return {word for line in text.splitlines() if line.startswith("|") for word in re.findall(r"`([^`]+)`", line)[:1]}
+
+
+@pytest.mark.parametrize("key", keys(RunConfig))
+def test_every_key_is_described(key):
+    rows = table_rows(CONFIGURATION)
+    parent, _, leaf = key.rpartition(".")
+    if parent in ("evolution.operators", "evolution.limits"):
+        part = CONFIGURATION.partition(f"`{parent}`:")[2].partition("\n\n|")[2].partition("\n\n")[0]
+        assert leaf in table_rows("|" + part)
+    elif parent in ("training.loss", "evolution.schedule", "evolution.policy"):
+        assert leaf in ("name", "options")  # described once, as named things
+        assert parent in rows
+    else:
+        assert key in rows
+
+
+def test_no_key_is_described_that_is_not_there():
+    described = {row for row in table_rows(CONFIGURATION) if re.fullmatch(r"[a-z]+(_[a-z]+)?\.[a-z_]+", row)}
+    assert described <= set(keys(RunConfig))
+
+
+@pytest.mark.parametrize("registry", [operators, schedules, policies], ids=lambda registry: registry.kind)
+def test_every_built_in_option_is_described(registry):
+    for name in registry.names():
+        cls = registry.get(name)
+        if cls.__module__.startswith("evolve."):
+            rows = [line for line in CONFIGURATION.splitlines() if re.match(rf"\| `{name}` \|", line)]
+            assert rows, f"{registry.kind} {name}"
+            for option in cls.Options.model_fields:
+                assert any(re.search(rf"\b{option}\b", row) for row in rows), f"{registry.kind} {name}: {option}"
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if anchor:
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), target
+
+
+def test_the_code_of_the_plugin_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(operators.names())
+    code = blocks((DOCS / "plugins.md").read_text(encoding="utf-8"), "python")
+    assert len(code) == 5
+    names = {"__name__": "plugins_page"}
+    try:
+        for block in code:
+            exec(compile(block, "docs/plugins.md", "exec"), names)
+    finally:
+        for name in set(operators.names()) - before:
+            operators.unregister(name)
+
+
+def test_every_room_is_on_the_architecture_page():
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "evolve"
+    rooms = [path for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    for room in rooms:
+        name = room.name if room.suffix else f"{room.name}/"
+        assert name in page, name
