@@ -239,7 +239,9 @@ def _carry_out(
         _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
     else:
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
-    return " ".join([change.message, f"max|Δ| = {attempt.max_abs_diff:.3g}.", *remarks])
+    delta = attempt.max_abs_diff
+    measured = "The outputs changed shape and cannot be compared." if delta is None else f"max|Δ| = {delta:.3g}."
+    return " ".join([change.message, measured, *remarks])
 
 
 def _first_look(model: nn.Module, inputs: Inputs | None, seed: int) -> Probe:
