@@ -156,7 +156,7 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
     if store is None:
         if isinstance(model, nn.Sequential):
             _evolve_class_of(model)
-        store = BlockStore()
+        store = BlockStore().train(model.training)
         model.add_module(STORE, store)
     if not isinstance(store, BlockStore):
         raise NotApplicable(
@@ -164,7 +164,6 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
         )
     number = sum(1 for key in store._modules if key.rpartition("_")[0] == name)
     key = f"{name}_{number}"
-    store.train(model.training)
     block.train(site.module.training)
     _evolve_class_of(site.module)
     store.add_module(key, block)
