@@ -7,13 +7,12 @@ hands out the next batch. A second copy of the bare loop is a control: its ratio
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timing import arguments, machine, spread, told, write_json
+from timing import Timer, Took, arguments, machine, ratios, spread, told, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,10 +70,10 @@ class BareLoop:
             for chosen in torch.randperm(len(self.inputs)).split(self.batch_size):
                 yield self.inputs[chosen], self.targets[chosen]
 
-    def run(self, steps: int) -> float:
+    def run(self, steps: int) -> Took:
         """Trains and returns the seconds that it took."""
         model, optimizer, batches = self.model, self.optimizer, self.batches
-        started = time.perf_counter()
+        timer = Timer()
         for _ in range(steps):
             inputs, targets = next(batches)
             optimizer.zero_grad(set_to_none=True)
@@ -82,7 +81,7 @@ class BareLoop:
             loss.backward()
             optimizer.step()
             self.loss += loss.item()
-        return time.perf_counter() - started
+        return timer.read()
 
 
 class TakingTurns(Batches):
@@ -95,9 +94,9 @@ class TakingTurns(Batches):
         others: The other arms: each runs so many steps and returns its seconds.
     """
 
-    def __init__(self, inner: TensorBatches, steps: int, blocks: int, others: list[Callable[[int], float]]) -> None:
+    def __init__(self, inner: TensorBatches, steps: int, blocks: int, others: list[Callable[[int], Took]]) -> None:
         self.inner, self.steps, self.blocks, self.others = inner, steps, blocks, others
-        self.rounds: list[list[float]] = []
+        self.rounds: list[list[Took]] = []
 
     @property
     def samples(self) -> int:
@@ -122,10 +121,10 @@ class TakingTurns(Batches):
         """Yields all batches; a block lasts from the request of its first batch to that of the next block's first."""
         batches = self.endless()
         for block in range(self.blocks + 1):
-            started = time.perf_counter()
+            timer = Timer()
             for _ in range(self.steps):
                 yield next(batches)
-            ours = time.perf_counter() - started
+            ours = timer.read()
             turn = self.others if block % 2 else self.others[::-1]
             took = {id(run): run(self.steps) for run in turn}
             self.rounds.append([ours, *(took[id(run)] for run in self.others)])
@@ -155,14 +154,14 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
         ),
     ).run()
     rounds = data.rounds[1:]
-    per_step = [spread([1000 * times[arm] / case.steps for times in rounds]) for arm in range(3)]
+    per_step = [spread([1000 * times[arm].wall / case.steps for times in rounds]) for arm in range(3)]
     return {
         "case": case.name,
         "steps_per_block": case.steps,
         "evolver_ms": per_step[0],
         "bare_ms": per_step[1],
-        "ratio": spread([times[0] / times[1] for times in rounds]),
-        "control_ratio": spread([times[2] / times[1] for times in rounds]),
+        "ratio": ratios([(times[0], times[1]) for times in rounds]),
+        "control_ratio": ratios([(times[2], times[1]) for times in rounds]),
         "rounds": rounds,
     }
 
@@ -178,12 +177,11 @@ def main() -> None:
         if options.only in case.name:
             figures = measure(case, options.repetitions)
             found.append(figures)
-            print(
-                f"{case.name}: Evolver/bare {told(figures['ratio'])}, bare/bare {told(figures['control_ratio'])}; "
-                f"ms a step: Evolver {told(figures['evolver_ms'])}, bare {told(figures['bare_ms'])}; "
-                f"{options.repetitions} blocks of {case.steps} steps",
-                flush=True,
-            )
+            print(case.name)
+            for clock in Took._fields:
+                ours, control = figures["ratio"][clock], figures["control_ratio"][clock]
+                print(f"  {clock:4} time: Evolver/bare {told(ours)}, control bare/bare {told(control)}")
+            print(f"  ms a step: Evolver {told(figures['evolver_ms'])}, bare {told(figures['bare_ms'])}", flush=True)
     write_json(options.json, "loop", found)
 
 

@@ -10,16 +10,42 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 
-def seconds(action: Callable[[], Any]) -> float:
-    """Returns the wall-clock seconds that `action` takes."""
-    started = time.perf_counter()
+class Timer:
+    """Wall-clock and CPU seconds of this process since it was made.
+
+    On a machine that is shared with other work the CPU time of one thread is the steadier of the two.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> Took:
+        """Returns the seconds so far."""
+        return Took(time.perf_counter() - self._wall, time.process_time() - self._cpu)
+
+
+class Took(NamedTuple):
+    """Seconds that something took."""
+
+    wall: float
+    cpu: float
+
+
+def seconds(action: Callable[[], Any]) -> Took:
+    """Returns the seconds that `action` takes."""
+    timer = Timer()
     action()
-    return time.perf_counter() - started
+    return timer.read()
+
+
+def ratios(pairs: Sequence[tuple[Took, Took]]) -> dict[str, dict[str, float]]:
+    """Returns the spread of the ratios within each pair, by wall clock and by CPU time."""
+    return {clock: spread([getattr(a, clock) / getattr(b, clock) for a, b in pairs]) for clock in Took._fields}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
