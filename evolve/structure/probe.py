@@ -108,5 +108,5 @@ def output_tensors(outputs: Any) -> list[Tensor]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Returns the number of elements of all parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Returns the number of elements of all parameters, shared ones once; lazy ones have none yet."""
+    return sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))

@@ -1,0 +1,216 @@
+"""Inputs and models that have broken somebody's mutation: each works, or is refused with a reason and untouched."""
+
+import pytest
+import torch
+from fingerprints import fingerprint
+from torch import nn
+from torch.nn import functional as F
+
+import evolve
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: on a busy machine threads wait for one another far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def conv_net():
+    """Features, then adaptive pooling: takes images of any size."""
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, 2, 1))
+    return nn.Sequential(features, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(48, 5)).eval()
+
+
+def refused(model, words, site="0", **options):
+    before = fingerprint(model)
+    ok, message = evolve.mutate(model, "residual", site=site, seed=0, **options)
+    assert ok is False
+    assert words in message
+    assert fingerprint(model) == before
+
+
+def exact(model, x, site, operator="residual"):
+    """Mutates, holds the outputs against those before, and returns the model after a step that reaches the block."""
+    model.eval()
+    run = (
+        (lambda: model(**x))
+        if isinstance(x, dict)
+        else (lambda: model(*x))
+        if isinstance(x, tuple)
+        else lambda: model(x)
+    )
+    before = run()
+    result = evolve.mutate(model, operator, site=site, example_inputs=x, seed=0)
+    assert result.success, result.message
+    assert result.record.max_abs_diff == 0
+    after = run()
+    for one, other in zip(torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(after), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == other.dtype
+    return model
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (31, 47), (64, 64), (5, 3), (4, 4)])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("operator", ["residual", "deepen"])
+def test_other_sizes_and_batches_at_run_time(size, batch, operator):
+    model = conv_net()
+    x = torch.randn(batch, 3, *size)
+    before = model(x)
+    exact(model, torch.randn(2, 3, 32, 32), "0", operator)
+    assert torch.equal(model(x), before)
+    with torch.no_grad():
+        for name, parameter in model.evolved.named_parameters():
+            if "norm" in name and "weight" in name:
+                parameter.fill_(1)
+    assert not torch.equal(model(x), before)
+    model.train()
+    model(x).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.evolved.parameters())
+
+
+def test_a_shortcut_that_cannot_match_adds_nothing_and_says_so_once(caplog):
+    site = nn.Flatten(1, 2)
+    model = nn.Sequential(nn.Linear(4, 6))
+    assert evolve.mutate(model, "residual", site="0", example_inputs=torch.randn(2, 4), init="random")
+    block = model.evolved.residual_0
+    x, out = torch.randn(2, 3, 4), torch.randn(2, 6)
+    for _ in range(3):
+        assert block(x, out) is out
+    assert caplog.text.count("adds nothing") == 1
+    assert site(x).shape == (2, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float16])
+@pytest.mark.parametrize("operator", ["residual", "deepen"])
+def test_blocks_take_the_models_dtype(dtype, operator):
+    model = exact(conv_net().to(dtype), torch.randn(2, 3, 8, 8).to(dtype), "0", operator)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_channels_last_stays():
+    model = conv_net().to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    exact(model, x, "0", "deepen")
+    assert model[0](x).is_contiguous(memory_format=torch.channels_last)
+    assert model.evolved.deepen_0.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_first_layer_without_weights_needs_no_inputs():
+    model = nn.Sequential(nn.Hardtanh(), conv_net())
+    result = evolve.mutate(model, "residual", site="1.0")
+    assert result.success
+    assert result.record.max_abs_diff == 0
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.pair = nn.Linear(4, 4), nn.GRU(4, 4, batch_first=True)
+        self.unused = nn.Bilinear(2, 2, 2)
+
+    def forward(self, x):
+        x = self.layer(torch.tanh(self.layer(x)))
+        return {"out": self.pair(x)[0], "twice": (x, x.sum())}
+
+
+def test_a_site_called_twice_works_in_both_calls():
+    model, x = Twice(), torch.randn(2, 3, 4)
+    exact(model, x, "layer")
+    with torch.no_grad():
+        model.evolved.residual_0.gate.fill_(1)
+    linear = lambda t: F.linear(t, model.layer.weight, model.layer.bias) + t  # noqa: E731
+    assert torch.allclose(model(x)["twice"][0], linear(torch.tanh(linear(x))), atol=1e-6)
+
+
+def test_a_site_that_returns_a_tuple_or_is_never_reached_is_refused():
+    refused(Twice(), "does not return one single tensor", "pair", example_inputs=torch.randn(2, 3, 4))
+    refused(Twice(), "was not reached", "unused", example_inputs=torch.randn(2, 3, 4))
+    refused(Twice(), "fails on example inputs", "layer", example_inputs=torch.randn(2, 3, 5))
+    refused(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "same number of axes", "0:2", example_inputs=torch.ones(2, 3, 4)
+    )
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embed.weight
+        self.norm = nn.LayerNorm(8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+
+    def forward(self, tokens):
+        return self.head(self.norm(self.block(self.embed(tokens))))
+
+
+@pytest.mark.parametrize("site", ["block", "norm", "head", "block.linear1", "block.norm1"])
+@pytest.mark.parametrize("operator", ["residual", "deepen"])
+def test_attention_layer_norm_and_tied_weights(site, operator):
+    model = exact(Tied().train(), torch.arange(12).reshape(2, 6) % 11, site, operator)
+    assert model.head.weight is model.embed.weight
+
+
+def test_frozen_layers_stay_frozen():
+    model = conv_net().requires_grad_(False)
+    exact(model, torch.randn(2, 3, 8, 8), "0")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        f"evolved.residual_0.{n}" for n in ("conv.weight", "conv.bias", "norm.weight", "norm.bias")
+    }
+
+
+class Inputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 6), nn.Linear(3, 6)
+
+    def forward(self, a, b):
+        return {"sum": self.left(a) + self.right(b)}
+
+
+class Batch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left = nn.Linear(4, 6)
+
+    def forward(self, batch):
+        return self.left(batch["a"]) * batch["scale"]
+
+
+def test_several_inputs_by_position_and_by_name():
+    a, b = torch.randn(2, 4), torch.randn(2, 3)
+    exact(Inputs(), (a, b), "left")
+    exact(Inputs(), {"a": a, "b": b}, "right")
+    exact(Batch(), ({"a": a, "scale": 2.0},), "left")
+
+
+def test_models_without_values_are_refused():
+    refused(conv_net().to("meta"), "meta device")
+    refused(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3)), "lazy")
+
+
+def test_wrappers_are_refused_with_advice(tmp_path):
+    refused(nn.DataParallel(conv_net()), "`.module`")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        refused(nn.parallel.DistributedDataParallel(conv_net()), "`.module`")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("example_inputs", [None, torch.ones(2, 3, 8, 8)])
+def test_a_look_leaves_no_trace_in_statistics_generators_and_gradients(example_inputs):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.5), nn.Conv2d(6, 6, 3)).train()
+    model(torch.randn(2, 3, 8, 8)).sum().backward()
+    before = fingerprint(model)
+    assert evolve.sites(model, "residual", example_inputs=example_inputs)
+    assert fingerprint(model) == before
+    statistics = [b.clone() for b in model.buffers()]
+    assert evolve.mutate(model, "residual", site="0:4", example_inputs=example_inputs)
+    assert all(torch.equal(a, b) for a, b in zip(statistics, model[1].buffers(), strict=True))
+    assert model.evolved.residual_0.norm.num_batches_tracked == 0
+    assert all(m.training for m in model.modules())
