@@ -199,6 +199,7 @@ def _carry_out(
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
+    gradients = [(parameter, parameter.grad, parameter.shape) for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = None  # an operator may run a backward pass; the gradients that stood here come back
     before = _first_look(model, inputs, attempt.seed)
@@ -208,14 +209,13 @@ def _carry_out(
     trained, train_error = _train_outputs_before(model, inputs, attempt.seed)
 
     table = ParameterTable(model)
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
     params_before = count_parameters(model)
     with preserved_rng(model, attempt.seed):
         attempt.plan = operator.plan(model, site, before)
         change = operator.apply(model, site, attempt.plan)
-    for parameter, gradient in gradients:
-        parameter.grad = gradient
+    for parameter, gradient, shape in gradients:
+        parameter.grad = gradient if parameter.shape == shape else None
     attempt.params_after = count_parameters(model)
     _check_count(change, params_before, attempt.params_after)
     _check_limit("parameters", attempt.params_after, limits.params if limits else None)
@@ -352,8 +352,10 @@ def create_operator(name: str, options: Mapping[str, Any]) -> MutationOperator:
         lines = []
         for fault in error.errors():
             key = ".".join(map(str, fault["loc"]))
-            hint = did_you_mean(key, known) if fault["type"] == "extra_forbidden" else f" Found {fault['input']!r}."
-            lines.append(f"option '{key}': {fault['msg']}.{hint}")
+            if fault["type"] == "extra_forbidden":
+                lines.append(f"there is no option '{key}'.{did_you_mean(key, known)}")
+            else:
+                lines.append(f"option '{key}': {fault['msg']}. Found {fault['input']!r}.")
         raise EvolveError(f"Operator '{name}': {' '.join(lines)} Its options: {', '.join(known) or 'none'}.") from error
 
 
