@@ -102,7 +102,7 @@ def load_model(path: Path, model: nn.Module, averaged: bool = False) -> list[Rec
     replay(model, records)
     _load_model(model, path)
     if averaged and _content(path)["ema"]:
-        shadow = torch.load(path / "state.pt", map_location="cpu", weights_only=True)["ema"]
+        shadow = torch.load(path / "state.pt", map_location="cpu", weights_only=True)["ema"]["shadow"]
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in shadow:
@@ -129,7 +129,8 @@ def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]
     if state.scaler is not None:
         state.scaler.load_state_dict(saved["scaler"])
     if state.ema is not None:
-        state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"].items()}
+        state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
+        state.ema.updates = saved["ema"]["updates"]
     content = _content(path)
     state.epoch, state.step, state.batch = content["epoch"], content["step"], content["batch"]
     set_random_state(saved["random"])
@@ -142,7 +143,7 @@ def _tensors(state: TrainState) -> dict[str, Any]:
         "optimizer": optimizer_by_name(state.model, state.optimizer),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
-        "ema": state.ema.shadow if state.ema else None,
+        "ema": {"shadow": state.ema.shadow, "updates": state.ema.updates} if state.ema else None,
         "random": random_state(),
     }
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 class EMA:
     """Averaged parameters, by name; buffers are used as they stand (Polyak and Juditsky, 1992).
 
+    The n-th update keeps at most (1 + n) / (10 + n) of the old average, so that the untrained weights it begins with
+    are soon forgotten.
+
     Args:
         model: The model to follow.
         decay: Share of the old average that is kept at each step, in (0, 1).
@@ -19,6 +22,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
+        self.updates = 0
         self.shadow: dict[str, Tensor] = {}
         self.follow(model)
 
@@ -26,9 +30,9 @@ class EMA:
     def update(self, model: nn.Module) -> None:
         """Moves the averages towards the model's parameters."""
         parameters = dict(model.named_parameters())
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [parameters[name].detach() for name in self.shadow], 1 - self.decay
-        )
+        self.updates += 1
+        kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.shadow.values()), [parameters[name].detach() for name in self.shadow], 1 - kept)
 
     def follow(self, model: nn.Module) -> None:
         """After a mutation: new and resized parameters begin at their present value, gone ones are dropped."""

@@ -54,7 +54,10 @@ class EvolutionConfig(Section):
     probe: Annotated[int, Field(ge=2)] = 8
 
     @model_validator(mode="after")
-    def _something_to_do(self) -> Self:
+    def _parts_go_together(self) -> Self:
+        faults = self.policy.build().faults([operator.name for operator in self.operators])
+        if faults:
+            raise OptionFaults([(("policy", "options", *path), message) for path, message in faults])
         if self.schedule is not None and not self.operators:
             raise OptionFaults([(("operators",), "is empty: a schedule needs operators, such as [{name: residual}].")])
         return self

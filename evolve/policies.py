@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from pydantic import NonNegativeInt, model_validator
 from typing_extensions import Self
 
 from evolve.config import Named
+from evolve.errors import did_you_mean
 from evolve.options import TypedOptions, check_options
 from evolve.registry import Registry
 
@@ -22,13 +23,13 @@ class Candidate:
 
     Attributes:
         operator: Registered name.
-        site: Dotted name of the place.
+        site: Dotted name of the place; None for the operator's default.
         options: The operator's options.
         entry: Position of the operator in the configuration's list.
     """
 
     operator: str
-    site: str
+    site: str | None
     options: Mapping[str, Any] = field(default_factory=dict)
     entry: int = 0
 
@@ -50,6 +51,10 @@ class Policy(ABC):
     @abstractmethod
     def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
         """Returns the candidate to try next, or None for none of them. `candidates` is never empty."""
+
+    def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
+        """Returns what in the policy's options does not go with the operators it may choose from, and where."""
+        return []
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as JSON values."""
@@ -152,8 +157,19 @@ class Fixed(Policy):
         self._position += 1
         same = [c for c in candidates if c.operator == step.operator]
         if not same or step.site is None:
-            return same[0] if same else Candidate(step.operator, step.site or "")
+            return same[0] if same else Candidate(step.operator, step.site)
         return next((c for c in same if c.site == step.site), Candidate(step.operator, step.site, same[0].options))
+
+    def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
+        """Returns the steps whose operator is not among `operators`."""
+        return [
+            (
+                ("steps", index, "operator"),
+                f"'{step.operator}' is not in evolution.operators.{did_you_mean(step.operator, operators)}",
+            )
+            for index, step in enumerate(self.options.steps)
+            if step.operator not in operators
+        ]
 
     def state(self) -> dict[str, Any]:
         """Returns the position in the list."""

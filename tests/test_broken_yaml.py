@@ -114,6 +114,10 @@ BROKEN = {
         edit("round_robin", "roundrobin"),
         [(16, "evolution.policy.name", "Did you mean 'round_robin'?")],
     ),
+    "a step of a policy that is not among the operators": (
+        edit("{name: round_robin}", "{name: fixed, options: {steps: [{operator: deepn}]}}"),
+        [(16, "evolution.policy.options.steps[0].operator", "not in evolution.operators", "Did you mean 'deepen'?")],
+    ),
     "unknown operator": (
         edit("name: deepen", "name: depen"),
         [(19, "evolution.operators[1].name", "Did you mean 'deepen'?")],

@@ -300,3 +300,14 @@ def test_misfits_are_told_before_anything_is_written(tmp_path, override, words):
     assert result.stderr.startswith("Error: ")
     assert "Traceback" not in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml"]
+
+
+def test_a_mutation_between_backward_and_step_keeps_the_gradients():
+    model, (x, y) = net(), data()
+    nn.functional.cross_entropy(model(x), y).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    assert evolve.mutate(model, "residual", site="0", example_inputs=x)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.equal(found[name], gradient)

@@ -152,12 +152,12 @@ def test_evaluate_leaves_modes_and_statistics_alone():
 
 def test_ema_is_the_average_and_follows_mutations():
     model = net()
-    state = state_of(model, ema=0.8)
+    state = state_of(model, ema=0.3)
     expected = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for window in batches(4):
+    for kept, window in zip([2 / 11, 3 / 12, 0.3, 0.3], batches(4), strict=True):
         train_step(state, [window])
         for name, p in model.named_parameters():
-            expected[name] = 0.8 * expected[name] + 0.2 * p.detach()
+            expected[name] = kept * expected[name] + (1 - kept) * p.detach()
     for name, value in state.ema.shadow.items():
         assert torch.allclose(value, expected[name], atol=1e-6)
     assert evolve.mutate(model, "deepen", site="0", optimizer=state.optimizer, example_inputs=batches(1)[0][0])

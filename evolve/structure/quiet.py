@@ -56,7 +56,8 @@ class ModuleState:
 
     Args:
         model: The model to remember.
-        parameters: Remember the values of parameters too, not only of buffers. Doubles the memory they take.
+        parameters: Remember the values of parameters and their gradients too, not only of buffers. Doubles the memory
+            they take.
     """
 
     def __init__(self, model: nn.Module, *, parameters: bool) -> None:
@@ -68,6 +69,8 @@ class ModuleState:
         tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
         if parameters:
             tensors |= {id(parameter): parameter for parameter in model.parameters()}
+            grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
+            tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
         self._tensors = [
             (tensor, tensor.data, tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad)
             for tensor in tensors.values()

@@ -16,7 +16,7 @@ class Transaction:
 
     Weights, buffers, gradients, classes, attributes, modes, optimizer groups and state are covered, and the random
     number generators of Python, NumPy, torch and the model's devices, which are as before on every exit. Takes the
-    memory of one more copy of parameters, buffers and optimizer state while it is open.
+    memory of one more copy of parameters, buffers, gradients and optimizer state while it is open.
 
     Args:
         model: The root module.
