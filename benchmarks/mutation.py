@@ -41,8 +41,16 @@ class Case:
 
 CASES = [
     Case("simple_cnn, 128 of 32x32", partial(build_model, "simple_cnn"), (128, 3, 32, 32), 10, "features"),
-    Case("resnet50, 32 of 64x64", partial(build_model, "resnet50", weights=None), (32, 3, 64, 64), 1000, None),
-    Case("resnet50, 32 of 224x224", partial(build_model, "resnet50", weights=None), (32, 3, 224, 224), 1000, None),
+    Case(
+        "resnet50, 32 of 64x64", partial(build_model, "torchvision:resnet50", weights=None), (32, 3, 64, 64), 1000, None
+    ),
+    Case(
+        "resnet50, 32 of 224x224",
+        partial(build_model, "torchvision:resnet50", weights=None),
+        (32, 3, 224, 224),
+        1000,
+        None,
+    ),
 ]
 
 
@@ -108,7 +116,7 @@ def main() -> None:
     print(f"machine: {machine()}")
     found = []
     for case in CASES:
-        for name in OPTIMIZERS if options.only in case.name else ():
+        for name in (name for name in OPTIMIZERS if options.only in f"{case.name}, {name}"):
             figures = measure(case, name, options.repetitions)
             found.append(figures)
             print(f"{case.name}, {name}, site '{figures['site']}'")
