@@ -86,7 +86,7 @@ needs_statm = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="
 
 
 @needs_statm
-def test_insertions_rolled_back_leave_no_bit_and_no_memory(record_property):
+def test_insertions_rolled_back_leave_no_bit_and_no_memory():
     model, optimizer = trained()
     before = fingerprint(model, optimizer)
     plans = [("residual", "features", {}), ("deepen", "features", {}), ("residual", "features.0:2", {"init": "random"})]
@@ -107,7 +107,6 @@ def test_insertions_rolled_back_leave_no_bit_and_no_memory(record_property):
             change.rollback()
 
     growth = grown(cycle, CYCLES)
-    record_property("rss_growth", growth)
     assert turn == CYCLES + 60
     assert fingerprint(model, optimizer) == before
     assert growth < 5 * MEGABYTE, f"{growth / MEGABYTE:.1f} MB"
@@ -188,7 +187,7 @@ STAGES = {
 
 @needs_statm
 @pytest.mark.parametrize("stage", STAGES)
-def test_insertions_that_fail_leave_no_bit_and_no_memory(monkeypatch, record_property, stage):
+def test_insertions_that_fail_leave_no_bit_and_no_memory(monkeypatch, stage):
     break_it, status = STAGES[stage]
     model, optimizer = trained()
     arm = break_it(monkeypatch)
@@ -207,7 +206,6 @@ def test_insertions_that_fail_leave_no_bit_and_no_memory(monkeypatch, record_pro
             assert fingerprint(model, optimizer) == before
 
     growth = grown(cycle, FAILURES, warm_up=40)
-    record_property("rss_growth", growth)
     assert fingerprint(model, optimizer) == before
     assert growth < 5 * MEGABYTE, f"{growth / MEGABYTE:.1f} MB"
     monkeypatch.undo()
