@@ -1,52 +1,27 @@
-"""YAML in, with the line of every value, without PyYAML's traps, and out again."""
+"""YAML in, with the line of every value and every fault of the text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
+from evolve.config.dialect import PREFIX, READERS, Loader
 from evolve.config.faults import Fault, KeyPath, Place
 
 Places = dict[KeyPath, Place]
 
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)?")
-_OCTAL = re.compile(r"[-+]?0\d[\d_]*")
+_OCTAL = re.compile(r"[-+]?0[\d_]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# Far above any configuration; below them a handful of aliases can still stand for more values than memory holds.
+_MOST_VALUES = 100_000
+_DEEPEST = 50
 
 
-class _Loader(yaml.SafeLoader):
-    """Scalars as in YAML 1.2: `1e-3` is a number; `on`, `yes`, `1:30` and dates are text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared so by PyYAML
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read back as text."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - declared so by PyYAML
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), None)
-    _kind.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), None)
-    _kind.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]*$"), None)
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(rf"^({_NUMBER.pattern}|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"), None
-    )
-    _kind.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), None)
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "null": lambda text: None,
-    "bool": lambda text: text.lower() == "true",
-    "int": lambda text: int(text.replace("_", "")),
-    "float": lambda text: float(re.sub(r"\.(?=inf|nan)", "", text.replace("_", "").lower())),
-    "str": lambda text: text,
-}
+class _TooLargeError(Exception):
+    """More values than a configuration can have."""
 
 
 class _Reader:
@@ -57,35 +32,38 @@ class _Reader:
         self.places: Places = {}
         self.faults: list[Fault] = []
         self._open: list[yaml.Node] = []
+        self._values = 0
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self.places[path] = Place(self.file, node.start_mark.line + 1)
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise _TooLargeError(f"aliases or lists make more than {_MOST_VALUES} values of it; write fewer.")
         if any(node is outer for outer in self._open):
             return self._fault(node, path, "an alias refers to what it lies in; write the value out.")
+        if len(self._open) > _DEEPEST:
+            raise _TooLargeError(f"is nested deeper than {_DEEPEST} levels; write it flatter.")
         self._open.append(node)
         try:
+            if isinstance(node, yaml.ScalarNode):
+                return self._scalar(node, path)
+            if node.tag not in (PREFIX + "map", PREFIX + "seq"):
+                return self._foreign(node, path)
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
-            if isinstance(node, yaml.SequenceNode):
-                return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-            return self._scalar(node, path)
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         finally:
             self._open.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+        result = self._merged(node, path)
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                parts = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
-                for part in parts:
-                    read = self.value(part, path)
-                    merged = {**(read if isinstance(read, dict) else {}), **merged}
+            if key_node.tag == PREFIX + "merge":
                 continue
-            if key_node.tag != "tag:yaml.org,2002:str":
-                found = getattr(key_node, "value", "a list or mapping")
+            if key_node.tag != PREFIX + "str":
+                found = key_node.value if isinstance(key_node, yaml.ScalarNode) else "(a list or mapping)"
                 self._fault(key_node, path, f"the key {found!s:.40} is no text; write it in quotes or choose a name.")
                 continue
             key = key_node.value
@@ -96,18 +74,40 @@ class _Reader:
             inner = (*path, key)
             result[key] = self.value(value_node, inner)
             self.places[inner] = Place(self.file, line)
-        return {**merged, **result}
+        return result
 
-    def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
+    def _merged(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        """What `<<` brings in; the last part is read first and own keys come later, so the winner's place stays."""
+        parts: list[yaml.Node] = []
+        for key_node, value_node in node.value:
+            if key_node.tag == PREFIX + "merge":
+                parts += value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+        result: dict[str, Any] = {}
+        for part in reversed(parts):
+            if isinstance(part, yaml.MappingNode):
+                result.update(self.value(part, path) or {})
+            else:
+                self._fault(part, path, "'<<' takes in a mapping or a list of mappings; this is neither.")
+        return result
+
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         text = str(node.value)
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        kind = node.tag.removeprefix(PREFIX)
+        if kind not in READERS:
+            return self._foreign(node, path)
         if kind == "int" and _OCTAL.fullmatch(text):
             plain = text.replace("_", "").lstrip("+-").lstrip("0") or "0"
             message = f"{text} could mean {plain} or an octal number; write {plain}, or '{text}' for text."
             return self._fault(node, path, message)
-        if kind not in _READERS:
-            return self._fault(node, path, f"the tag {node.tag} is not allowed; only plain YAML values are.")
-        return _READERS[kind](text)
+        if _SURROGATE.search(text):
+            return self._fault(node, path, f"{text!r:.40} holds half a character; write the whole one.")
+        try:
+            return READERS[kind](text)
+        except (KeyError, ValueError):  # `!!int abc`, or more digits than Python reads
+            return self._fault(node, path, f"{text!r:.40} cannot be read as {kind}.")
+
+    def _foreign(self, node: yaml.Node, path: KeyPath) -> None:
+        self._fault(node, path, f"the tag {node.tag} is not allowed; only plain YAML values are.")
 
     def _fault(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self.faults.append(Fault(path, Place(self.file, node.start_mark.line + 1), message))
@@ -130,45 +130,55 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Places, list[Fault]]:
         return {}, {}, [Fault((), whole, f"there is no such file.{have}")]
     except IsADirectoryError:
         return {}, {}, [Fault((), whole, "is a folder; give a YAML file in it.")]
-    except OSError as error:
-        return {}, {}, [Fault((), whole, f"cannot be read: {error.strerror}.")]
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         byte = error.object[error.start]
         message = f"byte {error.start} (0x{byte:02x}) is not UTF-8; save the file as UTF-8."
         return {}, {}, [Fault((), Place(str(path), line), message)]
+    except ValueError as error:  # a NUL character in the name
+        return {}, {}, [Fault((), whole, f"cannot be a file name: {error}.")]
+    except OSError as error:
+        return {}, {}, [Fault((), whole, f"cannot be read: {error.strerror}.")]
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Places, list[Fault]]:
     """Reads YAML text; `file` is what faults call it. Returns as `load_yaml`."""
+    node = _compose(text, file)
+    if isinstance(node, Fault):
+        return {}, {}, [node]
+    reader = _Reader(file)
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        value = reader.value(node, ())
+    except _TooLargeError as error:
+        return {}, {}, [Fault((), Place(file), str(error))]
+    if isinstance(value, dict):
+        return value, reader.places, reader.faults
+    no_mapping = Fault((), Place(file, 1), f"has to be a mapping such as 'model: ...'; found {value!r:.60}.")
+    return {}, {}, reader.faults or [no_mapping]
+
+
+def _compose(text: str, file: str) -> yaml.Node | Fault:
+    """Returns the text's tree, or why it has none."""
+    try:
+        node: yaml.Node | None = yaml.compose(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
         problem = error.problem or "is no YAML"
         if "'\\t'" in problem or (mark and _starts_with_tab(text, mark.line)):
             problem = "a tab stands where YAML wants spaces; indent with spaces"
-        return {}, {}, [Fault((), Place(file, line), f"{problem}.")]
+        elif problem == "but found another document":
+            problem = "a second document begins; keep one in a file"
+        return Fault((), Place(file, line), f"{problem}.")
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
-        return {}, {}, [Fault((), Place(file, line), f"the character {error.character!r} is not allowed in YAML.")]
-    if node is None:
-        return {}, {}, [Fault((), Place(file), "is empty; a run needs at least 'model' and 'data'.")]
-    reader = _Reader(file)
-    value = reader.value(node, ())
-    if not isinstance(value, dict):
-        return {}, {}, [Fault((), Place(file, 1), f"has to be a mapping such as 'model: ...'; found {value!r:.60}.")]
-    return value, reader.places, reader.faults
+        return Fault((), Place(file, line), f"the character {error.character!r} is not allowed in YAML.")
+    except RecursionError:
+        return Fault((), Place(file), f"is nested deeper than {_DEEPEST} levels; write it flatter.")
+    return Fault((), Place(file), "is empty; a run needs at least 'model' and 'data'.") if node is None else node
 
 
 def _starts_with_tab(text: str, line: int) -> bool:
     lines = text.split("\n")
     return any("\t" in entry[: len(entry) - len(entry.lstrip())] for entry in lines[max(0, line - 1) : line + 1])
-
-
-def dump_yaml(config: BaseModel) -> str:
-    """Returns a configuration with all its defaults as YAML that reads back as an equal one."""
-    data = config.model_dump(mode="json")
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)

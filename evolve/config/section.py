@@ -13,9 +13,13 @@ from evolve.errors import did_you_mean
 
 
 class Section(BaseModel):
-    """A frozen, strict part of a configuration: unknown keys, "3" for 3 and true for 1 are faults."""
+    """A frozen, strict part of a configuration: unknown keys, "3" for 3 and true for 1 are faults.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=False)
+    `validate` reads YAML as pydantic reads JSON, so fields may also be tuples, paths and enums. In Python those take
+    their own types only.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 class Named(Section):
@@ -52,17 +56,17 @@ def signature_faults(
         parameters = inspect.signature(function).parameters
     except ValueError:  # a function without a signature, written in C
         return []
-    by_name = [p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    known = [p.name for p in by_name if p.name not in skip]
+    by_name = {p.name: p for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    known = [name for name in by_name if name not in skip]
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     faults: list[tuple[KeyPath, str]] = []
     for key in options:
-        if key in skip and not anything:
+        if key in skip:
             faults.append(((key,), f"'{key}' is given by evolve itself; leave it out."))
         elif key not in known and not anything:
             allowed = f"Known: {', '.join(known)}." if known else "There are none."
             faults.append(((key,), f"unknown option '{key}'.{did_you_mean(key, known)} {allowed}"))
-    for p in by_name:
+    for p in by_name.values():
         if p.default is p.empty and p.name not in options and p.name not in skip:
             faults.append(((), f"the option '{p.name}' is missing."))
     return faults

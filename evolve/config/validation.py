@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
-from evolve.config.loader import Places, parse_yaml
+from evolve.config.loader import Places
 from evolve.errors import did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
-
-COMMAND_LINE = "command line"
 
 
 def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path, earlier: Sequence[Fault] = ()) -> S:
@@ -36,7 +35,9 @@ def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path
     if not raw and faults:
         raise ConfigError(faults)
     try:
-        section = cls.model_validate(raw)
+        # Read as JSON, pydantic stays strict about "3" and true for a number, yet takes a list for a tuple and text
+        # for a path or an enum, which YAML cannot write otherwise.
+        section = cls.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         known_paths = {fault.path for fault in faults}
         for path, message in explain(error, cls, raw):
@@ -46,57 +47,6 @@ def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path
     if faults:
         raise ConfigError(faults)
     return section
-
-
-def apply_overrides(
-    raw: dict[str, Any], places: Places, overrides: Sequence[str]
-) -> tuple[dict[str, Any], Places, list[Fault]]:
-    """Returns values, places and faults with settings such as "training.epochs=3" put over the file's.
-
-    Numbers in a path stand for positions in a list; values are read as YAML.
-    """
-    result, places, faults = _copy(raw), dict(places), []
-    for override in overrides:
-        path_text, equals, value_text = override.partition("=")
-        path: KeyPath = tuple(int(p) if p.isdigit() else p for p in path_text.strip().split("."))
-        if not equals or "" in path:
-            faults.append(Fault((), Place(COMMAND_LINE), f"'{override}' is no setting; write key.sub=value."))
-            continue
-        parsed, _, more = parse_yaml(f"value: {value_text}", COMMAND_LINE)
-        faults += [Fault(path, Place(COMMAND_LINE), fault.message) for fault in more]
-        problem = None if more else _put(result, path, parsed.get("value"))
-        if problem:
-            faults.append(Fault(path, Place(COMMAND_LINE), problem))
-        places[path] = Place(COMMAND_LINE)
-    return result, places, faults
-
-
-def _put(raw: Any, path: KeyPath, value: Any) -> str | None:
-    """Sets the value at a path, making mappings on the way; returns what is in the way, if anything."""
-    for position, key in enumerate(path):
-        last = position == len(path) - 1
-        if isinstance(raw, list) and isinstance(key, int):
-            if key >= len(raw):
-                return f"there is no entry {key}; the list has {len(raw)}."
-        elif isinstance(raw, dict):
-            key = str(key)
-            if not last and isinstance(raw.get(key), str):
-                raw[key] = {"name": raw[key]}  # the short form of {name: X}
-            if not last and raw.get(key) is None:
-                raw[key] = {}
-        else:
-            return f"'{path[position - 1]}' is {raw!r:.40}, which has no '{key}'."
-        if last:
-            raw[key] = value
-        else:
-            raw = raw[key]
-    return None
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def explain(error: ValidationError, cls: type[BaseModel], raw: Any) -> list[tuple[KeyPath, str]]:
@@ -131,7 +81,8 @@ def _words(detail: ErrorDetails, cls: type[BaseModel], path: KeyPath) -> str:
     kind, found, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         known = list(owner.model_fields) if (owner := _owner(cls, path[:-1])) else []
-        return f"unknown key.{did_you_mean(str(path[-1]), known)} Known here: {', '.join(known)}."
+        here = f" Known here: {', '.join(known)}." if known else ""
+        return f"unknown key.{did_you_mean(str(path[-1]), known)}{here}"
     if kind == "missing":
         return "is missing."
     if kind == "value_error":
@@ -143,6 +94,10 @@ def _words(detail: ErrorDetails, cls: type[BaseModel], path: KeyPath) -> str:
         "bool_type": "true or false",
         "string_type": "text",
         "list_type": "a list",
+        "tuple_type": "a list",
+        "set_type": "a list",
+        "path_type": "text",
+        "enum": f"one of {context.get('expected', '')}",
         "dict_type": "a mapping",
         "model_type": "a mapping",
         "model_attributes_type": "a mapping",
@@ -159,7 +114,7 @@ def _words(detail: ErrorDetails, cls: type[BaseModel], path: KeyPath) -> str:
 
 
 def _hint(kind: str, found: Any, context: dict[str, Any]) -> str:
-    if kind == "literal_error" and isinstance(found, str):
+    if kind in ("literal_error", "enum") and isinstance(found, str):
         return did_you_mean(
             found, [part.strip(" '") for part in str(context["expected"]).replace(" or ", ",").split(",")]
         )
@@ -177,21 +132,21 @@ def _value(found: Any) -> str:
 
 
 def _owner(cls: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
-    """The section class that a path leads to."""
+    """The section class that a path leads to; keys of a mapping of sections and places in a list are passed over."""
     current: Any = cls
     for part in path:
-        if isinstance(part, int):
-            continue
-        field = current.model_fields.get(part) if current is not None else None
-        current = _section_in(field.annotation) if field else None
-    found: type[BaseModel] | None = current
-    return found
+        section = _section_in(current)
+        if section and part in section.model_fields:
+            current = section.model_fields[str(part)].annotation
+        elif section is current:
+            return None
+    return _section_in(current)
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (list, Union, types.UnionType, Annotated):
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation if issubclass(annotation, BaseModel) else None
+    if get_origin(annotation) in (list, tuple, dict, Union, types.UnionType, Annotated):
         return next((s for a in get_args(annotation) if (s := _section_in(a))), None)
     return None
 
