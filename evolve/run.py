@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from evolve.checkpoint import FOLDER
 from evolve.config import Section
@@ -57,29 +59,39 @@ class RunResult:
 
 @dataclass
 class Meter:
-    """Sums over the steps of the running epoch; `correct` stays a tensor so that the device need not be waited for."""
+    """Sums over the steps of the running epoch."""
 
     loss: float = 0.0
     samples: int = 0
-    correct: Any = 0
-    seconds: float = 0.0
+    correct: int | None = 0
     since: float = field(default_factory=time.perf_counter)
+    _hits: list[Tensor] = field(default_factory=list)  # not counted yet: that would wait for the device
 
     def add(self, result: StepResult) -> None:
         """Takes in one optimizer step."""
         self.loss += result.loss * result.samples
         self.samples += result.samples
-        self.correct = None if result.correct is None or self.correct is None else self.correct + result.correct
+        if not result.hits:
+            self.correct = None
+        self._hits += result.hits
+        if len(self._hits) >= 256:
+            self._count()
 
     def metrics(self) -> dict[str, float]:
         """Returns the means."""
+        self._count()
         means = {"train_loss": self.loss / self.samples}
-        return means if self.correct is None else {**means, "train_accuracy": int(self.correct) / self.samples}
+        return means if self.correct is None else {**means, "train_accuracy": self.correct / self.samples}
 
     def state(self) -> dict[str, Any]:
         """Returns the sums as JSON values, for a resumed run."""
-        correct = None if self.correct is None else int(self.correct)
-        return {"loss": self.loss, "samples": self.samples, "correct": correct}
+        self._count()
+        return {"loss": self.loss, "samples": self.samples, "correct": self.correct}
+
+    def _count(self) -> None:
+        if self._hits and self.correct is not None:
+            self.correct += int(torch.cat(self._hits).sum())
+        self._hits = []
 
 
 def begin_folder(folder: Path, overwrite: bool, config_text: str | None) -> None:

@@ -116,11 +116,17 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step saw: mean loss, samples, and right answers where targets are classes."""
+    """What one optimizer step saw.
+
+    Attributes:
+        loss: Mean of the batches' losses.
+        samples: How many there were.
+        hits: For each batch, which answers were right; empty where targets are not classes.
+    """
 
     loss: float
     samples: int
-    correct: Tensor | None
+    hits: list[Tensor]
 
 
 def place_model(model: nn.Module, config: TrainingConfig) -> torch.device:
@@ -173,7 +179,8 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite; nothing was changed by it.
     """
-    total, samples, correct = 0.0, 0, None
+    total, samples = 0.0, 0
+    answers: list[Tensor | None] = []
     for inputs, targets in batches:
         inputs, targets = _place(state, inputs), targets.to(state.device, non_blocking=True)
         with _autocast(state):
@@ -189,12 +196,11 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
         share = loss if len(batches) == 1 else loss / len(batches)
         (state.scaler.scale(share) if state.scaler else share).backward()  # type: ignore[no-untyped-call]
         total, samples = total + value / len(batches), samples + len(inputs)
-        hits = _correct(outputs, targets)
-        correct = hits if correct is None or hits is None else correct + hits
+        answers.append(_hits(outputs, targets))
     _optimizer_step(state)
     state.step += 1
     state.batch += len(batches)
-    return StepResult(total, samples, correct)
+    return StepResult(total, samples, [hits for hits in answers if hits is not None])
 
 
 def _optimizer_step(state: TrainState) -> None:
@@ -228,7 +234,7 @@ def advance_schedule(state: TrainState, interval: str, val_loss: float | None = 
 def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
     """Returns mean "loss" and, where targets are classes, "accuracy", with averaged weights where there are any."""
     loss_sum, samples = torch.zeros((), device=state.device, dtype=torch.float32), 0
-    correct: Tensor | None = None
+    answers: list[Tensor | None] = []
     averaged = state.ema.applied_to(state.model) if state.ema else nullcontext()
     with _eval_mode(state.model), averaged:
         for inputs, targets in batches:
@@ -238,11 +244,10 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
                 loss = state.loss(outputs, targets)
             loss_sum += loss.float() * len(inputs)
             samples += len(inputs)
-            hits = _correct(outputs, targets)
-            correct = hits if correct is None or hits is None else correct + hits
+            answers.append(_hits(outputs, targets))
     metrics = {"loss": loss_sum.item() / max(samples, 1)}
-    if correct is not None:
-        metrics["accuracy"] = correct.item() / samples
+    if hits := [batch for batch in answers if batch is not None]:
+        metrics["accuracy"] = int(torch.cat(hits).sum()) / samples
     return metrics
 
 
@@ -287,10 +292,13 @@ def _autocast(state: TrainState) -> AbstractContextManager[Any]:
     return torch.autocast(state.device.type, dtype)
 
 
-def _correct(outputs: Any, targets: Tensor) -> Tensor | None:
-    """Right answers of a classification; None where the targets are not one class each."""
+def _hits(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Which answers of a classification are right; None where the targets are not one class each.
+
+    Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an epoch.
+    """
     classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
     if not classes or targets.is_floating_point():
         return None
-    hits: Tensor = (outputs.detach().argmax(1) == targets).sum()
+    hits: Tensor = outputs.argmax(1) == targets
     return hits
