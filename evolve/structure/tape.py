@@ -1,0 +1,292 @@
+"""Records one run of a model as a list of operations, with the module that each of them belongs to.
+
+The record is taken below autograd, at the dispatcher, on fake tensors: every model that runs can be recorded, whatever
+its forward is written like, and nothing is computed or allocated. Where a forward looks at values (control flow that
+depends on data), the run is recorded on the real tensors instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from evolve.structure.inputs import Inputs
+from evolve.structure.quiet import preserved_rng, undisturbed
+
+Shape = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Value:
+    """One tensor of the run.
+
+    Attributes:
+        shape: Its sizes.
+        dtype: Its element type.
+        source: Name of the parameter or buffer it is; "" for what was computed or passed in.
+        made_by: Position of the operation that made it; None for parameters, buffers, inputs and constants.
+    """
+
+    shape: Shape
+    dtype: torch.dtype
+    source: str = ""
+    made_by: int | None = None
+
+
+@dataclass(eq=False)
+class Op:
+    """One operation.
+
+    Attributes:
+        func: The ATen overload.
+        args: Its arguments, with `Value` in place of tensors; likewise `kwargs`.
+        outputs: What it returned, flattened; None where that is no tensor.
+        call: Position in `Tape.calls` of the innermost module call it ran in.
+        flops: Floating-point operations (2 per multiply-accumulate).
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Value | None]
+    call: int
+    flops: int
+
+    @property
+    def name(self) -> str:
+        """Name without overload, such as "aten.view"."""
+        return str(self.func._overloadpacket)
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """Returns an argument by its name in the operation's schema."""
+        for position, known in enumerate(self.func._schema.arguments):
+            if known.name == name:
+                if position < len(self.args):
+                    return self.args[position]
+                return self.kwargs.get(name, known.default_value if known.has_default_value() else default)
+        return default
+
+    @property
+    def tensors(self) -> list[Value]:
+        """The tensors among its arguments."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        module: Its dotted name, "" for the root.
+        parent: Position of the enclosing call; -1 for the root's.
+        inputs: Tensors among its arguments; likewise `outputs`.
+        ops: First operation and the one after the last.
+    """
+
+    module: str
+    parent: int
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    ops: tuple[int, int] = (0, 0)
+
+
+@dataclass(eq=False)
+class Tape:
+    """One recorded run.
+
+    Attributes:
+        ops: In the order in which they ran.
+        calls: Module calls in the order in which they began; the first is the root's.
+        parameters: The parameters and buffers that were used, by name.
+        inputs: Tensors among the model's arguments; likewise `outputs`.
+        training: The mode of the run.
+        real: Whether it had to be recorded on real tensors.
+    """
+
+    training: bool
+    ops: list[Op] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    parameters: dict[str, Value] = field(default_factory=dict)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+    real: bool = False
+
+    def modules_of(self, op: Op) -> list[str]:
+        """Returns the names of the modules that an operation ran in, innermost first."""
+        names, call = [], op.call
+        while call >= 0:
+            names.append(self.calls[call].module)
+            call = self.calls[call].parent
+        return names
+
+
+class Recorder(TorchDispatchMode):
+    """Writes the operations that run while it is open to a tape.
+
+    Args:
+        model: Its parameters, buffers and modules get their names on the tape.
+        tape: Where to write.
+        fake: Stands in for real tensors with fake ones; None records the real ones.
+    """
+
+    def __init__(self, model: nn.Module, tape: Tape, fake: FakeTensorMode | None) -> None:
+        super().__init__()
+        self.tape = tape
+        self._fake = fake
+        self._stand_ins: dict[int, Tensor] = {}
+        self._values: dict[int, Value] = {}
+        self._alive: list[Any] = []  # ids are unique only among living objects
+        self._stack = [-1]
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self._sources = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+
+    def value(self, tensor: Tensor, made_by: int | None = None) -> Value:
+        """Returns the value that stands for a tensor."""
+        known = self._values.get(id(tensor))
+        if known is None:
+            source = self._sources.get(id(tensor), "")
+            known = Value(tuple(tensor.shape), tensor.dtype, source, made_by)
+            self._values[id(tensor)] = known
+            self._alive.append(tensor)
+            if source:
+                self.tape.parameters[source] = known
+        return known
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """Returns the fake tensor that takes a real one's place."""
+        if self._fake is None or isinstance(tensor, FakeTensor):
+            return tensor
+        known = self._stand_ins.get(id(tensor))
+        if known is None:
+            with no_dispatch():
+                meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            known = FakeTensor(self._fake, meta, tensor.device)
+            self._stand_ins[id(tensor)] = known
+            self._values[id(known)] = self.value(tensor)
+            self._alive.append(known)
+        return known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation and writes it down."""
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # fake tensors ask for it at every step
+            return args[0].fake_device
+        noted = tuple(self._note(arg) for arg in args)
+        noted_kwargs = {key: self._note(value) for key, value in kwargs.items()}
+        if self._fake is not None:
+            args = tuple(self._replace(arg) for arg in args)
+            kwargs = {key: self._replace(value) for key, value in kwargs.items()}
+        out = func(*args, **kwargs)
+        position = len(self.tape.ops)
+        flat = out if isinstance(out, (tuple, list)) else (out,)
+        outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(flat)]
+        counter = flop_registry.get(func._overloadpacket)
+        flops = counter(*args, **kwargs, out_val=out) if counter is not None else 0
+        self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1], flops))
+        return out
+
+    def _note(self, arg: Any) -> Any:
+        if isinstance(arg, Tensor):
+            return self.value(arg)
+        if isinstance(arg, (list, tuple)):
+            return [self._note(item) for item in arg]
+        return arg
+
+    def _replace(self, arg: Any) -> Any:
+        if isinstance(arg, Tensor):
+            return self.stand_in(arg)
+        if isinstance(arg, (list, tuple)):
+            return [self._replace(item) for item in arg]
+        return arg
+
+    @contextlib.contextmanager
+    def modules(self) -> Iterator[None]:
+        """Notes the calls of modules while it is open. Hooks are torch's global ones: no module is touched."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            name = self._names.get(id(module))
+            if name is None:
+                name = self.tape.calls[self._stack[-1]].module if self._stack[-1] >= 0 else ""
+            call = Call(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
+            self.tape.calls.append(call)
+            self._stack.append(len(self.tape.calls) - 1)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            call = self.tape.calls[self._stack.pop()]
+            call.outputs = self._tensors(output)
+            call.ops = (call.ops[0], len(self.tape.ops))
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _tensors(self, values: Any) -> list[Value]:
+        return [self.value(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:
+    """Records one run of the model; it is left as it was.
+
+    Args:
+        model: Any module, on any device, `meta` too.
+        inputs: Arguments of the run.
+        training: The mode to run it in.
+    """
+    try:
+        return _record(model, inputs, FakeTensorMode(allow_non_fake_inputs=True), training)
+    except (DataDependentOutputException, DynamicOutputShapeException):  # the forward looks at values
+        return _record(model, inputs, None, training)
+
+
+def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, training: bool) -> Tape:
+    tape = Tape(training, real=fake is None)
+    recorder = Recorder(model, tape, fake)
+
+    def ready(leaf: Any) -> Any:
+        return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
+
+    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), transparent_attention():
+        model.train(training)
+        args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
+        with fake or contextlib.nullcontext(), recorder, recorder.modules():
+            outputs = model(*args, **kwargs)
+    tape.inputs = recorder._tensors((args, kwargs))
+    tape.outputs = recorder._tensors(outputs)
+    return tape
+
+
+@contextlib.contextmanager
+def transparent_attention() -> Iterator[None]:
+    """Lets attention run as the plain operations it consists of, instead of one fused kernel."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def swap_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+    """Placeholder."""
+    raise NotImplementedError
