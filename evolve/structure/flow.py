@@ -117,7 +117,7 @@ class Flow:
 
     def _step(self, op: Op) -> None:
         tensors = op.tensors
-        rule_ = RULES.get(op.name) or (RULES["aten.pointwise"] if torch.Tag.pointwise in op.func.tags else None)
+        rule_ = _rule_for(op)
         self._contracted.clear()
         if rule_ is None:
             self.unknown.add(op.name)
@@ -157,6 +157,17 @@ class Flow:
                 axis.mark("fixed", reason)
         else:
             self.axes[value] = [Axis(size, fixed=reason) for size in value.shape]
+
+
+def _rule_for(op: Op) -> Rule | None:
+    found = RULES.get(op.name)
+    if found is None and torch.Tag.pointwise in op.func.tags:
+        return RULES["aten.pointwise"]
+    if found is None and op.name.endswith("_"):  # not every in-place operation bears its tag
+        packet = getattr(torch.ops.aten, op.name.removeprefix("aten.").rstrip("_"), None)
+        if packet is not None and any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads()):
+            return RULES["aten.pointwise"]
+    return found
 
 
 _SAME = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "clone", "_to_copy", "detach", "alias", "neg"}

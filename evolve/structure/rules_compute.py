@@ -15,7 +15,7 @@ SPATIAL = "a spatial size"
 @rule("native_dropout", "dropout", "bernoulli", "bernoulli_", "zeros_like", "ones_like", "empty_like", "full_like")
 @rule("rand_like", "randn_like", "fill", "fill_", "zero_", "uniform_", "normal_", "masked_fill", "masked_fill_")
 @rule("where", "to", "_prelu_kernel", "rrelu_with_noise", "rrelu_with_noise_", "set_data", "resolve_conj", "copy")
-@rule("exponential_", "normal", "detach_", "frexp", "random_", "bernoulli_float", "div_", "view_dtype")
+@rule("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "exponential_", "normal", "detach_", "random_")
 def pointwise(flow: Flow, op: Op) -> None:
     """Each position for itself, with broadcasting from the right."""
     values = [value for value in op.tensors if value.shape]

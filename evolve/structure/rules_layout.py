@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evolve.structure.axes import Axis, cut, product, reshape, total, unify
+from evolve.structure.axes import Axis, MismatchError, cut, product, reshape, total, unify
 from evolve.structure.flow import Flow, dims_of, rule
 from evolve.structure.tape import Op, Value
 
@@ -46,6 +46,15 @@ def _pixels(flow: Flow, op: Op) -> None:
         repeated = Axis(factor * factor, fixed="the pixels that become channels")
         grown = product([channels, repeated])
         flow.give(out, [*lead, grown, *(_fixed_like(out, dim, "a spatial size") for dim in (-2, -1))])
+
+
+@rule("as_strided", "as_strided_", "resize_")
+def _strided(flow: Flow, op: Op) -> None:
+    """A new memory layout of the same shape says nothing; of another shape, it may mean anything."""
+    value, out = op.args[0], op.outputs[0]
+    if out is None or out.shape != value.shape:
+        raise MismatchError("a view by strides")
+    flow.give(out, flow.of(value))
 
 
 @rule("permute")

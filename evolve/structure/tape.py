@@ -8,18 +8,15 @@ depends on data), the run is recorded on the real tensors instead.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._mode_utils import no_dispatch
@@ -29,6 +26,8 @@ from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
@@ -48,6 +47,11 @@ class Value:
     dtype: torch.dtype
     source: str = ""
     made_by: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        return prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(eq=False)
@@ -177,7 +181,8 @@ class Recorder(TorchDispatchMode):
         if known is None:
             with no_dispatch():
                 meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-            known = FakeTensor(self._fake, meta, tensor.device)
+            device = tensor.device if tensor.device.type != "meta" else torch.device("cpu")
+            known = FakeTensor(self._fake, meta, device)
             self._stand_ins[id(tensor)] = known
             self._values[id(known)] = self.value(tensor)
             self._alive.append(known)
@@ -254,7 +259,8 @@ def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:
     """
     try:
         return _record(model, inputs, FakeTensorMode(allow_non_fake_inputs=True), training)
-    except (DataDependentOutputException, DynamicOutputShapeException):  # the forward looks at values
+    except Exception as error:  # the forward looks at values, or hands tensors to something that takes none without
+        logger.debug("%s cannot run on fake tensors (%s); it runs on real ones.", type(model).__name__, error)
         return _record(model, inputs, None, training)
 
 
@@ -286,7 +292,3 @@ def transparent_attention() -> Iterator[None]:
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 
-
-def swap_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
-    """Placeholder."""
-    raise NotImplementedError

@@ -1,0 +1,160 @@
+"""Everything that is known of a model's structure, from two recorded runs: groups, costs, calls."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+import evolve.structure.rules_compute
+import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
+from evolve.errors import NotApplicable, did_you_mean
+from evolve.structure.axes import Axis
+from evolve.structure.flow import Flow
+from evolve.structure.groups import Group, find_groups
+from evolve.structure.inputs import Inputs
+from evolve.structure.tape import Shape, Tape, record
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one module costs in a forward pass of one sample, its children included.
+
+    Attributes:
+        parameters: Elements of its parameters, shared ones once.
+        flops: Floating-point operations (2 per multiply-accumulate).
+        activation_bytes: Bytes of all tensors that its operations make: what training keeps, at most.
+    """
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+
+class Analysis:
+    """The structure of a model as it stood when it was analysed.
+
+    Attributes:
+        inputs: The arguments of the recorded runs.
+        tapes: The run in eval mode and the one in train mode; the latter is missing where the model cannot train on
+            these inputs.
+        flow: The axes of every tensor.
+        groups: What can change together, groups that cannot (with the reason) included.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.tapes: list[Tape] = [record(model, inputs, training=False)]
+        try:
+            self.tapes.append(record(model, inputs, training=True))
+        except Exception as error:  # such as BatchNorm with one value per channel
+            logger.debug("%s does not run in train mode on these inputs: %s", type(model).__name__, error)
+        self.flow = Flow()
+        for tape in self.tapes:
+            self.flow.follow(tape)
+        self.groups: list[Group] = find_groups(model, self.flow)
+        self._by_name = {group.name: group for group in self.groups}
+        self._parameters = _parameters_by_module(model)
+
+    @property
+    def changeable(self) -> list[Group]:
+        """The groups whose size can change."""
+        return [group for group in self.groups if not group.fixed]
+
+    def group(self, name: str) -> Group:
+        """Returns the group called `name`.
+
+        Raises:
+            NotApplicable: If there is none, or if its size cannot change.
+        """
+        group = self._by_name.get(name)
+        if group is None:
+            known = [group.name for group in self.changeable]
+            raise NotApplicable(
+                f"The model has no group of channels or units called '{name}'.{did_you_mean(name, known)} "
+                "`evolve.analyse(model)` lists them."
+            )
+        if group.fixed:
+            raise NotApplicable(f"The {group.size} positions of '{name}' cannot change: {group.fixed}.")
+        return group
+
+    def shape_of(self, source: str, sizes: dict[Axis, int]) -> Shape:
+        """Returns the shape of a parameter or buffer if plain axes had other sizes."""
+        return tuple(axis.resized(sizes) for axis in self.flow.sources[source])
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """The cost of each module by name, "" for the whole model."""
+        tape, batch = self.tapes[0], max(self.inputs.batch_size, 1)
+        flops: dict[str, int] = defaultdict(int)
+        memory: dict[str, int] = defaultdict(int)
+        for op in tape.ops:
+            made = 0
+            if not op.func.is_view:
+                old = set(op.tensors)
+                made = sum(value.bytes for value in op.outputs if value is not None and value not in old)
+            for name in set(tape.modules_of(op)):
+                flops[name] += op.flops
+                memory[name] += made
+        return {
+            name: Cost(count, flops[name] // batch, memory[name] // batch) for name, count in self._parameters.items()
+        }
+
+
+def analyse(model: nn.Module, inputs: Inputs) -> Analysis:
+    """Returns the structure of a model, analysed anew only where the model or the inputs have changed since.
+
+    Args:
+        model: Any module, on any device, `meta` too; it is left as it was.
+        inputs: Arguments of a forward pass. Only their shapes matter, unless the forward looks at values.
+    """
+    key = fingerprint(model, inputs)
+    known = _MEMO.get(model)
+    if known is None or known[0] != key:
+        known = (key, Analysis(model, inputs))
+        _MEMO[model] = known
+    return known[1]
+
+
+# A memo, not a state: it is looked at only where the fingerprint says that nothing has changed.
+_MEMO: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Analysis]] = weakref.WeakKeyDictionary()
+
+
+def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
+    """Returns what an analysis depends on: classes, shapes, plain settings of every module, shapes of the inputs."""
+    modules = tuple(
+        (
+            name,
+            type(module),
+            tuple((key, value) for key, value in vars(module).items() if isinstance(value, (int, str, tuple, float))
+                  and key != "training" and _hashable(value)),
+            tuple(id(link) for link in getattr(module, "_evolve_links", ())),
+        )
+        for name, module in model.named_modules()
+    )
+    tensors = tuple((name, tuple(tensor.shape), id(tensor)) for name, tensor in model.state_dict(keep_vars=True).items()
+                    if hasattr(tensor, "shape"))
+    return modules, tensors, tuple((tuple(t.shape), t.dtype) for t in inputs.tensors)
+
+
+def _hashable(value: Any) -> bool:
+    return not isinstance(value, tuple) or all(isinstance(item, (int, str, float)) for item in value)
+
+
+def _parameters_by_module(model: nn.Module) -> dict[str, int]:
+    counts: dict[str, int] = {name: 0 for name, _ in model.named_modules()}
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        while True:
+            counts[owner] += parameter.numel()
+            if not owner:
+                break
+            owner = owner.rpartition(".")[0]
+    return counts

@@ -1,0 +1,201 @@
+"""Which channels, units and heads of a model can change together, and where each of them is kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from evolve.structure.axes import Axis, MismatchError, unify
+from evolve.structure.flow import Flow
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a group lies in one axis of a parameter or buffer.
+
+    Position i of the group is the range of `inner` positions from `start + i * inner` on, for each of the starts.
+
+    Attributes:
+        name: Parameter or buffer.
+        axis: Its axis.
+        starts: First positions of the blocks.
+        inner: Positions of the axis for each position of the group.
+        reads: Whether the model sums over the axis here (the input side of a layer), so that a copy of a position needs
+            a share of its weight; elsewhere a copy is a copy.
+    """
+
+    name: str
+    axis: int
+    starts: tuple[int, ...]
+    inner: int
+    reads: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Positions that can only change together: the channels between layers, the hidden units of an MLP, heads.
+
+    Attributes:
+        name: Site name: the module that makes them first, with a number behind a colon where it makes several groups.
+        size: How many.
+        axis: The axis that stands for them.
+        slots: Every place where they are kept.
+        statistic: Why only whole copies of all of them keep the function ("" where that is not so).
+        mixed: Why no copy of one of them keeps the function ("" where that is not so).
+        fixed: Why they cannot change at all ("" where they can).
+    """
+
+    name: str
+    size: int
+    axis: Axis
+    slots: tuple[Slot, ...]
+    statistic: str = ""
+    mixed: str = ""
+    fixed: str = ""
+
+    @property
+    def readers(self) -> list[Slot]:
+        """The slots at the input side of layers."""
+        return [slot for slot in self.slots if slot.reads]
+
+
+def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
+    """Returns the groups of a model whose runs have been followed, in the order of its parameters."""
+    _heed_modules(model, flow)
+    readings, others = _readings(flow)
+    slots: dict[Axis, list[Slot]] = defaultdict(list)
+    for name, axes in flow.sources.items():
+        for position, axis in enumerate(axes):
+            for leaf, (starts, inner) in _blocks(axis).items():
+                place = (name, position)
+                reads = place in readings[leaf]
+                if reads and place in others[leaf]:
+                    leaf.mark("mixed", f"'{name}' is both read from and written with along it (tied weights)")
+                slots[leaf].append(Slot(name, position, tuple(starts), inner, reads))
+    owners = _owners(model)
+    names = _names(slots, owners)
+    order = {name: position for position, (name, _) in enumerate((*model.named_parameters(), *model.named_buffers()))}
+    groups = [
+        Group(
+            names[leaf],
+            leaf.size,
+            leaf,
+            tuple(sorted(found, key=lambda slot: order.get(slot.name, 0))),
+            leaf.marks.get("statistic", ""),
+            leaf.marks.get("mixed", ""),
+            leaf.marks.get("fixed", ""),
+        )
+        for leaf, found in slots.items()
+    ]
+    return sorted(groups, key=lambda group: min(order.get(slot.name, 0) for slot in group.slots))
+
+
+def _heed_modules(model: nn.Module, flow: Flow) -> None:
+    """What PyTorch's own modules demand beyond what the run shows."""
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            for key in own:
+                for axis in flow.sources.get(prefix + key, ()):
+                    axis.mark("fixed", "a recurrent layer")
+        elif isinstance(module, nn.MultiheadAttention):
+            # It asserts that its width is heads x head width: both sides of the output projection change together.
+            axes = flow.sources.get(prefix + "out_proj.weight")
+            if axes:
+                try:
+                    unify(*axes)
+                except MismatchError:
+                    for axis in axes:
+                        axis.mark("fixed", "nn.MultiheadAttention")
+
+
+def _readings(flow: Flow) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[Axis, set[tuple[str, int]]]]:
+    """For each plain axis: the parameter axes that are summed over, and those that are used in another way."""
+    origins = {id(axis): (name, k) for name, axes in flow.sources.items() for k, axis in enumerate(axes)}
+    within: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
+    for name, axes in flow.sources.items():
+        for position, axis in enumerate(axes):
+            for leaf in axis.leaves():
+                within[leaf].add((name, position))
+    summed: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
+    plain: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
+    for use in flow.uses:
+        direct = origins.get(id(use.axis))
+        for leaf in use.axis.leaves():
+            for factors in use.weight:
+                places = {place for place in within[leaf] if place[0] in factors}
+                if direct is not None and direct[0] in factors:
+                    places = {direct}
+                if not use.contracted:
+                    plain[leaf] |= places
+                elif len(places) == 1:
+                    summed[leaf] |= places
+                elif not places:
+                    leaf.mark("mixed", "it is summed over with weights that are computed from others")
+                else:
+                    one = min(places)  # a product of weights is scaled by scaling one of them
+                    same = {place for place in places if place[0] == one[0]}
+                    if len(same) > 1:
+                        leaf.mark("mixed", f"'{one[0]}' has it on several axes at once")
+                    summed[leaf].add(one)
+    return summed, plain
+
+
+def _blocks(axis: Axis) -> dict[Axis, tuple[list[int], int]]:
+    """Returns the starts and the inner size of the blocks of each changeable plain axis in an axis."""
+    found: dict[Axis, tuple[list[int], int]] = {}
+    for leaf, start, inner in _walk(axis):
+        starts, known = found.setdefault(leaf, ([], inner))
+        if known != inner:
+            leaf.mark("fixed", "it lies in one axis in several ways")
+        starts.append(start)
+    return found
+
+
+def _walk(axis: Axis) -> Iterator[tuple[Axis, int, int]]:
+    axis = axis.resolved()
+    if axis.kind == "plain":
+        yield axis, 0, 1
+        return
+    if axis.kind == "sum":
+        offset = 0
+        for part in axis.parts:
+            yield from ((leaf, offset + start, inner) for leaf, start, inner in _walk(part))
+            offset += part.size
+        return
+    sizes = [part.size for part in axis.parts]
+    for position, part in enumerate(axis.parts):
+        outer, inner = prod(sizes[:position]), prod(sizes[position + 1 :])
+        blocks = list(_walk(part))
+        if all("fixed" in leaf.marks for leaf, _, _ in blocks):
+            outer = 1  # nobody will ask where they are
+        for repetition in range(outer):
+            for leaf, start, own in blocks:
+                yield leaf, (repetition * part.size + start) * inner, own * inner
+
+
+def _owners(model: nn.Module) -> dict[str, str]:
+    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    return {name: name.rpartition(".")[0] for name in names}
+
+
+def _names(slots: Mapping[Axis, list[Slot]], owners: Mapping[str, str]) -> dict[Axis, str]:
+    """Names each group after the first module that makes it."""
+    taken: dict[str, int] = defaultdict(int)
+    names = {}
+    changeable_first = sorted(slots.items(), key=lambda item: ("fixed" in item[0].marks, all(s.reads for s in item[1])))
+    for leaf, found in changeable_first:
+        makers = [slot for slot in found if not slot.reads] or found
+        inside = [slot for slot in makers if owners.get(slot.name, "")] or makers
+        owner = owners.get(inside[0].name, "")
+        number = taken[owner]
+        taken[owner] += 1
+        names[leaf] = f"{owner}:{number}" if number else owner
+    return names
+
+
