@@ -206,7 +206,7 @@ def _carry_out(
     attempt.flops_before = before.flops
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    trained, train_error = _train_outputs_before(model, inputs, attempt.seed)
+    trained, train_error = _train_outputs_before(model, inputs, attempt.seed, operator.reshapes)
 
     table = ParameterTable(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
@@ -220,7 +220,7 @@ def _carry_out(
     _check_count(change, params_before, attempt.params_after)
     _check_limit("parameters", attempt.params_after, limits.params if limits else None)
     if optimizer is not None:
-        reconcile(model, optimizer, table, site.name)
+        reconcile(model, optimizer, table, site.name, change.cuts)
         _reject_if(optimizer_faults(model, optimizer, table, held))
     if inputs is None:
         _check_limit_known(limits)
@@ -231,7 +231,7 @@ def _carry_out(
     _check_limit("FLOPs", after.flops, limits.flops if limits else None)
     pairs = [("eval", before.outputs, after.outputs)]
     if train_error is None:
-        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed)))
+        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=operator.reshapes)))
     _check_outputs(operator, pairs, attempt)
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
     if before.reached(site):
@@ -255,12 +255,14 @@ def _first_look(model: nn.Module, inputs: Inputs | None, seed: int) -> Probe:
         ) from error
 
 
-def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int) -> tuple[Any, str | None]:
+def _train_outputs_before(
+    model: nn.Module, inputs: Inputs | None, seed: int, still: bool
+) -> tuple[Any, str | None]:
     """Returns the outputs in train mode, or why there are none: the user's model may not train on this batch."""
     if inputs is None:
         return None, None
     try:
-        return train_outputs(model, inputs, seed), None
+        return train_outputs(model, inputs, seed, still=still), None
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
 

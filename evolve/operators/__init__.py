@@ -4,5 +4,16 @@ from evolve.operators.base import Change, MutationOperator, OperatorOptions, ope
 from evolve.operators.deepen import Deepen
 from evolve.operators.function import Context, operator
 from evolve.operators.residual import Residual
+from evolve.operators.widen import Widen
 
-__all__ = ["Change", "Context", "Deepen", "MutationOperator", "OperatorOptions", "Residual", "operator", "operators"]
+__all__ = [
+    "Change",
+    "Context",
+    "Deepen",
+    "MutationOperator",
+    "OperatorOptions",
+    "Residual",
+    "Widen",
+    "operator",
+    "operators",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from evolve.errors import NotApplicable
 from evolve.registry import Registry
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site, parametrised, resolve
+from evolve.surgery.resize import Cut
 
 Preserves = Literal["exact", "approximate", "no"]
 
@@ -31,10 +32,12 @@ class Change:
     Attributes:
         message: One sentence for the log.
         params_added: Parameters it means to have added (negative: removed); held against the count. None: no claim.
+        cuts: How axes of parameters were made anew; the optimizer's state follows them.
     """
 
     message: str
     params_added: int | None = None
+    cuts: Sequence[Cut] = ()
 
 
 class MutationOperator(ABC):
@@ -48,9 +51,12 @@ class MutationOperator(ABC):
         name: Registered name.
         preserves: Whether the function is preserved: "exact" (to rounding), "approximate" or "no". May be a property
             that depends on `self.options`.
+        reshapes: Whether layers get other widths: dropout then draws other masks, and is left out of the comparison in
+            train mode.
     """
 
     name: ClassVar[str]
+    reshapes: ClassVar[bool] = False
     preserves: Preserves = "no"
     Options: ClassVar[type[OperatorOptions]] = OperatorOptions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,7 +86,7 @@ class Analysis:
             raise NotApplicable(f"The {group.size} positions of '{name}' cannot change: {group.fixed}.")
         return group
 
-    def shape_of(self, source: str, sizes: dict[Axis, int]) -> Shape:
+    def shape_of(self, source: str, sizes: Mapping[Axis, int]) -> Shape:
         """Returns the shape of a parameter or buffer if plain axes had other sizes."""
         return tuple(axis.resized(sizes) for axis in self.flow.sources[source])
 

@@ -80,7 +80,8 @@ class Axis:
         if axis._kind == "plain":
             axis.marks.setdefault(kind, reason)
             return
-        if axis._kind == "sum" and kind == "statistic":  # a copy of one summand changes the mean over all of them
+        if axis._kind == "sum" and kind == "statistic" and len(set(axis.parts)) > 1:
+            # A copy of one summand changes the mean over all of them.
             kind, reason = "mixed", f"{reason}, together with other channels"
         for part in axis.parts:
             part.mark(kind, reason)

@@ -106,14 +106,15 @@ class Flow:
         """States that an operation multiplies two tensors and sums over an axis of both."""
         unify(axis, other_axis)
         self._contracted.update((id(axis), id(other_axis)))
-        weights = [self.weights.get(one), self.weights.get(other)]
-        if weights == [None, None]:
+        left, right = self.weights.get(one), self.weights.get(other)
+        if left is None and right is None:
             axis.mark("mixed", "two activations are multiplied over it")
-        elif None not in weights:
-            axis.mark("mixed", "weights are multiplied with each other over it")
-        for weight, own in zip(weights, (axis, other_axis), strict=True):
-            if weight is not None and None in weights:
-                self.uses.append(Use(own, weight, contracted=True))
+        elif right is not None and (left is not None or right != CONSTANT):
+            self.uses.append(Use(other_axis, right, contracted=True))
+        elif left is not None:
+            self.uses.append(Use(axis, left, contracted=True))
+        else:
+            axis.mark("mixed", "an activation is multiplied with a constant over it")
 
     def _step(self, op: Op) -> None:
         tensors = op.tensors

@@ -76,6 +76,12 @@ def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
                 if reads and place in others[leaf]:
                     leaf.mark("mixed", f"'{name}' is both read from and written with along it (tied weights)")
                 slots[leaf].append(Slot(name, position, tuple(starts), inner, reads))
+    parameters = {name for name, _ in model.named_parameters()}
+    for leaf, found in slots.items():
+        if all(slot.reads or slot.name not in parameters for slot in found):
+            leaf.mark("fixed", "no parameter makes it")
+        elif not any(slot.reads for slot in found):
+            leaf.mark("mixed", "no layer reads it")
     owners = _owners(model)
     names = _names(slots, owners)
     order = {name: position for position, (name, _) in enumerate((*model.named_parameters(), *model.named_buffers()))}

@@ -1,7 +1,8 @@
 """Sites: places in a model, named by dotted paths.
 
 `features` is a submodule; `features.0:3` is the run of the children 0, 1 and 2 of the `Sequential` `features`
-(`0:3` in a model that is a `Sequential` itself).
+(`0:3` in a model that is a `Sequential` itself). `attention.qkv:1` is a part of a submodule: the second of the groups of
+channels, units or heads that it makes.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class Site:
         name: Its dotted name.
         module: The submodule, or the `Sequential` whose children form the run.
         span: First child and the one after the last, for a run; None for the whole submodule.
+        part: Number of a group of channels or units that the submodule makes; None for the whole submodule.
     """
 
     name: str
     module: nn.Module
     span: tuple[int, int] | None = None
+    part: int | None = None
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -41,6 +44,8 @@ class Site:
     @property
     def ends(self) -> tuple[str, str]:
         """Dotted names of the submodules where the site begins and ends."""
+        if self.part is not None:
+            return (self.name.rpartition(":")[0],) * 2
         if self.span is None:
             return self.name, self.name
         prefix = self.name.rpartition(".")[0]
@@ -58,6 +63,9 @@ def resolve(model: nn.Module, name: str) -> Site:
     parent, _, last = name.rpartition(".")
     span = re.fullmatch(r"(\d+):(\d+)", last)
     modules = dict(model.named_modules())
+    whole, _, part = name.rpartition(":")
+    if part.isdigit() and not span and whole in modules:
+        return Site(name, modules[whole], part=int(part))
     target = parent if span else name
     if target not in modules:
         raise NotApplicable(

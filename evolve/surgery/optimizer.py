@@ -7,7 +7,7 @@ of their neighbours. This is the only place where optimizer state is touched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from evolve.errors import NotApplicable
+from evolve.surgery.resize import Cut, recut_state
 
 Shape = tuple[int, ...]
 
@@ -74,17 +75,21 @@ class ParameterTable:
         return id(parameter) in self.shapes
 
 
-def reconcile(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site: str) -> None:
+def reconcile(
+    model: nn.Module, optimizer: Optimizer, before: ParameterTable, site: str, cuts: Sequence[Cut] = ()
+) -> None:
     """Brings the optimizer in line with the model after a change.
 
-    Moments of a parameter that was replaced under its name or resized are carried over the axes' common range; what
-    was added starts at zero, as a fresh optimizer would start it.
+    Moments of a parameter that was cut follow the cuts; those of one that was replaced under its name or resized in
+    another way are carried over the axes' common range. What was added starts at zero, as a fresh optimizer would start
+    it.
 
     Args:
         model: After the change.
         optimizer: Still as before the change.
         before: The parameters before the change.
         site: Dotted name of the place of the change: new parameters join the group that most of its parameters are in.
+        cuts: How axes were made anew.
 
     Raises:
         NotApplicable: If the optimizer's state cannot follow (flattened or factored over other shapes).
@@ -93,9 +98,14 @@ def reconcile(model: nn.Module, optimizer: Optimizer, before: ParameterTable, si
     living = {id(parameter) for parameter in after.values()}
     if isinstance(optimizer, torch.optim.LBFGS) and any(p not in before for p in after.values()):
         raise NotApplicable("LBFGS keeps one flattened history of all parameters, which cannot follow new ones.")
+    followed = {id(after[cut.name]) for cut in cuts if cut.name in after}
+    for name, parameter in model.named_parameters():
+        own = [cut for cut in cuts if cut.name == name]
+        if own:
+            _cut_state(optimizer, parameter, before.shapes[id(parameter)], own)
     for name, parameter in after.items():
         old = before.by_name.get(name)
-        if old is None:
+        if old is None or id(parameter) in followed:
             continue
         if id(old) not in living and parameter not in before:
             _replace(optimizer, old, parameter, before.shapes[id(old)])
@@ -103,6 +113,27 @@ def reconcile(model: nn.Module, optimizer: Optimizer, before: ParameterTable, si
             _resize_state(optimizer, parameter, before.shapes[id(old)], name)
     _drop(optimizer, [old for old in before.by_name.values() if id(old) not in living])
     _adopt(model, optimizer, before, site)
+
+
+# How an optimizer's tensors scale with the gradient, by their names in torch.optim; others are carried as they are.
+_POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_inf": 1, "grad_avg": 1, "prev": 1}
+_POWERS |= {"exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2}
+
+
+def _cut_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, cuts: Sequence[Cut]) -> None:
+    state = optimizer.state.get(parameter, {})
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > 1:
+            _refuse_factored(key, value, old_shape, cuts[0].name)
+            state[key] = recut_state(value, cuts, _POWERS.get(key, 0))
+
+
+def _refuse_factored(key: str, value: Tensor, old_shape: Shape, name: str) -> None:
+    if tuple(value.shape) != old_shape:
+        raise NotApplicable(
+            f"The optimizer's '{key}' of {name} has the shape {tuple(value.shape)}, the parameter had {old_shape}: "
+            "factored state cannot follow a change of shape. Use an optimizer with state of the parameter's shape."
+        )
 
 
 def _replace(optimizer: Optimizer, old: Parameter, new: Parameter, old_shape: Shape) -> None:
@@ -125,11 +156,7 @@ def _resize_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, 
     for key, value in state.items():
         if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
             continue
-        if tuple(value.shape) != old_shape or len(shape) != len(old_shape):
-            raise NotApplicable(
-                f"The optimizer's '{key}' of {name} has the shape {tuple(value.shape)}, the parameter had {old_shape}: "
-                "factored state cannot follow a change of shape. Use an optimizer with state of the parameter's shape."
-            )
+        _refuse_factored(key, value, old_shape if len(shape) == len(old_shape) else (), name)
         carried = value.new_zeros(shape)
         common = tuple(slice(min(a, b)) for a, b in zip(shape, old_shape, strict=True))
         carried[common] = value[common]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from evolve.structure.inputs import Inputs
@@ -27,9 +29,29 @@ class Difference:
     relative: float
 
 
-def train_outputs(model: nn.Module, inputs: Inputs, seed: int) -> Any:
-    """Runs the model in train mode without a trace; dropout draws the same numbers for the same seed."""
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad():
+class WithoutDropout(TorchDispatchMode):
+    """Lets dropout and its kin pass everything on: a mask of another width cannot be compared."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Keeps with certainty what would be kept by chance."""
+        if func is torch.ops.aten.native_dropout.default:
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        if func is torch.ops.aten.bernoulli_.float:  # a mask is then divided by its probability
+            return args[0].fill_(args[1] if len(args) > 1 else 0.5)
+        return func(*args, **(kwargs or {}))
+
+
+def train_outputs(model: nn.Module, inputs: Inputs, seed: int, *, still: bool = False) -> Any:
+    """Runs the model in train mode without a trace; dropout draws the same numbers for the same seed.
+
+    Args:
+        model: The model.
+        inputs: Arguments of the run.
+        seed: Of all that is drawn.
+        still: Leave dropout out.
+    """
+    quiet = WithoutDropout() if still else contextlib.nullcontext()
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), quiet:
         model.train()
         return model(*inputs.args, **inputs.kwargs)
 

@@ -1,0 +1,156 @@
+"""`widen`: more channels, units or heads in a group, the function kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from evolve.errors import NotApplicable
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
+from evolve.operators.regroup import Members, added_parameters, group_at, regroup, regroup_plan, structure_of
+from evolve.structure.groups import Group
+from evolve.structure.probe import Probe
+from evolve.structure.sites import Site
+
+
+@operators.register("widen")
+class Widen(MutationOperator):
+    """Adds channels, units or heads to a group of coupled layers.
+
+    `split`: new ones are copies of old ones, and whoever reads them takes unequal shares of the original and its copies
+    (Net2WiderNet, Chen et al. 2016; unequal shares break the symmetry without noise: LEMON, Wang et al. 2024). Where a
+    mean or variance is taken over the group (LayerNorm, RMSNorm, GroupNorm), only whole copies of all of it are exact.
+    `twins`: pairs of equal random units that are read with opposite signs, so that both sides get gradients at once.
+    `zero_out`: random units that nobody reads yet. `random`: not preserving.
+
+    An optimizer's averages of gradients follow the chain rule: a copy's makers get the share of its readers of the
+    original's average (its square for averages of squares), its readers the original's; random units start at zero.
+    """
+
+    name = "widen"
+    reshapes = True
+
+    class Options(OperatorOptions):
+        """Options of `widen`.
+
+        Attributes:
+            factor: New size relative to the old; rounded up to whole copies where only those are exact.
+            add: How many to add, instead of `factor`.
+            multiple_of: Round the new size up to a multiple of this.
+            init: How the new ones begin.
+        """
+
+        factor: float | None = Field(default=None, gt=1, le=64)
+        add: int | None = Field(default=None, ge=1)
+        multiple_of: int = Field(default=1, ge=1)
+        init: Literal["split", "twins", "zero_out", "random"] = "split"
+
+        @model_validator(mode="after")
+        def _one_size(self) -> Self:
+            if self.factor is not None and self.add is not None:
+                raise ValueError("give factor or add, not both")
+            return self
+
+    @property
+    def preserves(self) -> Preserves:  # type: ignore[override]
+        """Exact unless `init` is random."""
+        return "no" if self.options.init == "random" else "exact"
+
+    def sites(self, model: nn.Module, probe: Probe) -> list[str]:
+        """Returns the groups of channels, units and heads that this init can widen."""
+        groups = structure_of(model, probe).changeable
+        return [group.name for group in groups if self._objection(group) is None]
+
+    def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
+        """Settles the new size, what is copied, in which shares, and the settings that follow."""
+        analysis, group = group_at(model, site, probe)
+        objection = self._objection(group)
+        if objection is not None:
+            raise NotApplicable(objection)
+        size, init = self._new_size(group), self.options.init
+        new = size - group.size
+        if init == "split":
+            source = list(range(group.size)) * math.ceil(size / group.size)
+            if not group.statistic:
+                source = source[: group.size] + torch.randperm(group.size).repeat(math.ceil(new / group.size)).tolist()
+            source = source[:size]
+            return regroup_plan(model, analysis, group, source, shares=_shares(source))
+        return regroup_plan(model, analysis, group, [*range(group.size), *[-1] * new])
+
+    def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
+        """Resizes every tensor of the group."""
+        added, old, new = added_parameters(model, plan), plan["size"], len(plan["source"])
+        init = self.options.init
+        read: Members = {"zero_out": _zeros, "twins": _opposite}.get(init, _random)
+        written: Members = _twice if init == "twins" else _random
+        cuts = regroup(model, plan, {False: written, True: read}, shares=plan.get("shares"))
+        return Change(
+            f"Widened '{site.name}' from {old} to {new} in {len(plan['slots'])} places ({added:+,} parameters).",
+            added,
+            cuts,
+        )
+
+    def _objection(self, group: Group) -> str | None:
+        init = self.options.init
+        if init == "random":
+            return None
+        if group.mixed:
+            return f"'{group.name}' cannot be widened exactly: {group.mixed}. `init: random` does not promise exactness."
+        if group.statistic and init != "split":
+            return (
+                f"'{group.name}' cannot be widened exactly by init: {init}: {group.statistic}, so that only whole copies "
+                "keep it. Use init: split."
+            )
+        return None
+
+    def _new_size(self, group: Group) -> int:
+        options, multiple = self.options, self.options.multiple_of
+        wanted = group.size + options.add if options.add else math.ceil(group.size * (options.factor or 2.0) - 1e-9)
+        if options.init == "split" and group.statistic:
+            copies = math.ceil(wanted / group.size)
+            fitting = (k for k in range(copies, copies + multiple) if k * group.size % multiple == 0)
+            found = next(fitting, None)
+            if found is None:
+                raise NotApplicable(f"No whole copies of the {group.size} of '{group.name}' are a multiple of {multiple}.")
+            return found * group.size
+        size = math.ceil(wanted / multiple) * multiple
+        return size + (size - group.size) % 2 if options.init == "twins" else size
+
+
+def _shares(source: list[int]) -> list[float]:
+    """Returns for each position its share of the original: drawn in [0.5, 1.5], so that hardly two copies are equal."""
+    drawn = (0.5 + torch.rand(len(source), dtype=torch.float64)).tolist()
+    totals: dict[int, float] = {}
+    for position, share in zip(source, drawn, strict=True):
+        totals[position] = totals.get(position, 0.0) + share
+    return [share / totals[position] for position, share in zip(source, drawn, strict=True)]
+
+
+def _zeros(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    return old.new_zeros(shape)
+
+
+def _random(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    """Matrices as random as the old values, vectors (biases, norms) like their mean."""
+    if not old.is_floating_point():
+        return old.new_zeros(shape)
+    if old.dim() < 2:
+        return old.mean().expand(shape)
+    spread = float(old.float().std()) if old.numel() > 1 else 0.0
+    return torch.randn(shape, dtype=torch.float32).mul_(spread).to(old)
+
+
+def _twice(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    half = _random(old, shape, axis).narrow(axis, 0, shape[axis] // 2)
+    return torch.cat([half, half], dim=axis)
+
+
+def _opposite(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    half = _random(old, shape, axis).narrow(axis, 0, shape[axis] // 2)
+    return torch.cat([half, -half], dim=axis)

@@ -1,0 +1,322 @@
+"""Runs a model as if some of its axes had other sizes, to find out which of its settings have to follow.
+
+A forward often keeps sizes as Python integers: `view(batch, self.heads, -1)`, `groups`, `normalized_shape`. The run, on
+fake tensors, is held against what the analysis predicts for the new sizes. Where it departs, the settings of the modules
+at work there that equal an old size are changed to the new one, and kept if the run then gets further.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
+
+from evolve.errors import NotApplicable
+from evolve.structure.analysis import Analysis
+from evolve.structure.axes import Axis
+from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.tape import Op, Recorder, Shape, Tape, transparent_attention
+
+logger = logging.getLogger(__name__)
+
+Sizes = Mapping[Axis, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An integer that a module keeps.
+
+    Attributes:
+        module: Dotted name of the module.
+        attribute: Its attribute.
+        position: Position in the attribute's tuple; None where it is a plain integer.
+        value: The new value.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    value: int
+
+
+class _DepartureError(Exception):
+    """The run did not do what was predicted."""
+
+    def __init__(self, step: int, modules: list[str], sizes: dict[int, int], reason: str) -> None:
+        super().__init__(reason)
+        self.step, self.modules, self.sizes, self.reason = step, modules, sizes, reason
+
+
+class _Rehearsal(Recorder):
+    """Holds each operation against the recorded one."""
+
+    def __init__(self, model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, fake: FakeTensorMode) -> None:
+        super().__init__(model, Tape(script.training), fake)
+        self.analysis, self.script, self.sizes = analysis, script, sizes
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation and compares the sizes of what it gives."""
+        step = len(self.tape.ops)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if len(self.tape.ops) == step:  # nothing that is written down
+            return out
+        op = self.tape.ops[step]
+        if step >= len(self.script.ops) or self.script.ops[step].func is not func:
+            raise self.departure(step, f"it ran {op.name} where another operation ran before")
+        wanted = self.script.ops[step]
+        for value, old in zip(op.outputs, wanted.outputs, strict=True):
+            if value is not None and old is not None:
+                expected = tuple(axis.resized(self.sizes) for axis in self.analysis.flow.of(old))
+                if value.shape != expected:
+                    raise self.departure(step, f"{op.name} gave {value.shape} instead of {expected}")
+        self._check_literal(step, op, wanted)
+        return out
+
+    def _check_literal(self, step: int, op: Op, wanted: Op) -> None:
+        literal = self.analysis.flow.literals.get(id(wanted))
+        if literal is not None:
+            expected = literal[1].resized(self.sizes)
+            if op.argument(literal[0]) != expected:
+                raise self.departure(step, f"{op.name} got {literal[0]}={op.argument(literal[0])} instead of {expected}")
+
+    def departure(self, step: int, reason: str) -> _DepartureError:
+        """Returns where the run stands, and the sizes that matter there."""
+        modules, call = [], self._stack[-1]
+        while call >= 0:
+            modules.append(self.tape.calls[call].module)
+            call = self.tape.calls[call].parent
+        sizes: dict[int, int] = {}
+        if step < len(self.script.ops):
+            sizes = _changes(self.analysis, self.script.ops[step], self.sizes)
+        return _DepartureError(step, modules, sizes, reason)
+
+
+def _changes(analysis: Analysis, op: Op, sizes: Sizes) -> dict[int, int]:
+    """Returns old and new size of every axis around an operation, changed or a part of one that is."""
+    found: dict[int, int] = {}
+    literal = analysis.flow.literals.get(id(op))
+    if literal is not None:
+        found[literal[1].size] = literal[1].resized(sizes)
+    for value in (*(out for out in op.outputs if out is not None), *op.tensors):
+        for axis in analysis.flow.of(value):
+            for part in (axis, *axis.leaves()):
+                new = part.resized(sizes)
+                if new != part.size:
+                    found.setdefault(part.size, new)
+    return found
+
+
+def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting]:
+    """Finds the settings that have to follow if plain axes of a model had other sizes.
+
+    Args:
+        model: The model that was analysed; it is left as it was.
+        analysis: Its structure.
+        sizes: The new sizes.
+
+    Raises:
+        NotApplicable: If the forward would not do what it did, whatever settings are changed.
+    """
+    settings = _known_settings(model, analysis, sizes)
+    scripts = [tape for tape in analysis.tapes if not tape.real]
+    if len(scripts) == 2 and [op.func for op in scripts[0].ops] == [op.func for op in scripts[1].ops]:
+        scripts = scripts[:1]
+    for script in scripts:
+        departure = _run(model, analysis, script, sizes, settings)
+        while departure is not None:
+            repaired = _repaired(model, analysis, script, sizes, settings, departure)
+            if repaired is None:
+                raise NotApplicable(
+                    f"The forward of '{departure.modules[0] if departure.modules else ''}' keeps a size that cannot "
+                    f"follow: {departure.reason}."
+                )
+            settings, departure = repaired
+    return [setting for setting in settings if _read(model, setting) != setting.value]
+
+
+def _read(model: nn.Module, setting: Setting) -> Any:
+    value = getattr(model.get_submodule(setting.module), setting.attribute, None)
+    return value[setting.position] if isinstance(value, (tuple, list)) and setting.position is not None else value
+
+
+def _repaired(
+    model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, settings: list[Setting], found: _DepartureError
+) -> tuple[list[Setting], _DepartureError | None] | None:
+    """Tries settings of the modules at work, innermost first; returns those that got further."""
+    modules = dict(model.named_modules())
+    around = {**_source_changes(analysis, sizes), **found.sizes}
+    for name in found.modules:
+        for changes in (found.sizes, around):
+            matching = list(_matching(name, modules[name], changes, settings))
+            trials = [matching, *([one] for one in matching if len(matching) > 1)]
+            for trial in filter(None, trials):
+                for attempt in (_with_siblings(trial, modules, analysis, sizes), trial):
+                    further = _run(model, analysis, script, sizes, [*settings, *attempt])
+                    if further is None or further.step > found.step:
+                        return [*settings, *attempt], further
+    return None
+
+
+def _with_siblings(
+    trial: list[Setting], modules: Mapping[str, nn.Module], analysis: Analysis, sizes: Sizes
+) -> list[Setting]:
+    """Adds the same settings of modules of the same class that hold changed tensors too: twelve layers, one repair."""
+    owners = {name.rpartition(".")[0] for name in _changed_sources(analysis, sizes)}
+    found = list(trial)
+    for setting in trial:
+        module = modules[setting.module]
+        for name, other in modules.items():
+            inside = name == "" or any(owner == name or owner.startswith(f"{name}.") for owner in owners)
+            if other is module or type(other) is not type(module) or not inside:
+                continue
+            if vars(other).get(setting.attribute) == vars(module)[setting.attribute]:
+                found.append(Setting(name, setting.attribute, setting.position, setting.value))
+    return found
+
+
+def _matching(name: str, module: nn.Module, changes: Mapping[int, int], known: list[Setting]) -> Iterator[Setting]:
+    """Yields the settings of a module that equal an old size."""
+    changed = {(setting.module, setting.attribute, setting.position) for setting in known}
+    for attribute, value in vars(module).items():
+        items = list(enumerate(value)) if isinstance(value, (tuple, list)) else [(None, value)]
+        for position, item in items:
+            fits = isinstance(item, int) and not isinstance(item, bool) and item in changes
+            if fits and (name, attribute, position) not in changed:
+                yield Setting(name, attribute, position, changes[item])
+
+
+def _source_changes(analysis: Analysis, sizes: Sizes) -> dict[int, int]:
+    changes = {axis.size: size for axis, size in sizes.items()}
+    for axes in analysis.flow.sources.values():
+        for axis in axes:
+            new = axis.resized(sizes)
+            if new != axis.size:
+                changes.setdefault(axis.size, new)
+    return changes
+
+
+def _run(
+    model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, settings: list[Setting]
+) -> _DepartureError | None:
+    """Runs the model with other sizes and settings; returns where it departs from the script."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), transparent_attention():
+        model.train(script.training)
+        change_settings(model, settings)
+        with fake:
+            _exchange(model, analysis, sizes)
+        rehearsal = _Rehearsal(model, analysis, script, sizes, fake)
+
+        def ready(leaf: Any) -> Any:
+            return rehearsal.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
+
+        args, kwargs = tree_map(ready, analysis.inputs.args), tree_map(ready, dict(analysis.inputs.kwargs))
+        try:
+            with fake, rehearsal, rehearsal.modules():
+                model(*args, **kwargs)
+        except _DepartureError as departure:
+            return departure
+        except Exception as error:  # whatever a user's forward raises when sizes do not fit
+            return rehearsal.departure(len(rehearsal.tape.ops), f"{type(error).__name__}: {error}")
+    return None
+
+
+def _exchange(model: nn.Module, analysis: Analysis, sizes: Sizes) -> None:
+    """Puts fake tensors of the new shapes in the place of parameters and buffers; `undisturbed` puts the old ones back."""
+    names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+    made: dict[str, Tensor] = {}  # tied tensors stay tied
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                name = names.get(id(tensor), "")
+                if tensor is None or name not in analysis.flow.sources:
+                    continue
+                shape = analysis.shape_of(name, sizes)
+                if shape != tuple(tensor.shape) and name not in made:
+                    new = torch.empty(shape, dtype=tensor.dtype, device=_place(tensor))
+                    made[name] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+                table[key] = made.get(name, tensor)
+
+
+def _place(tensor: Tensor) -> torch.device:
+    return tensor.device if tensor.device.type != "meta" else torch.device("cpu")
+
+
+def change_settings(model: nn.Module, settings: list[Setting]) -> None:
+    """Gives modules their new integers."""
+    for setting in settings:
+        module = model.get_submodule(setting.module)
+        value: Any = setting.value
+        if setting.position is not None:
+            old = getattr(module, setting.attribute)
+            value = type(old)(setting.value if i == setting.position else item for i, item in enumerate(old))
+        setattr(module, setting.attribute, value)
+
+
+def _known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting]:
+    """Returns what PyTorch's own layers call the sizes of their tensors, where those change."""
+    groups = _conv_groups(analysis, sizes)
+    changed = _changed_sources(analysis, sizes)
+    found = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        shapes = {key: changed[prefix + key] for key in _LAYER_TENSORS if prefix + key in changed}
+        if shapes:
+            found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
+    return found
+
+
+_LAYER_TENSORS = ("weight", "running_mean", "out_proj.weight", "k_proj_weight", "v_proj_weight")
+
+
+def _changed_sources(analysis: Analysis, sizes: Sizes) -> dict[str, Shape]:
+    """Returns the new shapes of the parameters and buffers that change."""
+    found = {}
+    for name, axes in analysis.flow.sources.items():
+        shape = tuple(axis.resized(sizes) for axis in axes)
+        if any(new != axis.size for new, axis in zip(shape, axes, strict=True)):
+            found[name] = shape
+    return found
+
+
+def _conv_groups(analysis: Analysis, sizes: Sizes) -> dict[str, int]:
+    found = {}
+    for tape in analysis.tapes:
+        for op in tape.ops:
+            literal = analysis.flow.literals.get(id(op))
+            if literal is not None:
+                found[tape.modules_of(op)[0]] = literal[1].resized(sizes)
+    return found
+
+
+def _layer_sizes(
+    module: nn.Module, shapes: Mapping[str, Shape], groups: int | None
+) -> list[tuple[str, int | None, int]]:
+    """Returns attribute, position and value of the sizes of one of PyTorch's layers."""
+    first = next(iter(shapes.values()))
+    match module:
+        case nn.Linear():
+            return [("out_features", None, first[0]), ("in_features", None, first[1])]
+        case nn.modules.conv._ConvNd():
+            count = groups or module.groups
+            sizes = (first[1] * count, first[0]) if module.transposed else (first[0], first[1] * count)
+            return [("out_channels", None, sizes[0]), ("in_channels", None, sizes[1]), ("groups", None, count)]
+        case nn.modules.batchnorm._NormBase():
+            return [("num_features", None, first[0])]
+        case nn.GroupNorm():
+            return [("num_channels", None, first[0]), ("num_groups", None, groups or module.num_groups)]
+        case nn.LayerNorm() | nn.RMSNorm():
+            return [("normalized_shape", position, size) for position, size in enumerate(first)]
+        case nn.Embedding():
+            return [("embedding_dim", None, first[1])]
+        case nn.MultiheadAttention() if "out_proj.weight" in shapes:
+            width = shapes["out_proj.weight"][0]
+            sides = {"kdim": shapes.get("k_proj_weight"), "vdim": shapes.get("v_proj_weight")}
+            return [("embed_dim", None, width), *((k, None, v[1] if v else width) for k, v in sides.items())]
+    return []
