@@ -25,7 +25,7 @@ from evolve.structure.sites import Site, resolve
 from evolve.surgery.memory import free_memory, memory_in_use
 from evolve.surgery.optimizer import ParameterTable, optimizer_faults, reconcile
 from evolve.surgery.transaction import Transaction
-from evolve.surgery.verify import difference, gradient_faults, structure_faults, tolerance, train_outputs
+from evolve.surgery.verify import difference, gradient_faults, rounding, structure_faults, tolerance, train_outputs
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _carry_out(
     pairs = [("eval", before.outputs, after.outputs)]
     if train_error is None:
         pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=operator.reshapes)))
-    _check_outputs(operator, pairs, attempt)
+    _check_outputs(model, inputs, operator, pairs, attempt)
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
     if before.reached(site):
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
@@ -293,7 +293,13 @@ def _check_limit_known(limits: Limits | None) -> None:
         raise _RejectedError("The limit on FLOPs cannot be checked without a probe batch; pass example_inputs.")
 
 
-def _check_outputs(operator: MutationOperator, pairs: list[tuple[str, Any, Any]], attempt: _Attempt) -> None:
+def _check_outputs(
+    model: nn.Module,
+    inputs: Inputs,
+    operator: MutationOperator,
+    pairs: list[tuple[str, Any, Any]],
+    attempt: _Attempt,
+) -> None:
     for mode, old, new in pairs:
         if operator.preserves != "no":
             _reject_if(structure_faults(old, new))
@@ -303,9 +309,13 @@ def _check_outputs(operator: MutationOperator, pairs: list[tuple[str, Any, Any]]
         attempt.max_abs_diff = max(attempt.max_abs_diff or 0.0, delta.absolute)
         allowed = tolerance(old, operator.preserves)
         if allowed is not None and delta.relative > allowed:
+            if operator.preserves == "exact":
+                allowed = max(allowed, rounding(model, inputs, attempt.seed, training=mode == "train"))
+            if delta.relative <= allowed:
+                continue
             raise _RejectedError(
                 f"'{operator.name}' declares to preserve the function ({operator.preserves}), but in {mode} mode the "
-                f"output changed by {delta.absolute:.3g}, {delta.relative:.3g} relative; allowed is {allowed:g}."
+                f"output changed by {delta.absolute:.3g}, {delta.relative:.3g} relative; allowed is {allowed:.3g}."
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from evolve.structure.inputs import Inputs
 from evolve.structure.probe import output_tensors
@@ -18,6 +18,8 @@ from evolve.structure.quiet import preserved_rng, undisturbed
 
 # Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+_ROUNDINGS = 10
+_MOST_ROUNDING = 1e-3  # a difference beyond this is one, whatever the model makes of rounding
 APPROXIMATE = 0.1  # likewise for operators that declare to preserve the function approximately
 
 
@@ -99,6 +101,28 @@ def tolerance(outputs: Any, preserves: str) -> float | None:
         return APPROXIMATE
     kinds = [tensor.dtype for tensor in output_tensors(outputs) if tensor.dtype in EXACT]
     return max((EXACT[kind] for kind in kinds), default=0.0)
+
+
+def rounding(model: nn.Module, inputs: Inputs, seed: int, *, training: bool) -> float:
+    """Returns how far rounding may carry this model's outputs, relative to the largest.
+
+    The model is run on inputs that differ by one rounding; what that does to the outputs, a few times over (every layer
+    of a changed model rounds anew), is what rounding can do. BatchNorm over few values makes much of it.
+    """
+
+    def nudge(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf * (1 + torch.finfo(leaf.dtype).eps * torch.randn_like(leaf).sign())
+
+    with undisturbed(model), preserved_rng(model, seed):
+        other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
+    outputs = []
+    for one in (inputs, other):
+        with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), WithoutDropout():
+            model.train(training)
+            outputs.append(model(*one.args, **one.kwargs))
+    return min(_ROUNDINGS * difference(*outputs).relative, _MOST_ROUNDING)
 
 
 def gradient_faults(
