@@ -77,11 +77,22 @@ class Flow:
             self.weights[value] = frozenset({frozenset({name})})
         for value in tape.inputs:
             self._fix_new(value, "an axis of the model's input")
-        for op in tape.ops:
+        for position, op in enumerate(tape.ops):
+            self._tie(tape, position)
             self._step(op)
+        self._tie(tape, len(tape.ops))
         for value in tape.outputs:
             for axis in self.of(value):
                 axis.mark("fixed", "an axis of the model's output")
+
+    def _tie(self, tape: Tape, position: int) -> None:
+        for tie in tape.ties.get(position, ()):
+            one, other = self.of(tie.value)[tie.axis], self.of(tie.other)[tie.other_axis]
+            try:
+                unify(one, other)
+            except MismatchError:
+                for axis in (one, other):
+                    axis.mark("fixed", "the forward gives its size to a view that is made up in another way")
 
     def of(self, value: Value) -> list[Axis]:
         """Returns a tensor's axes."""

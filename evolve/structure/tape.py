@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -111,6 +112,16 @@ class Call:
     ops: tuple[int, int] = (0, 0)
 
 
+@dataclass(frozen=True)
+class Tie:
+    """Two axes of one size: the forward gave the second one's to the first."""
+
+    value: Value
+    axis: int
+    other: Value
+    other_axis: int
+
+
 @dataclass(eq=False)
 class Tape:
     """One recorded run.
@@ -120,6 +131,7 @@ class Tape:
         calls: Module calls in the order in which they began; the first is the root's.
         parameters: The parameters and buffers that were used, by name.
         inputs: Tensors among the model's arguments; likewise `outputs`.
+        ties: Axes that got the size of another axis because the forward said so, by the number of operations before.
         training: The mode of the run.
         real: Whether it had to be recorded on real tensors.
     """
@@ -130,6 +142,7 @@ class Tape:
     parameters: dict[str, Value] = field(default_factory=dict)
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
+    ties: dict[int, list[Tie]] = field(default_factory=dict)
     real: bool = False
 
     def modules_of(self, op: Op) -> list[str]:
@@ -139,6 +152,49 @@ class Tape:
             names.append(self.calls[call].module)
             call = self.calls[call].parent
         return names
+
+
+class _SizeOf(int):
+    """A size that knows which axis it was read from."""
+
+    value: Value
+    axis: int
+
+
+class _SizeReader(TorchFunctionMode):
+    """Notes where a forward reads a size from one tensor and gives it to a view of another.
+
+    `x.reshape(batch, length, width)` with the width of the block's input says that the two are one; nothing else does.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one function of torch."""
+        out = func(*args, **(kwargs or {}))
+        if func in _READS:
+            value = self._recorder.value(args[0])
+            if isinstance(out, torch.Size):
+                return torch.Size([self._told(value, axis, size) for axis, size in enumerate(out)])
+            return self._told(value, args[1] if len(args) > 1 else kwargs["dim"], out) if type(out) is int else out
+        if func in _VIEWS and isinstance(out, Tensor):
+            told = args[1:] if not isinstance(args[-1], (tuple, list)) else args[-1]
+            for axis, size in enumerate(told):
+                if isinstance(size, _SizeOf) and len(told) == out.dim():
+                    tie = Tie(self._recorder.value(out), axis, size.value, size.axis)
+                    self._recorder.tape.ties.setdefault(len(self._recorder.tape.ops), []).append(tie)
+        return out
+
+    def _told(self, value: Value, axis: int, size: int) -> int:
+        told = _SizeOf(size)
+        told.value, told.axis = value, axis
+        return told
+
+
+_READS = {Tensor.shape.__get__, Tensor.size}
+_VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
 
 
 class Recorder(TorchDispatchMode):
@@ -274,7 +330,7 @@ def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, train
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), transparent_attention():
         model.train(training)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
-        with fake or contextlib.nullcontext(), recorder, recorder.modules():
+        with fake or contextlib.nullcontext(), recorder, recorder.modules(), _SizeReader(recorder):
             outputs = model(*args, **kwargs)
     tape.inputs = recorder._tensors((args, kwargs))
     tape.outputs = recorder._tensors(outputs)
