@@ -3,6 +3,7 @@
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.deepen import Deepen
 from evolve.operators.function import Context, operator
+from evolve.operators.narrow import Narrow
 from evolve.operators.residual import Residual
 from evolve.operators.widen import Widen
 
@@ -11,6 +12,7 @@ __all__ = [
     "Context",
     "Deepen",
     "MutationOperator",
+    "Narrow",
     "OperatorOptions",
     "Residual",
     "Widen",

@@ -111,7 +111,7 @@ def regroup(
             gradients=None if slot.reads else factors,
             merged=_spelled(slot, merged) if slot.reads and merged else None,
         )
-        resize(model, [cut], _spread(slot, fill[slot.reads]))
+        resize(model, [cut], _spread(slot, fill.get(slot.reads, _none)))
         cuts.append(cut)
     change_settings(model, [Setting(*setting) for setting in plan["settings"]])
     return cuts
@@ -126,6 +126,10 @@ def _spread(slot: Slot, members: Members) -> Fill:
         return members(old, apart, axis + 1).reshape(shape)
 
     return fill
+
+
+def _none(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+    return old.new_zeros(shape)
 
 
 def _spelled(slot: Slot, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -91,9 +91,21 @@ class ModuleState:
             for tensor, data, value, requires_grad in self._tensors:
                 data.copy_(value)
                 if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype:
-                    tensor.data = data
+                    exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
+
+
+def exchange(tensor: Tensor, data: Tensor) -> None:
+    """Gives a tensor other data, of another shape too; it stays the object it was.
+
+    Where a graph of an earlier step is still alive (a loss that somebody keeps), autograd would go on with the node that
+    accumulates gradients of the old shape. It lets go of that node where the dtype changes, so it changes on the way.
+    """
+    if tensor.requires_grad and tensor.shape != data.shape:
+        other = torch.float64 if data.dtype != torch.float64 else torch.float32
+        tensor.data = torch.empty(0, dtype=other, device=data.device)
+    tensor.data = data
 
 
 _TABLES = (dict, list, set, type(nn.Module()._forward_hooks))

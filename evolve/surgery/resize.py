@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
+from evolve.structure.quiet import exchange
 
 Fill = Callable[[Tensor, tuple[int, ...]], Tensor]
 
@@ -82,7 +83,7 @@ def resize(model: nn.Module, cuts: Iterable[Cut], fill: Fill) -> None:
         tensor = tensors.get(cut.name)
         if tensor is None:
             raise NotApplicable(f"The model has no parameter or buffer '{cut.name}' to resize.")
-        tensor.data = recut(tensor.data, cut, fill)
+        exchange(tensor, recut(tensor.data, cut, fill))
 
 
 def recut(data: Tensor, cut: Cut, fill: Fill) -> Tensor:
