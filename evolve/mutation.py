@@ -206,7 +206,7 @@ def _carry_out(
     attempt.flops_before = before.flops
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    trained, train_error = _train_outputs_before(model, inputs, attempt.seed, operator.reshapes)
+    trained, train_error = _train_outputs_before(model, inputs, attempt.seed, operator.redraws)
 
     table = ParameterTable(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
@@ -226,12 +226,12 @@ def _carry_out(
         _check_limit_known(limits)
         return f"{change.message} Not measured: no probe batch is known; pass example_inputs."
 
-    after = probe(model, inputs, attempt.seed)
+    after = _second_look(model, inputs, attempt.seed)
     attempt.flops_after = after.flops
     _check_limit("FLOPs", after.flops, limits.flops if limits else None)
     pairs = [("eval", before.outputs, after.outputs)]
     if train_error is None:
-        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=operator.reshapes)))
+        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=operator.redraws)))
     _check_outputs(model, inputs, operator, pairs, attempt)
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
     if before.reached(site):
@@ -255,9 +255,14 @@ def _first_look(model: nn.Module, inputs: Inputs | None, seed: int) -> Probe:
         ) from error
 
 
-def _train_outputs_before(
-    model: nn.Module, inputs: Inputs | None, seed: int, still: bool
-) -> tuple[Any, str | None]:
+def _second_look(model: nn.Module, inputs: Inputs, seed: int) -> Probe:
+    try:
+        return probe(model, inputs, seed)
+    except Exception as error:  # whatever a user's forward makes of the change
+        raise _RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
+
+
+def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int, still: bool) -> tuple[Any, str | None]:
     """Returns the outputs in train mode, or why there are none: the user's model may not train on this batch."""
     if inputs is None:
         return None, None

@@ -51,12 +51,12 @@ class MutationOperator(ABC):
         name: Registered name.
         preserves: Whether the function is preserved: "exact" (to rounding), "approximate" or "no". May be a property
             that depends on `self.options`.
-        reshapes: Whether layers get other widths: dropout then draws other masks, and is left out of the comparison in
-            train mode.
+        redraws: Whether dropout draws other masks afterwards (for layers of other widths): it is left out of the
+            comparison in train mode then.
     """
 
     name: ClassVar[str]
-    reshapes: ClassVar[bool] = False
+    redraws: ClassVar[bool] = False
     preserves: Preserves = "no"
     Options: ClassVar[type[OperatorOptions]] = OperatorOptions
 

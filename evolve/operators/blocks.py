@@ -1,4 +1,4 @@
-"""The modules that operators insert. Every one returns its input unchanged at birth, if it is asked to.
+"""Shortcuts that operators insert beside a site, and what all inserted modules share.
 
 Shapes are settled when a block is built. At run time a block compares shapes and, where nothing fits, adds nothing:
 there is no `try` in a forward.
@@ -16,18 +16,18 @@ from torch.nn import functional as F
 logger = logging.getLogger(__name__)
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
-class _Says(nn.Module):
+class Says(nn.Module):
     """A module that can say once that it adds nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.said = False
 
-    def _say_once(self, x: Tensor, out: Tensor) -> None:
+    def say_once(self, x: Tensor, out: Tensor) -> None:
         if not self.said and not torch.compiler.is_compiling():
             self.said = True
             logger.warning(
@@ -45,7 +45,7 @@ def batch_norm(x: Tensor, norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
     return norm(x)  # type: ignore[no-any-return]
 
 
-class GatedIdentity(_Says):
+class GatedIdentity(Says):
     """`out + gate * x`, a scalar gate starting at zero (ReZero, Bachlechner et al. 2020).
 
     Args:
@@ -59,12 +59,12 @@ class GatedIdentity(_Says):
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Adds the gated `x`, any shape, to `out` of the same shape."""
         if x.shape != out.shape:
-            self._say_once(x, out)
+            self.say_once(x, out)
             return out
         return out + (self.gate * x).to(out.dtype)
 
 
-class ConvProjection(_Says):
+class ConvProjection(Says):
     """`out + BatchNorm(Conv 1x1(x))`, the projection shortcut of ResNet (He et al. 2015), gamma 0 at birth.
 
     Args:
@@ -77,22 +77,22 @@ class ConvProjection(_Says):
     def __init__(self, dims: int, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> None:
         super().__init__()
         self.conv = CONV[dims](in_channels, out_channels, kernel_size=1, stride=stride)  # type: ignore[arg-type]
-        self.norm = _NORM[dims](out_channels)
+        self.norm = NORM[dims](out_channels)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Adds the projected `x`; spatial sizes that differ are met by adaptive average pooling."""
         dims = self.conv.weight.dim()
         fits = x.dim() == out.dim() == dims and x.shape[0] == out.shape[0]
         if not fits or (x.shape[1], out.shape[1]) != (self.conv.in_channels, self.conv.out_channels):
-            self._say_once(x, out)
+            self.say_once(x, out)
             return out
         y = self.conv(x)
         if y.shape[2:] != out.shape[2:]:
-            y = _POOL[dims - 2](y, list(out.shape[2:]))
+            y = POOL[dims - 2](y, list(out.shape[2:]))
         return out + batch_norm(y, self.norm).to(out.dtype)
 
 
-class LinearProjection(_Says):
+class LinearProjection(Says):
     """`out + Linear(x)` over the last axis, weights and bias zero at birth.
 
     Args:
@@ -108,60 +108,10 @@ class LinearProjection(_Says):
         """Adds the projected `x`; all axes but the last must agree."""
         fits = x.dim() == out.dim() and x.shape[:-1] == out.shape[:-1]
         if not fits or (x.shape[-1], out.shape[-1]) != (self.linear.in_features, self.linear.out_features):
-            self._say_once(x, out)
+            self.say_once(x, out)
             return out
         projected: Tensor = self.linear(x)
         return out + projected.to(out.dtype)
-
-
-class ConvBlock(_Says):
-    """`x + BatchNorm(Conv(ReLU(BatchNorm(Conv(x)))))`, the basic block of ResNet, last gamma 0 at birth.
-
-    Args:
-        dims: Spatial dimensions, 1 to 3.
-        channels: Channels of `x`, (N, C, ...), kept.
-        hidden: Channels between the convolutions.
-        kernel: Size of both kernels, odd.
-    """
-
-    def __init__(self, dims: int, channels: int, hidden: int, kernel: int) -> None:
-        super().__init__()
-        conv, norm, padding = CONV[dims], _NORM[dims], kernel // 2
-        self.conv1 = conv(channels, hidden, kernel, padding=padding, bias=False)
-        self.norm1 = norm(hidden)
-        self.conv2 = conv(hidden, channels, kernel, padding=padding, bias=False)
-        self.norm2 = norm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
-        if x.dim() != self.conv1.weight.dim() or x.shape[1] != self.conv1.in_channels:
-            self._say_once(x, x)
-            return x
-        y = F.relu(batch_norm(self.conv1(x), self.norm1))
-        return x + batch_norm(self.conv2(y), self.norm2).to(x.dtype)
-
-
-class LinearBlock(_Says):
-    """`x + Linear(GELU(Linear(LayerNorm(x))))` over the last axis, the last Linear zero at birth.
-
-    Args:
-        features: Last axis of `x`, kept.
-        hidden: Features between the layers.
-    """
-
-    def __init__(self, features: int, hidden: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(features)
-        self.linear1 = nn.Linear(features, hidden)
-        self.linear2 = nn.Linear(hidden, features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns a tensor of the shape of `x`."""
-        if x.dim() < 1 or x.shape[-1] != self.linear1.in_features:
-            self._say_once(x, x)
-            return x
-        y: Tensor = self.linear2(F.gelu(self.linear1(self.norm(x))))
-        return x + y.to(x.dtype)
 
 
 def like_site(block: nn.Module, layers: list[nn.Module]) -> nn.Module:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import nn
 
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
-from evolve.operators.blocks import ConvBlock, LinearBlock, like_site
-from evolve.operators.shapes import site_shape
+from evolve.operators.blocks import like_site
+from evolve.operators.chains import ConvChain, LinearBlock, TransformerBlock, has_batch_norm, heads_for, rounded
+from evolve.operators.shapes import SiteShape, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 from evolve.surgery.attach import attach
+
+Block = Literal["auto", "basic", "bottleneck", "depthwise", "inverted", "mlp", "transformer"]
+_RATIOS = {"basic": 1.0, "bottleneck": 0.25, "depthwise": 1.0, "inverted": 4.0, "mlp": 1.0, "transformer": 4.0}
 
 
 @operators.register("deepen")
 class Deepen(MutationOperator):
     """Inserts a residual block behind a site; its last layer starts at zero, so it starts as the identity.
 
-    Conv-BatchNorm-ReLU-Conv-BatchNorm with gamma 0 for (N, C, ...), LayerNorm-Linear-GELU-Linear with zero weights
-    for (N, ..., F): exact in train and eval mode, unlike identity-initialised layers (Net2DeeperNet, Chen et al. 2016),
-    whose BatchNorm needs calibration. Zero gamma: Goyal et al. 2017.
+    For (N, C, ...) convolutions with norms, the last one's gamma 0: basic, bottleneck (He et al. 2015), depthwise-separable
+    or inverted (Sandler et al. 2018). For (N, ..., F) a pre-norm MLP or transformer block. Exact in train and eval mode,
+    unlike identity-initialised layers (Net2DeeperNet, Chen et al. 2016), whose BatchNorm needs calibration. Zero gamma:
+    Goyal et al. 2017.
     """
 
     name = "deepen"
@@ -33,12 +38,14 @@ class Deepen(MutationOperator):
         """Options of `deepen`.
 
         Attributes:
-            ratio: Hidden channels or features relative to the site's output.
+            block: Kind of block; "auto" takes what suits the layers that stand there.
+            ratio: Hidden channels or features relative to the site's output; the usual one of the block if None.
             kernel: Kernel size of a convolutional block, odd.
         """
 
-        ratio: float = Field(default=1.0, gt=0, le=16)
-        kernel: int = Field(default=3, ge=1, le=15, multiple_of=1)
+        block: Block = "auto"
+        ratio: float | None = Field(default=None, gt=0, le=16)
+        kernel: int = Field(default=3, ge=1, le=15)
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the kind of block and its width."""
@@ -47,24 +54,51 @@ class Deepen(MutationOperator):
         if site.module is model and site.span is None:
             raise NotApplicable("Behind the whole model there is no place for a block. Name a submodule as the site.")
         shape = site_shape(site, probe)
-        hidden = max(1, round(shape.outputs * self.options.ratio))
-        return {"layout": shape.layout, "dims": shape.dims, "channels": shape.outputs, "hidden": hidden}
+        block = self._suited(site, shape, probe)
+        hidden = rounded(shape.outputs * (self.options.ratio or _RATIOS[block]))
+        return {
+            "block": block,
+            "dims": shape.dims,
+            "channels": shape.outputs,
+            "hidden": hidden,
+            "batch_norm": has_batch_norm(site.layers),
+        }
+
+    def _suited(self, site: Site, shape: SiteShape, probe: Probe) -> str:
+        wanted: str = self.options.block
+        spatial = shape.layout == "channels_first"
+        if wanted != "auto":
+            if (wanted in {"mlp", "transformer"}) == spatial:
+                raise NotApplicable(
+                    f"A block of kind '{wanted}' does not suit '{site.name}', whose channels are "
+                    f"{'axis 1' if spatial else 'the last axis'}. Choose another one, or block: auto."
+                )
+            return wanted
+        if spatial:
+            convs = [layer for layer in site.layers if isinstance(layer, nn.modules.conv._ConvNd)]
+            return "inverted" if any(conv.groups == conv.in_channels > 1 for conv in convs) else "basic"
+        shapes = probe.shapes(site)
+        attends = any(isinstance(layer, nn.MultiheadAttention) for layer in site.layers)
+        return "transformer" if attends and shapes is not None and len(shapes[1]) == 3 else "mlp"
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Builds the block and sets it to work behind the site."""
-        width, hidden = plan["channels"], plan["hidden"]
+        width, hidden, kind = plan["channels"], plan["hidden"], plan["block"]
+        kernel = self.options.kernel
         block: nn.Module
-        if plan["layout"] == "channels_first":
-            kernel = self.options.kernel
-            block = ConvBlock(plan["dims"], width, hidden, kernel)
-            nn.init.zeros_(block.norm2.weight)
-            added = 2 * width * hidden * kernel ** plan["dims"] + 2 * hidden + 2 * width
-            what = f"convolutional block {width}→{hidden}→{width}"
-        else:
+        if kind == "mlp":
             block = LinearBlock(width, hidden)
-            nn.init.zeros_(block.linear2.weight)
-            nn.init.zeros_(block.linear2.bias)
-            added = 2 * width + (width + 1) * hidden + (hidden + 1) * width
-            what = f"linear block {width}→{hidden}→{width}"
+        elif kind == "transformer":
+            block = TransformerBlock(width, hidden, heads_for(width))
+        else:
+            widths, kernels, depthwise = {
+                "basic": ([width, hidden, width], [kernel, kernel], [False, False]),
+                "bottleneck": ([width, hidden, hidden, width], [1, kernel, 1], [False] * 3),
+                "depthwise": ([width, width, width], [kernel, 1], [True, False]),
+                "inverted": ([width, hidden, hidden, width], [1, kernel, 1], [False, True, False]),
+            }[kind]
+            block = ConvChain(plan["dims"], widths, kernels, depthwise, batch=plan["batch_norm"])
+        added = sum(parameter.numel() for parameter in block.parameters())
         attach(model, site, like_site(block, site.layers), name=self.name, parallel=False)
+        what = f"{kind} block {width}→{hidden}→{width}"
         return Change(f"Inserted a residual {what} behind '{site.name}' (+{added:,} parameters).", added)

@@ -33,7 +33,7 @@ class Narrow(MutationOperator):
     """
 
     name = "narrow"
-    reshapes = True
+    redraws = True
 
     class Options(OperatorOptions):
         """Options of `narrow`.
@@ -175,9 +175,7 @@ def _batch_norm(model: nn.Module, group: Group) -> Tensor:
         for name, module in model.named_modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
     }
-    scales = [
-        _slices(model.get_parameter(slot.name), slot, group.size) for slot in group.slots if slot.name in norms
-    ]
+    scales = [_slices(model.get_parameter(slot.name), slot, group.size) for slot in group.slots if slot.name in norms]
     if not scales:
         raise NotApplicable(f"criterion: batch_norm needs a BatchNorm, and '{group.name}' passes through none.")
     return torch.stack([scale.double().abs().mean(dim=1).cpu() for scale in scales]).mean(dim=0)

@@ -16,7 +16,6 @@ from evolve.structure.rehearsal import Setting, change_settings, rehearse
 from evolve.structure.sites import Site
 from evolve.surgery.resize import Cut, Fill, block_positions, resize
 
-
 # Makes the values of new members: called with the old values, the shape of the new ones and the axis they lie along.
 Members = Callable[[Tensor, tuple[int, ...], int], Tensor]
 
@@ -38,7 +37,9 @@ def structure_of(model: nn.Module, probe: Probe) -> Analysis:
         NotApplicable: If no probe batch is known.
     """
     if probe.inputs is None:
-        raise NotApplicable("The structure of a model shows when it runs, and no probe batch is known: pass example_inputs.")
+        raise NotApplicable(
+            "The structure of a model shows when it runs, and no probe batch is known: pass example_inputs."
+        )
     return analyse(model, probe.inputs)
 
 

@@ -34,7 +34,7 @@ class Widen(MutationOperator):
     """
 
     name = "widen"
-    reshapes = True
+    redraws = True
 
     class Options(OperatorOptions):
         """Options of `widen`.
@@ -101,7 +101,9 @@ class Widen(MutationOperator):
         if init == "random":
             return None
         if group.mixed:
-            return f"'{group.name}' cannot be widened exactly: {group.mixed}. `init: random` does not promise exactness."
+            return (
+                f"'{group.name}' cannot be widened exactly: {group.mixed}. `init: random` does not promise exactness."
+            )
         if group.statistic and init != "split":
             return (
                 f"'{group.name}' cannot be widened exactly by init: {init}: {group.statistic}, so that only whole copies "
@@ -117,7 +119,9 @@ class Widen(MutationOperator):
             fitting = (k for k in range(copies, copies + multiple) if k * group.size % multiple == 0)
             found = next(fitting, None)
             if found is None:
-                raise NotApplicable(f"No whole copies of the {group.size} of '{group.name}' are a multiple of {multiple}.")
+                raise NotApplicable(
+                    f"No whole copies of the {group.size} of '{group.name}' are a multiple of {multiple}."
+                )
             return found * group.size
         size = math.ceil(wanted / multiple) * multiple
         return size + (size - group.size) % 2 if options.init == "twins" else size

@@ -134,14 +134,20 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
         (
             name,
             type(module),
-            tuple((key, value) for key, value in vars(module).items() if isinstance(value, (int, str, tuple, float))
-                  and key != "training" and _hashable(value)),
+            tuple(
+                (key, value)
+                for key, value in vars(module).items()
+                if isinstance(value, (int, str, tuple, float)) and key != "training" and _hashable(value)
+            ),
             tuple(id(link) for link in getattr(module, "_evolve_links", ())),
         )
         for name, module in model.named_modules()
     )
-    tensors = tuple((name, tuple(tensor.shape), id(tensor)) for name, tensor in model.state_dict(keep_vars=True).items()
-                    if hasattr(tensor, "shape"))
+    tensors = tuple(
+        (name, tuple(tensor.shape), id(tensor))
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if hasattr(tensor, "shape")
+    )
     return modules, tensors, tuple((tuple(t.shape), t.dtype) for t in inputs.tensors)
 
 

@@ -203,5 +203,3 @@ def _names(slots: Mapping[Axis, list[Slot]], owners: Mapping[str, str]) -> dict[
         taken[owner] += 1
         names[leaf] = f"{owner}:{number}" if number else owner
     return names
-
-

@@ -83,7 +83,9 @@ class _Rehearsal(Recorder):
         if literal is not None:
             expected = literal[1].resized(self.sizes)
             if op.argument(literal[0]) != expected:
-                raise self.departure(step, f"{op.name} got {literal[0]}={op.argument(literal[0])} instead of {expected}")
+                raise self.departure(
+                    step, f"{op.name} got {literal[0]}={op.argument(literal[0])} instead of {expected}"
+                )
 
     def departure(self, step: int, reason: str) -> _DepartureError:
         """Returns where the run stands, and the sizes that matter there."""

@@ -172,6 +172,46 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
     return f"{STORE}.{key}"
 
 
+def detach(model: nn.Module, name: str) -> int:
+    """Takes a block out again that `attach` set to work.
+
+    Where a module has no block left it gets its own class back, and a root without blocks loses `evolved`: the model is
+    as it was before.
+
+    Args:
+        model: The root.
+        name: The block's dotted name, as `attach` returned it.
+
+    Returns:
+        How many parameters went with it.
+    """
+    store: BlockStore = getattr(model, STORE)
+    key = name.removeprefix(f"{STORE}.")
+    block = store.get_submodule(key)
+    for module in model.modules():
+        links: tuple[Link, ...] = vars(module).get("_evolve_links", ())
+        if any(link.name == key for link in links):
+            module._evolve_links = tuple(link for link in links if link.name != key)  # type: ignore[assignment]
+    before = {id(p): p.numel() for p in model.parameters()}
+    del store._modules[key]
+    if not store._modules:
+        del model._modules[STORE]
+    for module in model.modules():
+        needed = module is model and STORE in model._modules and isinstance(model, nn.Sequential)
+        if isinstance(module, _Evolved) and not module._evolve_links and not needed:
+            module.__class__ = type(module)._evolve_base
+            del vars(module)["_evolve_links"]
+    del block
+    kept = {id(p) for p in model.parameters()}
+    return sum(count for key_, count in before.items() if key_ not in kept)
+
+
+def blocks_inside(site: nn.Module) -> list[str]:
+    """Returns the names in the store of the blocks at work at a module or at one inside it."""
+    found = [link.name for module in site.modules() for link in vars(module).get("_evolve_links", ())]
+    return list(dict.fromkeys(found))
+
+
 def links_at(site: Site) -> list[Link]:
     """Returns the blocks at work at exactly this site."""
     links: tuple[Link, ...] = getattr(site.module, "_evolve_links", ())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from evolve.mutation import create_operator, mutate, replay, sites
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import output_tensors
 from evolve.surgery.transaction import Transaction
-from evolve.surgery.verify import difference, tolerance
+from evolve.surgery.verify import WithoutDropout, difference, tolerance
 from evolve.testing.zoo import ZOO, Subject
 
 
@@ -57,8 +58,11 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
     where = f"'{operator}' on {name} at '{place}'"
     model, inputs = _built(subject), _inputs(subject)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    initial = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     _train(model, optimizer, inputs)
-    outputs = _outputs(model, inputs)
+    moved = {k for k, p in model.named_parameters() if not torch.equal(initial[k], p)}
+    acting = create_operator(operator, options)
+    outputs = _outputs(model, inputs, still=acting.redraws)
     before = _everything(model, optimizer)
     old = dict(model.named_parameters())
     moments = {n: optimizer.state[p]["exp_avg"].clone() for n, p in old.items() if p in optimizer.state}
@@ -74,9 +78,10 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
         _same(before, _everything(model, optimizer), f"{where}: a refused mutation left a trace")
         return False
 
-    allowed = tolerance(outputs[0], create_operator(operator, options).preserves)
+    allowed = tolerance(outputs[0], acting.preserves)
     if allowed is not None:
-        for mode, one, other in zip(("eval", "train"), outputs, _outputs(model, inputs), strict=True):
+        after = _outputs(model, inputs, still=acting.redraws)
+        for mode, one, other in zip(("eval", "train"), outputs, after, strict=True):
             delta = difference(one, other).relative
             assert delta <= allowed, f"{where}: in {mode} mode the output changed by {delta:g} relative"
     for key, parameter in model.named_parameters():
@@ -86,10 +91,11 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
     _check_optimizer(model, optimizer, where)
     _check_replay(subject, result.record, model, where)
 
-    fresh = {k: p.detach().clone() for k, p in model.named_parameters() if k not in old and p.requires_grad}
+    living = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}
+    living = {k: v for k, v in living.items() if k not in old or k in moved}
     for _ in range(3):  # behind a zero gate the first step moves the gate alone
         _train(model, optimizer, inputs)
-    for key, value in fresh.items():
+    for key, value in living.items():
         assert not torch.equal(value, model.get_parameter(key)), f"{where}: training does not move '{key}'"
     return True
 
@@ -107,14 +113,14 @@ def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
     return output_tensors(model(*inputs.args, **inputs.kwargs))
 
 
-def _outputs(model: nn.Module, example_inputs: Any) -> list[list[Tensor]]:
-    """Outputs in eval and in train mode; buffers are put back."""
+def _outputs(model: nn.Module, example_inputs: Any, *, still: bool) -> list[list[Tensor]]:
+    """Outputs in eval and in train mode, without dropout if asked to be still; buffers are put back."""
     inputs, found = as_inputs(model, example_inputs), []
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     for training in (False, True):
         model.train(training)
         torch.manual_seed(4)
-        with torch.no_grad():
+        with torch.no_grad(), WithoutDropout() if still else nullcontext():
             found.append(_run(model, inputs))
     for key, buffer in model.named_buffers():
         if key in buffers:

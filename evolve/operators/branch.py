@@ -1,0 +1,84 @@
+"""`branch`: a second way around a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from evolve.errors import NotApplicable
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.blocks import like_site
+from evolve.operators.chains import ConvChain, LinearBlock, has_batch_norm, rounded
+from evolve.operators.shapes import site_shape
+from evolve.structure.probe import Probe
+from evolve.structure.sites import Site
+from evolve.surgery.attach import attach
+
+
+@operators.register("branch")
+class Branch(MutationOperator):
+    """Adds a parallel branch to a site, `out = f(x) + g(x)`; its last layer starts at zero: exact.
+
+    Convolutions (a plain or a depthwise-separable one) for (N, C, ...), an MLP for (N, ..., F); branches as in Inception
+    (Szegedy et al. 2015) and AutoGrow (Wen et al. 2020).
+    """
+
+    name = "branch"
+    preserves = "exact"
+
+    class Options(OperatorOptions):
+        """Options of `branch`.
+
+        Attributes:
+            kind: "conv", "separable" or "mlp"; "auto" takes conv or mlp by what stands there.
+            kernel: Kernel size of a convolutional branch, odd.
+            ratio: Hidden units of an MLP relative to the site's input.
+        """
+
+        kind: Literal["auto", "conv", "separable", "mlp"] = "auto"
+        kernel: int = Field(default=3, ge=1, le=15)
+        ratio: float = Field(default=1.0, gt=0, le=16)
+
+    def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
+        """Settles the kind, the widths and the stride."""
+        if self.options.kernel % 2 == 0:
+            raise NotApplicable(f"kernel={self.options.kernel} is even and would shift the sizes; choose an odd one.")
+        if site.module is model and site.span is None:
+            raise NotApplicable("A branch around the whole model has no place to live. Name a submodule as the site.")
+        shape = site_shape(site, probe)
+        spatial = shape.layout == "channels_first"
+        kind = self.options.kind if self.options.kind != "auto" else ("conv" if spatial else "mlp")
+        if (kind == "mlp") == spatial:
+            raise NotApplicable(
+                f"A branch of kind '{kind}' does not suit '{site.name}', whose channels are "
+                f"{'axis 1' if spatial else 'the last axis'}. Choose another one, or kind: auto."
+            )
+        return {
+            "kind": kind,
+            "dims": shape.dims,
+            "inputs": shape.inputs,
+            "outputs": shape.outputs,
+            "hidden": rounded(shape.inputs * self.options.ratio),
+            "stride": list(shape.stride),
+            "batch_norm": has_batch_norm(site.layers),
+        }
+
+    def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
+        """Builds the branch and sets it to work beside the site."""
+        inputs, outputs, kernel = plan["inputs"], plan["outputs"], self.options.kernel
+        block: nn.Module
+        if plan["kind"] == "mlp":
+            block = LinearBlock(inputs, plan["hidden"], outputs)
+        else:
+            separable = plan["kind"] == "separable"
+            widths = [inputs, inputs, outputs] if separable else [inputs, outputs]
+            kernels, depthwise = ([kernel, 1], [True, False]) if separable else ([kernel], [False])
+            stride = tuple(plan["stride"])
+            block = ConvChain(plan["dims"], widths, kernels, depthwise, stride, batch=plan["batch_norm"])
+        added = sum(parameter.numel() for parameter in block.parameters())
+        attach(model, site, like_site(block, site.layers), name=self.name, parallel=True)
+        what = f"{plan['kind']} {inputs}→{outputs}"
+        return Change(f"Added a parallel branch ({what}) to '{site.name}' (+{added:,} parameters).", added)

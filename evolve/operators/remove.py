@@ -1,0 +1,88 @@
+"""`remove`: a layer or block whose output has the shape of its input is taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from evolve.errors import NotApplicable
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
+from evolve.structure.probe import Probe
+from evolve.structure.sites import STORE, Site
+from evolve.surgery.attach import blocks_inside, detach
+
+
+class PassThrough(nn.Module):
+    """Stands where a layer was taken out, so that the others keep their names: returns its first argument."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns `x`."""
+        return x
+
+
+@operators.register("remove")
+class Remove(MutationOperator):
+    """Takes out a layer or block whose input and output have one shape; its parameters leave model and optimizer.
+
+    A block that evolve inserted is detached without a trace, which is exact while it is still the identity. For what is
+    not, the measured difference is in the log; layers of a residual network are the ones that can go (Huang et al. 2016,
+    Veit et al. 2016).
+    """
+
+    name = "remove"
+
+    class Options(OperatorOptions):
+        """Options of `remove`.
+
+        Attributes:
+            preserves: What the removal has to keep of the function, or it is refused: "exact", "approximate" (a relative
+                difference of at most 0.1) or "no".
+        """
+
+        preserves: Preserves = "approximate"
+
+    @property
+    def preserves(self) -> Preserves:  # type: ignore[override]
+        """What the options ask for."""
+        return self.options.preserves  # type: ignore[no-any-return]
+
+    def sites(self, model: nn.Module, probe: Probe) -> list[str]:
+        """Returns the blocks that evolve inserted, then the submodules that keep the shape of their input."""
+        store = getattr(model, STORE, None)
+        inserted = [f"{STORE}.{name}" for name, _ in store.named_children()] if store is not None else []
+        own = [name for name in super().sites(model, probe) if not name.startswith(f"{STORE}.")]
+        return [*inserted, *own]
+
+    def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
+        """Settles whether the site is a block that evolve inserted."""
+        if site.span is not None or site.part is not None or site.module is model:
+            raise NotApplicable(f"'{site.name}' is no single submodule. Name one.")
+        names = site.name.split(".")
+        if names[0] == STORE:
+            if len(names) != 2:
+                raise NotApplicable(
+                    f"'{site.name}' is a part of a block; '{'.'.join(names[:2])}' can be removed whole."
+                )
+            return {"inserted": True}
+        shapes = probe.shapes(site)
+        if shapes is None or shapes[0] != shapes[1]:
+            told = "is not reached by the probe batch" if shapes is None else f"maps {shapes[0]} to {shapes[1]}"
+            raise NotApplicable(f"'{site.name}' {told}; only what keeps the shape of its input can be taken out.")
+        return {"inserted": False}
+
+    def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
+        """Takes it out."""
+        before = {id(p): p.numel() for p in model.parameters()}
+        if plan["inserted"]:
+            detach(model, site.name)
+        else:
+            for block in blocks_inside(site.module):
+                detach(model, f"{STORE}.{block}")
+            parent, _, name = site.name.rpartition(".")
+            model.get_submodule(parent)._modules[name] = PassThrough().train(site.module.training)
+        kept = {id(p) for p in model.parameters()}
+        gone = sum(count for key, count in before.items() if key not in kept)
+        what = type(site.module).__name__
+        return Change(f"Removed '{site.name}' ({what}, -{gone:,} parameters).", -gone)
