@@ -375,7 +375,7 @@ def test_the_record_says_what_happened():
     x = torch.zeros(4, 3, 8, 8)
     note = {"epoch": 2, "step": 30, "metrics_before": {"accuracy": 0.5}, "reason": "plateau"}
     record = evolve.mutate(model, "deepen", site="0", example_inputs=x, seed=5, note=note, ratio=2.0).record
-    assert json.loads(record.model_dump_json())["options"] == {"ratio": 2.0, "kernel": 3}
+    assert json.loads(record.model_dump_json())["options"] == {"block": "auto", "ratio": 2.0, "kernel": 3}
     assert (record.epoch, record.step, record.metrics_before, record.reason) == (2, 30, {"accuracy": 0.5}, "plateau")
     assert (record.operator, record.site, record.seed, record.status) == ("deepen", "0", 5, "applied")
     assert (record.inputs[0].shape, record.inputs[0].dtype) == ([4, 3, 8, 8], "float32")
@@ -520,12 +520,12 @@ def test_moments_follow_a_parameter_that_grows(plugin):
             wider.weight[:5], wider.bias[:5] = old.weight, old.bias
         return True, "two more classes"
 
-    plugin("widen", widen, "no")
+    plugin("wider_layer", widen, "no")
     model = small()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     train_step(model, optimizer)
     old = optimizer.state[model[1][3].weight]["exp_avg"].clone()
-    assert evolve.mutate(model, "widen", site="1.3", optimizer=optimizer)
+    assert evolve.mutate(model, "wider_layer", site="1.3", optimizer=optimizer)
     carried = optimizer.state[model[1][3].weight]["exp_avg"]
     assert carried.shape == (7, 32)
     assert torch.equal(carried[:5], old)

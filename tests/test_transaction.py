@@ -157,8 +157,8 @@ def _break_build(monkeypatch):
 def _break_optimizer(monkeypatch):
     whole = evolve.mutation.reconcile
 
-    def reconcile(model, optimizer, before, site):
-        whole(model, optimizer, before, site)
+    def reconcile(model, optimizer, before, site, cuts):
+        whole(model, optimizer, before, site, cuts)
         for state in optimizer.state.values():
             state["exp_avg"].zero_()
             state["step"] += 5

@@ -12,10 +12,11 @@ from typing_extensions import Self
 
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
-from evolve.operators.regroup import added_parameters, group_at, regroup, regroup_plan, structure_of
-from evolve.structure.groups import Group, Slot
+from evolve.operators.regroup import Place, Regrouping, groups_at, places_of, regroup, regroup_plan, structure_of, told
+from evolve.structure.analysis import Analysis
+from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
-from evolve.structure.sites import Site
+from evolve.structure.sites import EVERYWHERE, Site
 
 Criterion = Literal["magnitude", "taylor", "batch_norm", "redundant", "indices"]
 
@@ -68,36 +69,38 @@ class Narrow(MutationOperator):
 
     def sites(self, model: nn.Module, probe: Probe) -> list[str]:
         """Returns the groups of channels, units and heads with more than one member."""
-        found = []
-        for group in structure_of(model, probe).changeable:
-            if group.size > 1 and (self.options.criterion != "redundant" or _redundant(model, group)[0]):
-                found.append(group.name)
-        return found
+        analysis = structure_of(model, probe)
+        found = [group for group in analysis.changeable if group.size > 1]
+        if self.options.criterion == "redundant":
+            found = [group for group in found if _Members(model, analysis, group).redundant()[0]]
+        return [group.name for group in found]
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles which go, and whom their readers turn to."""
-        analysis, group = group_at(model, site, probe)
-        gone = self._gone(model, group)
-        kept = [position for position in range(group.size) if position not in gone]
-        copies = {position: original for position, original in _redundant(model, group)[1].items() if position in gone}
-        merged = [[position, original] for position, original in sorted(copies.items()) if original in kept]
-        return regroup_plan(model, analysis, group, kept, merged=merged)
+        analysis, groups = groups_at(model, site, probe)
+        if site.name == EVERYWHERE:
+            names = set(self.sites(model, probe))
+            groups = [group for group in groups if group.name in names]
+        if not groups:
+            raise NotApplicable("No group of the model has anything to take out.")
+        return regroup_plan(model, analysis, [self._narrower(_Members(model, analysis, group)) for group in groups])
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Cuts every tensor of the group."""
-        added, kept = added_parameters(model, plan), len(plan["source"])
-        pairs = [(position, original) for position, original in plan["merged"]]
-        cuts = regroup(model, plan, {}, merged=pairs)
-        told = f", {len(pairs)} of them copies" if pairs else ""
-        return Change(
-            f"Narrowed '{site.name}' from {plan['size']} to {kept}{told} in {len(plan['slots'])} places "
-            f"({added:+,} parameters).",
-            added,
-            cuts,
-        )
+        added, cuts = regroup(model, plan, {})
+        copies = sum(len(group["merged"]) for group in plan["groups"])
+        what = f"{told(plan)}, merging {copies} copies" if copies else told(plan)
+        return Change(f"Narrowed {what} ({added:+,} parameters).", added, cuts)
 
-    def _gone(self, model: nn.Module, group: Group) -> set[int]:
-        options = self.options
+    def _narrower(self, members: _Members) -> Regrouping:
+        gone = self._gone(members)
+        kept = [position for position in range(members.group.size) if position not in gone]
+        copies = members.redundant()[1]
+        merged = [(position, copies[position]) for position in sorted(gone) if copies.get(position) in kept]
+        return Regrouping(members.group, kept, merged=merged)
+
+    def _gone(self, members: _Members) -> set[int]:
+        options, group = self.options, members.group
         if options.indices is not None:
             wrong = [index for index in options.indices if not 0 <= index < group.size]
             if wrong or len(set(options.indices)) >= group.size:
@@ -108,7 +111,7 @@ class Narrow(MutationOperator):
             return set(options.indices)
         if group.size < 2:
             raise NotApplicable(f"'{group.name}' has one position left, which has to stay.")
-        redundant = _redundant(model, group)[0] if options.criterion == "redundant" else []
+        redundant = members.redundant()[0] if options.criterion == "redundant" else []
         count = self._count(group, len(redundant))
         if options.criterion == "redundant":
             if len(redundant) < max(count, 1):
@@ -117,7 +120,7 @@ class Narrow(MutationOperator):
                     f"{max(count, 1)} were to go."
                 )
             return set(redundant[-count:])
-        scores = _SCORES[options.criterion](model, group)
+        scores: Tensor = getattr(members, options.criterion)()
         return set(scores.argsort(stable=True)[:count].tolist())
 
     def _count(self, group: Group, redundant: int) -> int:
@@ -139,86 +142,79 @@ class Narrow(MutationOperator):
         return group.size - kept
 
 
-def _slices(tensor: Tensor, slot: Slot, size: int) -> Tensor:
-    """Returns a tensor's values by member of the group, (size, values of one)."""
-    rows = tensor.detach().movedim(slot.axis, 0)
-    blocks = [rows[start : start + size * slot.inner].reshape(size, -1) for start in slot.starts]
-    return torch.cat(blocks, dim=1)
+class _Members:
+    """What the members of a group hold, one by one."""
 
+    def __init__(self, model: nn.Module, analysis: Analysis, group: Group) -> None:
+        self.model, self.group = model, group
+        self.places = places_of(analysis, group)
+        self.parameters = dict(model.named_parameters())
+        self.tensors = {**dict(model.named_buffers()), **self.parameters}
 
-def _magnitude(model: nn.Module, group: Group) -> Tensor:
-    """Mean over the weights of each member's L2 norm, each weight's norms scaled to a mean of 1."""
-    scores = torch.zeros(group.size, dtype=torch.float64)
-    for slot, tensor in _matrices(model, group):
-        norms = _slices(tensor, slot, group.size).double().norm(dim=1).cpu()
-        scores += norms / norms.mean().clamp(min=1e-12)
-    return scores
+    def values(self, tensor: Tensor, place: Place) -> Tensor:
+        """Returns a tensor's values by member, (size, values of one)."""
+        rows = tensor.detach().movedim(place.axis, 0)
+        size, inner = self.group.size, place.inner
+        parts = [rows[start : start + size * inner].reshape(size, -1) for start in place.starts]
+        return torch.cat(parts, dim=1).double().cpu()
 
+    def matrices(self) -> list[tuple[Place, Tensor]]:
+        """Returns the weights of the group; its vectors where it has nothing else."""
+        found = [(place, self.parameters[place.name]) for place in self.places if place.name in self.parameters]
+        return [(place, tensor) for place, tensor in found if tensor.dim() > 1] or found
 
-def _taylor(model: nn.Module, group: Group) -> Tensor:
-    scores = torch.zeros(group.size, dtype=torch.float64)
-    found = False
-    for slot, tensor in _matrices(model, group):
-        if tensor.grad is not None:
-            found = True
-            scores += _slices(tensor * tensor.grad, slot, group.size).double().sum(dim=1).abs().cpu()
-    if not found:
-        raise NotApplicable(
-            f"criterion: taylor needs gradients, and no parameter of '{group.name}' has any. Call loss.backward() first."
-        )
-    return scores
+    def magnitude(self) -> Tensor:
+        """L2 norm of each member's weights, those of each tensor scaled to a mean of 1."""
+        scores = torch.zeros(self.group.size, dtype=torch.float64)
+        for place, tensor in self.matrices():
+            norms = self.values(tensor, place).norm(dim=1)
+            scores += norms / norms.mean().clamp(min=1e-12)
+        return scores
 
+    def taylor(self) -> Tensor:
+        """First-order effect on the loss of each member's weights becoming zero."""
+        pairs = [(place, tensor, tensor.grad) for place, tensor in self.matrices()]
+        effects = [self.values(t * g, place).sum(dim=1).abs() for place, t, g in pairs if g is not None]
+        if not effects:
+            raise NotApplicable(
+                f"criterion: taylor needs gradients, and no weight of '{self.group.name}' has any. Call loss.backward() "
+                "before."
+            )
+        return torch.stack(effects).sum(dim=0)
 
-def _batch_norm(model: nn.Module, group: Group) -> Tensor:
-    norms = {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
-    }
-    scales = [_slices(model.get_parameter(slot.name), slot, group.size) for slot in group.slots if slot.name in norms]
-    if not scales:
-        raise NotApplicable(f"criterion: batch_norm needs a BatchNorm, and '{group.name}' passes through none.")
-    return torch.stack([scale.double().abs().mean(dim=1).cpu() for scale in scales]).mean(dim=0)
+    def batch_norm(self) -> Tensor:
+        """Mean |scale| of each member in the BatchNorms it passes through."""
+        norms = {
+            f"{name}.weight"
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        }
+        scales = [self.values(self.parameters[p.name], p).abs().mean(1) for p in self.places if p.name in norms]
+        if not scales:
+            raise NotApplicable(
+                f"criterion: batch_norm needs a BatchNorm, and '{self.group.name}' passes through none."
+            )
+        return torch.stack(scales).mean(dim=0)
 
-
-_SCORES = {"magnitude": _magnitude, "taylor": _taylor, "batch_norm": _batch_norm}
-
-
-def _matrices(model: nn.Module, group: Group) -> list[tuple[Slot, Tensor]]:
-    parameters = dict(model.named_parameters())
-    found = [(slot, parameters[slot.name]) for slot in group.slots if slot.name in parameters]
-    return [(slot, tensor) for slot, tensor in found if tensor.dim() > 1] or found
-
-
-def _redundant(model: nn.Module, group: Group) -> tuple[list[int], dict[int, int]]:
-    """Returns the members without which the function is the same, and of those that are copies their originals."""
-    if group.mixed or group.statistic:
-        return _whole_copies(model, group)
-    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    read = torch.zeros(group.size, dtype=torch.bool)
-    made = []
-    for slot in group.slots:
-        values = _slices(tensors[slot.name], slot, group.size).cpu()
-        if slot.reads:
-            read |= values.ne(0).any(dim=1)
-        else:
-            made.append(values.double())
-    originals = _copies(torch.cat(made, dim=1)) if made else {}
-    silent = [member for member in range(group.size) if not read[member] and member not in originals]
-    return sorted({*silent, *originals}), originals
-
-
-def _whole_copies(model: nn.Module, group: Group) -> tuple[list[int], dict[int, int]]:
-    """Under a mean over the group only the second of two equal halves may go, as a whole."""
-    if group.mixed or group.size % 2:
-        return [], {}
-    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    half = group.size // 2
-    for slot in group.slots:
-        values = _slices(tensors[slot.name], slot, group.size)
-        if not slot.reads and not torch.equal(values[:half], values[half:]):
+    def redundant(self) -> tuple[list[int], dict[int, int]]:
+        """Returns the members without which the function is the same, and of those that are copies their originals."""
+        size = self.group.size
+        made = [self.values(self.tensors[p.name], p) for p in self.places if not p.reads]
+        if self.group.mixed or not made:
             return [], {}
-    return list(range(half, group.size)), {position: position - half for position in range(half, group.size)}
+        rows = torch.cat(made, dim=1)
+        if self.group.statistic:  # under a mean over the group only one of two equal halves may go, as a whole
+            half = size // 2
+            if size % 2 or not torch.equal(rows[:half], rows[half:]):
+                return [], {}
+            return list(range(half, size)), {position: position - half for position in range(half, size)}
+        read = torch.zeros(size, dtype=torch.bool)
+        for place in self.places:
+            if place.reads:
+                read |= self.values(self.tensors[place.name], place).ne(0).any(dim=1)
+        originals = _copies(rows)
+        silent = [member for member in range(size) if not read[member] and member not in originals]
+        return sorted({*silent, *originals}), originals
 
 
 def _copies(rows: Tensor) -> dict[int, int]:

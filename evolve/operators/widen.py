@@ -13,10 +13,10 @@ from typing_extensions import Self
 
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
-from evolve.operators.regroup import Members, added_parameters, group_at, regroup, regroup_plan, structure_of
+from evolve.operators.regroup import Members, Regrouping, groups_at, regroup, regroup_plan, structure_of, told
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
-from evolve.structure.sites import Site
+from evolve.structure.sites import EVERYWHERE, Site
 
 
 @operators.register("widen")
@@ -69,32 +69,31 @@ class Widen(MutationOperator):
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the new size, what is copied, in which shares, and the settings that follow."""
-        analysis, group = group_at(model, site, probe)
-        objection = self._objection(group)
-        if objection is not None:
-            raise NotApplicable(objection)
-        size, init = self._new_size(group), self.options.init
-        new = size - group.size
-        if init == "split":
-            source = list(range(group.size)) * math.ceil(size / group.size)
-            if not group.statistic:
-                source = source[: group.size] + torch.randperm(group.size).repeat(math.ceil(new / group.size)).tolist()
-            source = source[:size]
-            return regroup_plan(model, analysis, group, source, shares=_shares(source))
-        return regroup_plan(model, analysis, group, [*range(group.size), *[-1] * new])
+        analysis, groups = groups_at(model, site, probe)
+        objections = [objection for group in groups if (objection := self._objection(group)) is not None]
+        if site.name == EVERYWHERE:
+            groups = [group for group in groups if self._objection(group) is None]
+        if not groups or (objections and site.name != EVERYWHERE):
+            raise NotApplicable(objections[0] if objections else "No group of the model can change.")
+        return regroup_plan(model, analysis, [self._wider(group) for group in groups])
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Resizes every tensor of the group."""
-        added, old, new = added_parameters(model, plan), plan["size"], len(plan["source"])
         init = self.options.init
         read: Members = {"zero_out": _zeros, "twins": _opposite}.get(init, _random)
         written: Members = _twice if init == "twins" else _random
-        cuts = regroup(model, plan, {False: written, True: read}, shares=plan.get("shares"))
-        return Change(
-            f"Widened '{site.name}' from {old} to {new} in {len(plan['slots'])} places ({added:+,} parameters).",
-            added,
-            cuts,
-        )
+        added, cuts = regroup(model, plan, {False: written, True: read})
+        return Change(f"Widened {told(plan)} ({added:+,} parameters).", added, cuts)
+
+    def _wider(self, group: Group) -> Regrouping:
+        size = self._new_size(group)
+        if self.options.init != "split":
+            return Regrouping(group, [*range(group.size), *[-1] * (size - group.size)])
+        copies = math.ceil(size / group.size)
+        source = list(range(group.size)) * copies
+        if not group.statistic:  # any may be copied, not only all of them
+            source = source[: group.size] + torch.randperm(group.size).repeat(copies).tolist()
+        return Regrouping(group, source[:size], shares=_shares(source[:size]))
 
     def _objection(self, group: Group) -> str | None:
         init = self.options.init

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 from torch import nn
 
@@ -15,23 +14,17 @@ from evolve.structure.flow import Flow
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a group lies in one axis of a parameter or buffer.
-
-    Position i of the group is the range of `inner` positions from `start + i * inner` on, for each of the starts.
+    """A place where a group is kept.
 
     Attributes:
         name: Parameter or buffer.
-        axis: Its axis.
-        starts: First positions of the blocks.
-        inner: Positions of the axis for each position of the group.
+        axis: Its axis that the group lies in.
         reads: Whether the model sums over the axis here (the input side of a layer), so that a copy of a position needs
             a share of its weight; elsewhere a copy is a copy.
     """
 
     name: str
     axis: int
-    starts: tuple[int, ...]
-    inner: int
     reads: bool
 
 
@@ -70,12 +63,12 @@ def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
     slots: dict[Axis, list[Slot]] = defaultdict(list)
     for name, axes in flow.sources.items():
         for position, axis in enumerate(axes):
-            for leaf, (starts, inner) in _blocks(axis).items():
+            for leaf in dict.fromkeys(axis.leaves()):
                 place = (name, position)
                 reads = place in readings[leaf]
                 if reads and place in others[leaf]:
                     leaf.mark("mixed", f"'{name}' is both read from and written with along it (tied weights)")
-                slots[leaf].append(Slot(name, position, tuple(starts), inner, reads))
+                slots[leaf].append(Slot(name, position, reads))
     parameters = {name for name, _ in model.named_parameters()}
     for leaf, found in slots.items():
         if all(slot.reads or slot.name not in parameters for slot in found):
@@ -150,39 +143,6 @@ def _readings(flow: Flow) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[
                         leaf.mark("mixed", f"'{one[0]}' has it on several axes at once")
                     summed[leaf].add(one)
     return summed, plain
-
-
-def _blocks(axis: Axis) -> dict[Axis, tuple[list[int], int]]:
-    """Returns the starts and the inner size of the blocks of each changeable plain axis in an axis."""
-    found: dict[Axis, tuple[list[int], int]] = {}
-    for leaf, start, inner in _walk(axis):
-        starts, known = found.setdefault(leaf, ([], inner))
-        if known != inner:
-            leaf.mark("fixed", "it lies in one axis in several ways")
-        starts.append(start)
-    return found
-
-
-def _walk(axis: Axis) -> Iterator[tuple[Axis, int, int]]:
-    axis = axis.resolved()
-    if axis.kind == "plain":
-        yield axis, 0, 1
-        return
-    if axis.kind == "sum":
-        offset = 0
-        for part in axis.parts:
-            yield from ((leaf, offset + start, inner) for leaf, start, inner in _walk(part))
-            offset += part.size
-        return
-    sizes = [part.size for part in axis.parts]
-    for position, part in enumerate(axis.parts):
-        outer, inner = prod(sizes[:position]), prod(sizes[position + 1 :])
-        blocks = list(_walk(part))
-        if all("fixed" in leaf.marks for leaf, _, _ in blocks):
-            outer = 1  # nobody will ask where they are
-        for repetition in range(outer):
-            for leaf, start, own in blocks:
-                yield leaf, (repetition * part.size + start) * inner, own * inner
 
 
 def _owners(model: nn.Module) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 `features` is a submodule; `features.0:3` is the run of the children 0, 1 and 2 of the `Sequential` `features`
 (`0:3` in a model that is a `Sequential` itself). `attention.qkv:1` is a part of a submodule: the second of the groups of
-channels, units or heads that it makes.
+channels, units or heads that it makes; `*` stands for all groups of the model at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from evolve.errors import NotApplicable, did_you_mean
 
+EVERYWHERE = "*"  # every group of channels and units at once
 STORE = "evolved"  # the child of the root in which inserted blocks live
 
 
@@ -44,6 +45,8 @@ class Site:
     @property
     def ends(self) -> tuple[str, str]:
         """Dotted names of the submodules where the site begins and ends."""
+        if self.name == EVERYWHERE:
+            return "", ""
         if self.part is not None:
             return (self.name.rpartition(":")[0],) * 2
         if self.span is None:
@@ -60,11 +63,13 @@ def resolve(model: nn.Module, name: str) -> Site:
     Raises:
         NotApplicable: If the model has no such place; the message names the closest one.
     """
+    if name == EVERYWHERE:
+        return Site(name, model)
     parent, _, last = name.rpartition(".")
     span = re.fullmatch(r"(\d+):(\d+)", last)
     modules = dict(model.named_modules())
-    whole, _, part = name.rpartition(":")
-    if part.isdigit() and not span and whole in modules:
+    whole, colon, part = name.rpartition(":")
+    if colon and part.isdigit() and not span and whole in modules:
         return Site(name, modules[whole], part=int(part))
     target = parent if span else name
     if target not in modules:

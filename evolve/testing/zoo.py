@@ -238,7 +238,9 @@ class GroupedQueries(nn.Module):
         return self.head(self.norm3(x))  # type: ignore[no-any-return]
 
     def _rotated(self, x: Tensor) -> Tensor:
-        angle = torch.arange(x.shape[-2], device=x.device)[:, None] / 10 ** torch.arange(x.shape[-1] // 2, device=x.device)
+        angle = torch.arange(x.shape[-2], device=x.device)[:, None] / 10 ** torch.arange(
+            x.shape[-1] // 2, device=x.device
+        )
         one, two = x.chunk(2, dim=-1)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
