@@ -28,12 +28,16 @@ if TYPE_CHECKING:
     from evolve.optim import OptimizerConfig as OptimizerConfig
     from evolve.run import OutputConfig as OutputConfig
     from evolve.run import RunResult as RunResult
+    from evolve.structure.analysis import Analysis as Analysis
+    from evolve.structure.analysis import analyse as analyse
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
     from evolve.training import TrainingConfig as TrainingConfig
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Analysis": ("evolve.structure.analysis", "Analysis"),
+    "analyse": ("evolve.structure.analysis", "analyse"),
     "Context": ("evolve.operators.function", "Context"),
     "EvolutionConfig": ("evolve.evolution", "EvolutionConfig"),
     "Evolver": ("evolve.evolver", "Evolver"),

@@ -379,7 +379,7 @@ def test_the_record_says_what_happened():
     assert (record.epoch, record.step, record.metrics_before, record.reason) == (2, 30, {"accuracy": 0.5}, "plateau")
     assert (record.operator, record.site, record.seed, record.status) == ("deepen", "0", 5, "applied")
     assert (record.inputs[0].shape, record.inputs[0].dtype) == ([4, 3, 8, 8], "float32")
-    assert record.plan == {"layout": "channels_first", "dims": 2, "channels": 8, "hidden": 16}
+    assert record.plan == {"block": "basic", "dims": 2, "channels": 8, "hidden": 16, "batch_norm": True}
     assert record.memory_before > 0
     assert record.memory_after > 0
     assert 0 < record.seconds < 60

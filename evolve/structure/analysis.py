@@ -18,7 +18,7 @@ from evolve.errors import NotApplicable, did_you_mean
 from evolve.structure.axes import Axis
 from evolve.structure.flow import Flow
 from evolve.structure.groups import Group, find_groups
-from evolve.structure.inputs import Inputs
+from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.tape import Shape, Tape, record
 
 logger = logging.getLogger(__name__)
@@ -109,17 +109,34 @@ class Analysis:
         }
 
 
-def analyse(model: nn.Module, inputs: Inputs) -> Analysis:
+def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
     """Returns the structure of a model, analysed anew only where the model or the inputs have changed since.
 
     Args:
         model: Any module, on any device, `meta` too; it is left as it was.
-        inputs: Arguments of a forward pass. Only their shapes matter, unless the forward looks at values.
+        example_inputs: A tensor, a sequence of arguments or a mapping of keyword arguments; only shapes matter, unless
+            the forward looks at values. If None, they are made up for the model's first layer with weights.
+
+    Raises:
+        NotApplicable: If no inputs are known, or the model does not run on them.
     """
+    inner = getattr(model, "_orig_mod", None)  # a compiled model is analysed underneath
+    model = inner if isinstance(inner, nn.Module) else model
+    if isinstance(example_inputs, Inputs):
+        inputs = example_inputs
+    else:
+        found = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
+        if found is None:
+            raise NotApplicable(f"No inputs are known that a {type(model).__name__} runs on: pass example_inputs.")
+        inputs = found
     key = fingerprint(model, inputs)
     known = _MEMO.get(model)
     if known is None or known[0] != key:
-        known = (key, Analysis(model, inputs))
+        try:
+            known = (key, Analysis(model, inputs))
+        except Exception as error:  # whatever a user's forward raises
+            shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors)
+            raise NotApplicable(f"The model fails on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
         _MEMO[model] = known
     return known[1]
 
