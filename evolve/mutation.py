@@ -236,7 +236,8 @@ def _carry_out(
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
     if before.reached(site):
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
-        _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
+        if fresh or len(ParameterTable(model).by_name) != len(table.by_name):  # other widths alone break no backward
+            _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
     else:
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
     delta = attempt.max_abs_diff

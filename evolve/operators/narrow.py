@@ -80,7 +80,7 @@ class Narrow(MutationOperator):
         analysis, groups = groups_at(model, site, probe)
         if site.name == EVERYWHERE:
             names = set(self.sites(model, probe))
-            groups = [group for group in groups if group.name in names]
+            groups = [group for group in groups if group.name in names and not group.mixed]
         if not groups:
             raise NotApplicable("No group of the model has anything to take out.")
         return regroup_plan(model, analysis, [self._narrower(_Members(model, analysis, group)) for group in groups])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis
@@ -59,16 +59,18 @@ class _Rehearsal(Recorder):
     def __init__(self, model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, fake: FakeTensorMode) -> None:
         super().__init__(model, Tape(script.training), fake)
         self.analysis, self.script, self.sizes = analysis, script, sizes
+        self.lost = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and compares the sizes of what it gives."""
         step = len(self.tape.ops)
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        if len(self.tape.ops) == step:  # nothing that is written down
+        if self.lost or len(self.tape.ops) == step:  # nothing that is written down
             return out
         op = self.tape.ops[step]
         if step >= len(self.script.ops) or self.script.ops[step].func is not func:
-            raise self.departure(step, f"it ran {op.name} where another operation ran before")
+            self.lost = True  # another way through the forward, such as one for a single head: its end will tell
+            return out
         wanted = self.script.ops[step]
         for value, old in zip(op.outputs, wanted.outputs, strict=True):
             if value is not None and old is not None:
@@ -221,11 +223,14 @@ def _run(
         args, kwargs = tree_map(ready, analysis.inputs.args), tree_map(ready, dict(analysis.inputs.kwargs))
         try:
             with fake, rehearsal, rehearsal.modules():
-                model(*args, **kwargs)
+                outputs = model(*args, **kwargs)
         except _DepartureError as departure:
             return departure
         except Exception as error:  # whatever a user's forward raises when sizes do not fit
             return rehearsal.departure(len(rehearsal.tape.ops), f"{type(error).__name__}: {error}")
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    if shapes != [value.shape for value in script.outputs]:
+        return rehearsal.departure(len(rehearsal.tape.ops), f"the outputs have the shapes {shapes}")
     return None
 
 
@@ -271,7 +276,12 @@ def _known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[
         shapes = {key: changed[prefix + key] for key in _LAYER_TENSORS if prefix + key in changed}
         if shapes:
             found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
-    return found
+    for tape in analysis.tapes:
+        for (name, attribute), (value, position) in tape.settings.items():
+            axis = analysis.flow.of(value)[position]
+            if axis.resized(sizes) != axis.size:
+                found.append(Setting(name, attribute, None, axis.resized(sizes)))
+    return list(dict.fromkeys(found))
 
 
 _LAYER_TENSORS = ("weight", "running_mean", "out_proj.weight", "k_proj_weight", "v_proj_weight")

@@ -169,6 +169,9 @@ def _group_norm(flow: Flow, op: Op) -> None:
     if groups > 1:
         flow.literals[id(op)] = ("group", group)
     flow.give(op.outputs[0], axes)
+    for statistic in op.outputs[1:]:
+        if statistic is not None:
+            flow.give(statistic, [axes[0], group])
 
 
 _REDUCTIONS = {"mean": "statistic", "var": "statistic", "std": "statistic", "var_mean": "statistic"}

@@ -132,6 +132,7 @@ class Tape:
         parameters: The parameters and buffers that were used, by name.
         inputs: Tensors among the model's arguments; likewise `outputs`.
         ties: Axes that got the size of another axis because the forward said so, by the number of operations before.
+        settings: For integers that modules keep, by module and attribute: a tensor and its axis that got this size.
         training: The mode of the run.
         real: Whether it had to be recorded on real tensors.
     """
@@ -143,6 +144,7 @@ class Tape:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     ties: dict[int, list[Tie]] = field(default_factory=dict)
+    settings: dict[tuple[str, str], tuple[Value, int]] = field(default_factory=dict)
     real: bool = False
 
     def modules_of(self, op: Op) -> list[str]:
@@ -161,10 +163,17 @@ class _SizeOf(int):
     axis: int
 
 
-class _SizeReader(TorchFunctionMode):
-    """Notes where a forward reads a size from one tensor and gives it to a view of another.
+class _SettingOf(int):
+    """An integer that knows which attribute of which module it is."""
 
-    `x.reshape(batch, length, width)` with the width of the block's input says that the two are one; nothing else does.
+    name: tuple[str, str]
+
+
+class _SizeReader(TorchFunctionMode):
+    """Notes where the sizes come from that a forward gives to a view.
+
+    `x.reshape(batch, length, width)` with the width of the block's input says that the two are one, and two views by
+    `self.heads` that they are; nothing else does.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -181,11 +190,18 @@ class _SizeReader(TorchFunctionMode):
             return self._told(value, args[1] if len(args) > 1 else kwargs["dim"], out) if type(out) is int else out
         if func in _VIEWS and isinstance(out, Tensor):
             told = args[1:] if not isinstance(args[-1], (tuple, list)) else args[-1]
-            for axis, size in enumerate(told):
-                if isinstance(size, _SizeOf) and len(told) == out.dim():
-                    tie = Tie(self._recorder.value(out), axis, size.value, size.axis)
-                    self._recorder.tape.ties.setdefault(len(self._recorder.tape.ops), []).append(tie)
+            if len(told) == out.dim():
+                self._note(self._recorder.value(out), told)
         return out
+
+    def _note(self, out: Value, told: Any) -> None:
+        tape = self._recorder.tape
+        for axis, size in enumerate(told):
+            if isinstance(size, _SizeOf):
+                tape.ties.setdefault(len(tape.ops), []).append(Tie(out, axis, size.value, size.axis))
+            elif isinstance(size, _SettingOf):
+                first = tape.settings.setdefault(size.name, (out, axis))
+                tape.ties.setdefault(len(tape.ops), []).append(Tie(out, axis, *first))
 
     def _told(self, value: Value, axis: int, size: int) -> int:
         told = _SizeOf(size)
@@ -195,6 +211,16 @@ class _SizeReader(TorchFunctionMode):
 
 _READS = {Tensor.shape.__get__, Tensor.size}
 _VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
+
+
+def _name_settings(model: nn.Module) -> None:
+    """Lets every integer that a module keeps know its name; `undisturbed` puts the plain ones back."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if type(value) is int and value > 1:
+                named = _SettingOf(value)
+                named.name = (name, attribute)
+                vars(module)[attribute] = named
 
 
 class Recorder(TorchDispatchMode):
@@ -329,6 +355,7 @@ def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, train
 
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), transparent_attention():
         model.train(training)
+        _name_settings(model)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
         with fake or contextlib.nullcontext(), recorder, recorder.modules(), _SizeReader(recorder):
             outputs = model(*args, **kwargs)

@@ -128,19 +128,23 @@ def rounding(model: nn.Module, inputs: Inputs, seed: int, *, training: bool) -> 
 def gradient_faults(
     model: nn.Module, inputs: Inputs, seed: int, fresh: dict[str, nn.Parameter], *, training: bool
 ) -> list[str]:
-    """Says which new parameters a backward pass does not reach, or reaches with NaN or infinity."""
-    if not fresh:
-        return []
+    """Says which new parameters a backward pass does not reach, or reaches with NaN or infinity, or why it fails."""
+    trainable = fresh or {name: p for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), preserved_rng(model, seed), torch.inference_mode(False), torch.enable_grad():
         model.train(training)
         outputs = [t for t in output_tensors(model(*inputs.args, **inputs.kwargs)) if t.requires_grad]
         if not outputs:
-            return ["no output depends on a trainable parameter"]
+            return ["no output depends on a trainable parameter"] if fresh else []
         # A random weight per output value: a plain sum is constant where the model ends in a softmax.
         loss = sum((t * torch.randn_like(t)).sum() for t in outputs if t.is_floating_point())
-        gradients = torch.autograd.grad(loss, list(fresh.values()), allow_unused=True)  # type: ignore[arg-type]
+        try:
+            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)  # type: ignore[arg-type]
+        except RuntimeError as error:  # such as an in-place operation on what another one has kept
+            return [f"a backward pass fails ({error})"]
     faults = []
-    for name, gradient in zip(fresh, gradients, strict=True):
+    for name, gradient in zip(trainable, gradients, strict=True):
+        if name not in fresh:
+            continue
         if gradient is None:
             faults.append(f"no gradient reaches the new parameter '{name}'")
         elif not bool(torch.isfinite(gradient).all()):
