@@ -106,9 +106,9 @@ class TakingTurns(Batches):
     def __len__(self) -> int:
         return self.steps * (self.blocks + 1) + 1
 
-    def example(self, n: int) -> Tensor:
-        """Returns the first inputs."""
-        return self.inner.example(n)
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """Returns the first samples."""
+        return self.inner.examples(n)
 
     def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields batches, epoch after epoch."""

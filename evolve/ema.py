@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from evolve.surgery.resize import Cut, recut_copy
 
 
 class EMA:
@@ -34,13 +36,21 @@ class EMA:
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.shadow.values()), [parameters[name].detach() for name in self.shadow], 1 - kept)
 
-    def follow(self, model: nn.Module) -> None:
-        """After a mutation: new and resized parameters begin at their present value, gone ones are dropped."""
+    def follow(self, model: nn.Module, cuts: Sequence[Cut] = ()) -> None:
+        """After a mutation: averages are cut as their parameters were; what is new begins at its present value.
+
+        Args:
+            model: After the mutation.
+            cuts: What it did to the axes of parameters.
+        """
         old, self.shadow = self.shadow, {}
         for name, parameter in model.named_parameters():
+            present = parameter.detach()
             known = old.get(name)
-            keep = known is not None and known.shape == parameter.shape
-            self.shadow[name] = known if keep and known is not None else parameter.detach().clone()
+            if known is not None:
+                known = recut_copy(known, [cut for cut in cuts if cut.name == name], present)
+            keep = known is not None and known.shape == present.shape
+            self.shadow[name] = known if keep and known is not None else present.clone()
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -11,8 +12,8 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from evolve.config import Named, OptionFaults, Section
-from evolve.lineage import Lineage, Record
-from evolve.mutation import Limits, MutationResult, mutate, sites
+from evolve.lineage import Lineage
+from evolve.mutation import Limits, Loss, MutationResult, mutate, sites
 from evolve.operators import operators
 from evolve.options import check_options
 from evolve.policies import Candidate, Policy, PolicyConfig
@@ -71,28 +72,32 @@ class Round:
         lineage: Takes the records.
         example: Probe batch.
         seed: From which each attempt's own seed is derived.
+        loss: Of the model's outputs on the probe batch, for operators that look at gradients.
     """
 
-    def __init__(self, config: EvolutionConfig, lineage: Lineage, example: Tensor, seed: int) -> None:
+    def __init__(
+        self, config: EvolutionConfig, lineage: Lineage, example: Tensor, seed: int, loss: Loss | None = None
+    ) -> None:
         self.policy: Policy = config.policy.build()
         self.lineage = lineage
         self._config = config
         self._example = example
         self._seed = seed
+        self._loss = loss
 
-    def attempt(self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> list[Record]:
-        """Makes up to `attempts` attempts and returns their records."""
-        records = []
+    def attempt(self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> list[MutationResult]:
+        """Makes up to `attempts` attempts and returns what became of them; only the last one can be applied."""
+        answers = []
         candidates = self.candidates(model)
         for _ in range(self._config.attempts if candidates else 0):
             chosen = self.policy.choose(candidates)
             if chosen is None:
                 break
             result = self._mutate(model, optimizer, chosen, note)
-            records.append(self.lineage.append(result.record))
+            answers.append(replace(result, record=self.lineage.append(result.record)))
             if result:
                 break
-        return records
+        return answers
 
     def candidates(self, model: nn.Module) -> list[Candidate]:
         """Returns what could be tried on the model as it stands."""
@@ -112,6 +117,7 @@ class Round:
             optimizer=optimizer,
             example_inputs=self._example,
             seed=(self._seed * 1_000_003 + len(self.lineage)) % 2**31,
+            loss=self._loss,
             limits=self._config.limits,
             note=note,
             **chosen.options,

@@ -106,7 +106,11 @@ class Evolver:
         self.display = Progress(progress, self.training.epochs, steps)
         self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
         self.lineage = Lineage()
-        self.round = Round(self.evolution, self.lineage, self.train.example(self.evolution.probe), seed)
+        inputs, targets = self.train.examples(self.evolution.probe)
+        targets = targets.to(self.state.device)
+        self.round = Round(
+            self.evolution, self.lineage, inputs, seed, loss=lambda outputs: self.state.loss(outputs, targets)
+        )
         self.history: list[dict[str, Any]] = []
         self._meter = Meter()
         self._params_from = count_parameters(model)
@@ -228,15 +232,15 @@ class Evolver:
             "reason": reason,
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
-        records = self.round.attempt(self.model, self.state.optimizer, note)
-        if not records:
+        answers = self.round.attempt(self.model, self.state.optimizer, note)
+        if not answers:
             logger.warning("A mutation was due (%s), but there was none to try.", reason)
-        for record in records:
-            self.display.mutation(record)
-        if any(record.success for record in records):
+        for answer in answers:
+            self.display.mutation(answer.record)
+        if any(answers):
             place_model(self.model, self.training)
             if self.state.ema:
-                self.state.ema.follow(self.model)
+                self.state.ema.follow(self.model, answers[-1].cuts)
 
     def _saves_at(self, epoch: int) -> bool:
         return self.finished or epoch % self.output.checkpoint_every == 0

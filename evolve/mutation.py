@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -19,11 +19,12 @@ from evolve.errors import EvolveError, MutationError, NotApplicable, UnknownName
 from evolve.lineage import Record, Status, TensorSpec
 from evolve.operators import Change, MutationOperator, operators
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
-from evolve.structure.probe import Probe, count_parameters, probe
+from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
 from evolve.structure.sites import Site, resolve
 from evolve.surgery.memory import free_memory, memory_in_use
 from evolve.surgery.optimizer import ParameterTable, optimizer_faults, reconcile
+from evolve.surgery.resize import Cut
 from evolve.surgery.transaction import Transaction
 from evolve.surgery.verify import difference, gradient_faults, rounding, structure_faults, tolerance, train_outputs
 
@@ -50,9 +51,12 @@ class MutationResult:
 
     Attributes:
         record: What goes into the mutation log.
+        cuts: How axes of parameters and buffers were made anew, for whoever keeps tensors of the same shapes, such as
+            an average of the weights.
     """
 
     record: Record
+    cuts: Sequence[Cut] = ()
 
     @property
     def success(self) -> bool:
@@ -102,6 +106,7 @@ def mutate(
     optimizer: Optimizer | None = None,
     example_inputs: Any = None,
     seed: int | None = None,
+    loss: Loss | None = None,
     limits: Limits | None = None,
     strict: bool = False,
     note: Mapping[str, Any] | None = None,
@@ -121,6 +126,8 @@ def mutate(
         example_inputs: Probe batch: a tensor, a sequence of arguments or a mapping of keyword arguments. If None, one
             is made up for the model's first layer with weights.
         seed: Of everything the operator draws; drawn from torch's generator, which is left alone, if None.
+        loss: Makes a scalar of the model's outputs on `example_inputs`, for operators that look at gradients
+            (`widen` with init gradmax, `narrow` with criterion taylor).
         limits: Caps; a mutation past one is refused with the figure.
         strict: Raise where the answer would be `(False, message)`; an operator's own error as it was.
         note: `epoch`, `step`, `metrics_before` and `reason` for the record.
@@ -137,6 +144,7 @@ def mutate(
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
     acting = create_operator(operator, options)
     model = _underneath(model)
+    cuts: Sequence[Cut] = ()
     with preserved_rng(model):
         attempt = _Attempt(site or "", int(torch.randint(2**31 - 1, ())) if seed is None else seed)
     params_before, memory_before = count_parameters(model), memory_in_use(model)
@@ -145,7 +153,7 @@ def mutate(
     try:
         _refuse_unworkable(model)
         with Transaction(model, optimizer):
-            message = _carry_out(model, acting, site, optimizer, example_inputs, limits, attempt)
+            message, cuts = _carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
     except NotApplicable as error:
         status, message = "not_applicable", str(error)
     except _RejectedError as error:
@@ -183,7 +191,7 @@ def mutate(
         raise cause
     if strict and status != "applied":
         raise MutationError(message)
-    return MutationResult(record)
+    return MutationResult(record, cuts)
 
 
 def _carry_out(
@@ -192,17 +200,18 @@ def _carry_out(
     site_name: str | None,
     optimizer: Optimizer | None,
     example_inputs: Any,
+    loss: Loss | None,
     limits: Limits | None,
     attempt: _Attempt,
-) -> str:
-    """Plans, applies and verifies inside an open transaction; returns the message."""
+) -> tuple[str, Sequence[Cut]]:
+    """Plans, applies and verifies inside an open transaction; returns the message and the cuts that were made."""
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
     gradients = [(parameter, parameter.grad, parameter.shape) for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = None  # an operator may run a backward pass; the gradients that stood here come back
-    before = _first_look(model, inputs, attempt.seed)
+    before = _first_look(model, inputs, attempt.seed, loss)
     attempt.flops_before = before.flops
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
@@ -224,7 +233,7 @@ def _carry_out(
         _reject_if(optimizer_faults(model, optimizer, table, held))
     if inputs is None:
         _check_limit_known(limits)
-        return f"{change.message} Not measured: no probe batch is known; pass example_inputs."
+        return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change.cuts
 
     after = _second_look(model, inputs, attempt.seed)
     attempt.flops_after = after.flops
@@ -242,12 +251,12 @@ def _carry_out(
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
     delta = attempt.max_abs_diff
     measured = "The outputs changed shape and cannot be compared." if delta is None else f"max|Δ| = {delta:.3g}."
-    return " ".join([change.message, measured, *remarks])
+    return " ".join([change.message, measured, *remarks]), change.cuts
 
 
-def _first_look(model: nn.Module, inputs: Inputs | None, seed: int) -> Probe:
+def _first_look(model: nn.Module, inputs: Inputs | None, seed: int, loss: Loss | None = None) -> Probe:
     try:
-        return probe(model, inputs, seed)
+        return probe(model, inputs, seed, loss)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
         fault = f"{type(error).__name__}: {error}"

@@ -34,8 +34,12 @@ class Batches(ABC):
         """
 
     @abstractmethod
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """Returns the first `n` inputs and targets (fewer if there are fewer); leaves every random state as it is."""
+
     def example(self, n: int) -> Tensor:
-        """Returns the first `n` inputs (fewer if there are fewer) and leaves every random state as it is."""
+        """Returns the first `n` inputs; see `examples`."""
+        return self.examples(n)[0]
 
 
 class TensorBatches(Batches):
@@ -101,9 +105,9 @@ class TensorBatches(Batches):
                 inputs, targets = self.inputs.index_select(0, chosen), self.targets.index_select(0, chosen)
             yield self._prepare(inputs, epoch, batch), targets
 
-    def example(self, n: int) -> Tensor:
-        """Returns the first `n` inputs, not augmented."""
-        return self._prepare.plain(self.inputs[:n])
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """Returns the first `n` inputs, not augmented, and their targets."""
+        return self._prepare.plain(self.inputs[:n]), self.targets[:n]
 
 
 def check_size(samples: int, batch_size: int) -> None:

@@ -78,10 +78,11 @@ class LoaderBatches(Batches):
             inputs, targets = as_pair(item)
             yield self._prepare(inputs, epoch, batch), targets
 
-    def example(self, n: int) -> Tensor:
-        """Returns the first `n` inputs; the data set's own transforms see one fixed seed."""
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """Returns the first `n` inputs and targets; the data set's own transforms see one fixed seed."""
         samples = _Reseeded(self.dataset, self.seed, 0).__getitems__(range(min(n, self._samples)))
-        return self._prepare.plain(as_pair(default_collate(samples))[0])
+        inputs, targets = as_pair(default_collate(samples))
+        return self._prepare.plain(inputs), targets
 
 
 class IterableBatches(Batches):
@@ -108,7 +109,7 @@ class IterableBatches(Batches):
         if self._batches < 1:
             raise DataError("This DataLoader yields no batch. Is its data set empty, or smaller than a dropped batch?")
         self.loader = loader
-        self._known = torch.empty(0)
+        self._known = torch.empty(0), torch.empty(0)
 
     @property
     def samples(self) -> int:
@@ -131,24 +132,26 @@ class IterableBatches(Batches):
         for item in islice(self.loader, start, None):
             yield as_pair(item)
 
-    def example(self, n: int) -> Tensor:
-        """Returns `n` inputs of the loader's next pass; they are kept, so that the loader is read once."""
-        if len(self._known) < n:
+    def examples(self, n: int) -> tuple[Tensor, Tensor]:
+        """Returns `n` samples of the loader's next pass; they are kept, so that the loader is read once."""
+        if len(self._known[0]) < n:
             self._known = self._read(n)
-        return self._known[:n]
+        inputs, targets = self._known
+        return inputs[:n], targets[:n]
 
-    def _read(self, n: int) -> Tensor:
+    def _read(self, n: int) -> tuple[Tensor, Tensor]:
         generators = [g for g in (self.loader.generator, getattr(self.loader.sampler, "generator", None)) if g]
         states = [generator.get_state() for generator in generators]
-        parts: list[Tensor] = []
+        parts: list[tuple[Tensor, Tensor]] = []
         with kept_random_state():
             for item in self.loader:
-                parts.append(as_pair(item)[0])
-                if sum(map(len, parts)) >= n:
+                parts.append(as_pair(item))
+                if sum(len(inputs) for inputs, _ in parts) >= n:
                     break
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        return torch.cat(parts)
+        inputs, targets = zip(*parts, strict=True)
+        return torch.cat(inputs), torch.cat(targets)
 
 
 class _Reseeded(Dataset[Any]):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
@@ -67,7 +67,7 @@ class Kernel(MutationOperator):
             for axis, size in enumerate(conv.weight.shape)
             if axis > 1
         ]
-        resize(model, cuts, _zeros)
+        resize(model, cuts)
         padding = plan["padding"]
         conv.kernel_size = tuple(plan["kernel_size"])  # type: ignore[assignment]
         if isinstance(padding, str):
@@ -85,7 +85,3 @@ class Kernel(MutationOperator):
 
 def _less(sizes: list[int], by: int) -> list[int]:
     return [size - by for size in sizes]
-
-
-def _zeros(old: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return old.new_zeros(shape)

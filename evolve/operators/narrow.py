@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -12,10 +13,20 @@ from typing_extensions import Self
 
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
-from evolve.operators.regroup import Place, Regrouping, groups_at, places_of, regroup, regroup_plan, structure_of, told
+from evolve.operators.regroup import (
+    Place,
+    Regrouping,
+    Step,
+    groups_at,
+    places_of,
+    regroup,
+    regroup_plan,
+    structure_of,
+    told,
+)
 from evolve.structure.analysis import Analysis
 from evolve.structure.groups import Group
-from evolve.structure.probe import Probe
+from evolve.structure.probe import Probe, loss_gradients
 from evolve.structure.sites import EVERYWHERE, Site
 
 Criterion = Literal["magnitude", "taylor", "batch_norm", "redundant", "indices"]
@@ -27,7 +38,7 @@ class Narrow(MutationOperator):
 
     Which go: those with the smallest weights (`magnitude`: L2 norm of what makes and what reads them, Li et al. 2017),
     with the smallest first-order effect on the loss (`taylor`: |sum of weight times gradient|, Molchanov et al. 2017;
-    needs gradients in the parameters, from a backward pass or a training step), with the smallest BatchNorm scale
+    needs a `loss`), with the smallest BatchNorm scale
     (`batch_norm`: Liu et al. 2017), those that are named (`indices`), or those without which the function is the same
     (`redundant`: nobody reads them, they are zero, or they are copies). What is read from a copy is added to what is
     read from its original, so that `narrow` undoes `widen`.
@@ -72,7 +83,8 @@ class Narrow(MutationOperator):
         analysis = structure_of(model, probe)
         found = [group for group in analysis.changeable if group.size > 1]
         if self.options.criterion == "redundant":
-            found = [group for group in found if _Members(model, analysis, group).redundant()[0]]
+            held = _Tensors(model)
+            found = [group for group in found if _Members(held, analysis, group).redundant()]
         return [group.name for group in found]
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
@@ -83,23 +95,26 @@ class Narrow(MutationOperator):
             groups = [group for group in groups if group.name in names and not group.mixed]
         if not groups:
             raise NotApplicable("No group of the model has anything to take out.")
-        return regroup_plan(model, analysis, [self._narrower(_Members(model, analysis, group)) for group in groups])
+        gradients = loss_gradients(model, probe) if self.options.criterion == "taylor" else {}
+        held = _Tensors(model)
+        changes = [self._narrower(_Members(held, analysis, group), gradients) for group in groups]
+        return regroup_plan(model, analysis, changes)
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Cuts every tensor of the group."""
-        added, cuts = regroup(model, plan, {})
-        copies = sum(len(group["merged"]) for group in plan["groups"])
+        added, cuts = regroup(model, plan)
+        copies = sum(len(step["merged"]) for group in plan["groups"] for step in group["steps"])
         what = f"{told(plan)}, merging {copies} copies" if copies else told(plan)
         return Change(f"Narrowed {what} ({added:+,} parameters).", added, cuts)
 
-    def _narrower(self, members: _Members) -> Regrouping:
-        gone = self._gone(members)
+    def _narrower(self, members: _Members, gradients: Mapping[str, Tensor]) -> Regrouping:
+        gone = self._gone(members, gradients)
         kept = [position for position in range(members.group.size) if position not in gone]
-        copies = members.redundant()[1]
+        copies = members.copies()
         merged = [(position, copies[position]) for position in sorted(gone) if copies.get(position) in kept]
-        return Regrouping(members.group, kept, merged=merged)
+        return Regrouping(members.group, [Step(kept, merged=merged)])
 
-    def _gone(self, members: _Members) -> set[int]:
+    def _gone(self, members: _Members, gradients: Mapping[str, Tensor]) -> set[int]:
         options, group = self.options, members.group
         if options.indices is not None:
             wrong = [index for index in options.indices if not 0 <= index < group.size]
@@ -111,7 +126,7 @@ class Narrow(MutationOperator):
             return set(options.indices)
         if group.size < 2:
             raise NotApplicable(f"'{group.name}' has one position left, which has to stay.")
-        redundant = members.redundant()[0] if options.criterion == "redundant" else []
+        redundant = members.redundant() if options.criterion == "redundant" else []
         count = self._count(group, len(redundant))
         if options.criterion == "redundant":
             if len(redundant) < max(count, 1):
@@ -120,7 +135,7 @@ class Narrow(MutationOperator):
                     f"{max(count, 1)} were to go."
                 )
             return set(redundant[-count:])
-        scores: Tensor = getattr(members, options.criterion)()
+        scores = members.taylor(gradients) if options.criterion == "taylor" else getattr(members, options.criterion)()
         return set(scores.argsort(stable=True)[:count].tolist())
 
     def _count(self, group: Group, redundant: int) -> int:
@@ -142,88 +157,141 @@ class Narrow(MutationOperator):
         return group.size - kept
 
 
+class _Tensors:
+    """The parameters and buffers of a model by name, and which of them are scales of a BatchNorm."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self.all = {**dict(model.named_buffers()), **self.parameters}
+        norms = (name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self.scales = {f"{name}.weight" for name in norms} & self.parameters.keys()
+        self._squares: dict[tuple[str, int], Tensor] = {}
+
+    def squares(self, name: str, axis: int) -> Tensor:
+        """Returns the sum of squares of each slice along an axis; many groups can lie in one."""
+        if (name, axis) not in self._squares:
+            tensor = self.all[name].detach()
+            tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+            self._squares[name, axis] = _squares(tensor, axis)
+        return self._squares[name, axis]
+
+
 class _Members:
     """What the members of a group hold, one by one."""
 
-    def __init__(self, model: nn.Module, analysis: Analysis, group: Group) -> None:
-        self.model, self.group = model, group
+    def __init__(self, held: _Tensors, analysis: Analysis, group: Group) -> None:
+        self.held, self.group = held, group
         self.places = places_of(analysis, group)
-        self.parameters = dict(model.named_parameters())
-        self.tensors = {**dict(model.named_buffers()), **self.parameters}
-
-    def values(self, tensor: Tensor, place: Place) -> Tensor:
-        """Returns a tensor's values by member, (size, values of one)."""
-        rows = tensor.detach().movedim(place.axis, 0)
-        size, inner = self.group.size, place.inner
-        parts = [rows[start : start + size * inner].reshape(size, -1) for start in place.starts]
-        return torch.cat(parts, dim=1).double().cpu()
 
     def matrices(self) -> list[tuple[Place, Tensor]]:
         """Returns the weights of the group; its vectors where it has nothing else."""
-        found = [(place, self.parameters[place.name]) for place in self.places if place.name in self.parameters]
+        found = [
+            (place, self.held.parameters[place.name]) for place in self.places if place.name in self.held.parameters
+        ]
         return [(place, tensor) for place, tensor in found if tensor.dim() > 1] or found
 
     def magnitude(self) -> Tensor:
         """L2 norm of each member's weights, those of each tensor scaled to a mean of 1."""
         scores = torch.zeros(self.group.size, dtype=torch.float64)
-        for place, tensor in self.matrices():
-            norms = self.values(tensor, place).norm(dim=1)
+        for place, _ in self.matrices():
+            norms = place.members(self.held.squares(place.name, place.axis)).sum(dim=1).sqrt()
             scores += norms / norms.mean().clamp(min=1e-12)
         return scores
 
-    def taylor(self) -> Tensor:
+    def taylor(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """First-order effect on the loss of each member's weights becoming zero."""
-        pairs = [(place, tensor, tensor.grad) for place, tensor in self.matrices()]
-        effects = [self.values(t * g, place).sum(dim=1).abs() for place, t, g in pairs if g is not None]
+        pairs = [(place, tensor, gradients.get(place.name)) for place, tensor in self.matrices()]
+        effects = [
+            place.members(_over_rest(tensor * gradient, place.axis)).sum(dim=1).abs()
+            for place, tensor, gradient in pairs
+            if gradient is not None
+        ]
         if not effects:
             raise NotApplicable(
-                f"criterion: taylor needs gradients, and no weight of '{self.group.name}' has any. Call loss.backward() "
-                "before."
+                f"criterion: taylor needs gradients, and the loss gives no weight of '{self.group.name}' any."
             )
         return torch.stack(effects).sum(dim=0)
 
     def batch_norm(self) -> Tensor:
         """Mean |scale| of each member in the BatchNorms it passes through."""
-        norms = {
-            f"{name}.weight"
-            for name, module in self.model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        }
-        scales = [self.values(self.parameters[p.name], p).abs().mean(1) for p in self.places if p.name in norms]
+        scales = [
+            place.members(self.held.parameters[place.name].abs()).mean(dim=1)
+            for place in self.places
+            if place.name in self.held.scales
+        ]
         if not scales:
             raise NotApplicable(
-                f"criterion: batch_norm needs a BatchNorm, and '{self.group.name}' passes through none."
+                f"criterion: batch_norm needs a BatchNorm with scales, and '{self.group.name}' passes through none."
             )
         return torch.stack(scales).mean(dim=0)
 
-    def redundant(self) -> tuple[list[int], dict[int, int]]:
-        """Returns the members without which the function is the same, and of those that are copies their originals."""
-        size = self.group.size
-        made = [self.values(self.tensors[p.name], p) for p in self.places if not p.reads]
-        if self.group.mixed or not made:
-            return [], {}
-        rows = torch.cat(made, dim=1)
-        if self.group.statistic:  # under a mean over the group only one of two equal halves may go, as a whole
-            half = size // 2
-            if size % 2 or not torch.equal(rows[:half], rows[half:]):
-                return [], {}
-            return list(range(half, size)), {position: position - half for position in range(half, size)}
-        read = torch.zeros(size, dtype=torch.bool)
+    def redundant(self) -> list[int]:
+        """Returns the members without which the function is the same: copies, and those that nobody reads."""
+        copies = self.copies()
+        if self.group.mixed or self.group.statistic:
+            return sorted(copies)
+        read = torch.zeros(self.group.size, dtype=torch.bool)
         for place in self.places:
             if place.reads:
-                read |= self.values(self.tensors[place.name], place).ne(0).any(dim=1)
-        originals = _copies(rows)
-        silent = [member for member in range(size) if not read[member] and member not in originals]
-        return sorted({*silent, *originals}), originals
+                read |= place.members(self.held.squares(place.name, place.axis)).ne(0).any(dim=1)
+        return sorted({*copies, *read.logical_not().nonzero().flatten().tolist()})
+
+    def copies(self) -> dict[int, int]:
+        """Returns the members that are made by the same weights as an earlier one, and which one that is."""
+        size = self.group.size
+        if self.group.mixed or all(place.reads for place in self.places):
+            return {}
+        if self.group.statistic:  # under a mean over the group only one of two equal halves may go, as a whole
+            halves = {position: position - size // 2 for position in range(size // 2, size)}
+            return halves if size % 2 == 0 and self._equal(halves) == halves else {}
+        return self._equal(self._alike())
+
+    def _alike(self) -> dict[int, int]:
+        """Returns members that may be copies of an earlier one, by a random number that equal members share."""
+        generator = torch.Generator().manual_seed(0)
+        prints = torch.zeros(self.group.size, dtype=torch.float64)
+        for place in self.places:
+            if not place.reads:
+                tensor = self.held.all[place.name]
+                rest = [size for axis, size in enumerate(tensor.shape) if axis != place.axis]
+                weights = torch.randn(rest, generator=generator).to(tensor)
+                rows = tensor.movedim(place.axis, 0)
+                members = place.members(torch.tensordot(rows, weights, dims=tensor.dim() - 1) if rest else rows)
+                prints += (members * torch.randn(members.shape[1], generator=generator, dtype=torch.float64)).sum(dim=1)
+        values, order = (found.tolist() for found in prints.sort(stable=True))
+        near = 1e-5 * max(abs(values[0]), abs(values[-1]))
+        runs = [[order[0]]]
+        for (before, value), member in zip(pairwise(values), order[1:], strict=True):
+            if value - before > near:
+                runs.append([])
+            runs[-1].append(member)
+        return {member: min(run) for run in runs for member in run if member != min(run)}
+
+    def _equal(self, pairs: Mapping[int, int]) -> dict[int, int]:
+        """Returns those of the pairs of members that are made by equal weights, element for element."""
+        if not pairs:
+            return {}
+        one, other = torch.tensor(list(pairs)), torch.tensor(list(pairs.values()))
+        equal = torch.ones(len(pairs), dtype=torch.bool)
+        for place in self.places:
+            if not place.reads:
+                tensor = self.held.all[place.name]
+                rows = tensor.movedim(place.axis, 0)
+                sides = [rows[place.index[side].to(tensor.device)] for side in (one, other)]
+                equal &= (sides[0] == sides[1]).flatten(1).all(dim=1).cpu()
+        return {copy: original for (copy, original), same in zip(pairs.items(), equal.tolist(), strict=True) if same}
 
 
-def _copies(rows: Tensor) -> dict[int, int]:
-    """Returns for each row that equals an earlier one the first such row."""
-    _, kinds = torch.unique(rows, dim=0, return_inverse=True)
-    first: dict[int, int] = {}
-    found = {}
-    for position, kind in enumerate(kinds.tolist()):
-        if kind in first:
-            found[position] = first[kind]
-        first.setdefault(kind, position)
-    return found
+def _squares(tensor: Tensor, axis: int) -> Tensor:
+    """Returns the sum of squares over all axes but one."""
+    if axis + 1 < tensor.dim():
+        squares = torch.linalg.vector_norm(tensor.flatten(axis + 1), dim=-1).square()
+    else:
+        squares = tensor.square()
+    return squares.flatten(0, axis - 1).sum(dim=0) if axis else squares
+
+
+def _over_rest(tensor: Tensor, axis: int) -> Tensor:
+    """Sums over all axes but one."""
+    rest = [dim for dim in range(tensor.dim()) if dim != axis]
+    return tensor.sum(dim=rest, dtype=torch.promote_types(tensor.dtype, torch.float32)) if rest else tensor

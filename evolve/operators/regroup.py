@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.rehearsal import Setting, change_settings, rehearse
 from evolve.structure.sites import EVERYWHERE, Site
-from evolve.surgery.layout import blocks, layout_of, length
-from evolve.surgery.resize import Cut, Fill, block_positions, resize
+from evolve.surgery.layout import Move, layout_of, members, moved
+from evolve.surgery.resize import Cut, resize
 
-# Makes the values of new members: called with the old values, the shape of the new ones and the axis they lie along.
-Members = Callable[[Tensor, tuple[int, ...], int], Tensor]
+# Makes the values of new positions: called with the name of the tensor, the axis they lie along, whether the model sums
+# over it, the old values and the shape of the new part.
+Filler = Callable[[str, int, bool, Tensor, tuple[int, ...]], Tensor]
 
 
 def groups_at(model: nn.Module, site: Site, probe: Probe) -> tuple[Analysis, list[Group]]:
@@ -47,16 +49,32 @@ def structure_of(model: nn.Module, probe: Probe) -> Analysis:
 
 @dataclass(frozen=True)
 class Regrouping:
-    """What is to happen to one group.
+    """What is to happen to one group, in one or more steps.
 
     Attributes:
         group: The group.
-        source: For each new position the old one it comes from; -1 for a new one.
-        shares: For each new position its share of what is read; None for all of it.
-        merged: Old positions (from, to): what is read from the first is added to the second before the first goes.
+        steps: One after the other.
     """
 
     group: Group
+    steps: Sequence[Step]
+
+    @property
+    def size(self) -> int:
+        """Members at the end."""
+        return len(self.steps[-1].source)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How the members of a group are made anew.
+
+    Attributes:
+        source: For each new member the old one it comes from; -1 for a new one.
+        shares: For each new member its share of what is read; None for all of it.
+        merged: Old members (from, to): what is read from the first is added to the second before the first goes.
+    """
+
     source: list[int]
     shares: list[float] | None = None
     merged: list[tuple[int, int]] = field(default_factory=list)
@@ -68,19 +86,25 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
     Raises:
         NotApplicable: If the forward keeps sizes that cannot follow.
     """
-    settings = rehearse(model, analysis, {change.group.axis: len(change.source) for change in changes})
+    settings = rehearse(model, analysis, {change.group.axis: change.size for change in changes})
     names = {change.group.axis: change.group.name for change in changes}
-    places = dict.fromkeys((slot.name, slot.axis) for change in changes for slot in change.group.slots)
+    readers: dict[tuple[str, int], list[str]] = {}
+    for change in changes:
+        for slot in change.group.slots:
+            readers.setdefault((slot.name, slot.axis), []).extend([change.group.name] if slot.reads else [])
     return {
-        "axes": [[name, axis, layout_of(analysis.flow.sources[name][axis], names)] for name, axis in places],
+        "places": [
+            {"name": name, "axis": axis, "layout": layout_of(analysis.flow.sources[name][axis], names), "reads": reads}
+            for (name, axis), reads in readers.items()
+        ],
         "groups": [
             {
                 "name": change.group.name,
                 "size": change.group.size,
-                "source": change.source,
-                "shares": change.shares,
-                "merged": [list(pair) for pair in change.merged],
-                "read": [[slot.name, slot.axis] for slot in change.group.readers],
+                "steps": [
+                    {"source": step.source, "shares": step.shares, "merged": [list(pair) for pair in step.merged]}
+                    for step in change.steps
+                ],
             }
             for change in changes
         ],
@@ -88,13 +112,13 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
     }
 
 
-def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Mapping[bool, Members]) -> tuple[int, list[Cut]]:
-    """Changes the sizes of groups everywhere, one group after the other, and the settings that follow.
+def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = None) -> tuple[int, list[Cut]]:
+    """Makes the members of groups anew, all groups at once, and changes the settings that follow.
 
     Args:
         model: The model.
         plan: From `regroup_plan`.
-        fill: Values of new positions, where a group is written (False) and where it is read (True).
+        fill: Gives the values of new positions; zeros if None.
 
     Returns:
         The parameters that were added, and the cuts that were made, for the optimizer to follow.
@@ -102,30 +126,66 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Mapping[bool, Membe
     before = sum(parameter.numel() for parameter in model.parameters())
     sizes = {group["name"]: group["size"] for group in plan["groups"]}
     cuts = []
-    for group in plan["groups"]:
-        read = {(name, axis) for name, axis in group["read"]}
-        for name, axis, layout in plan["axes"]:
-            starts, inner = blocks(layout, group["name"], sizes)
-            if starts:
-                place = Place(name, axis, length(layout, sizes), starts, inner, (name, axis) in read)
-                cut = _cut(place, group)
-                resize(model, [cut], _spread(place, fill.get(place.reads, _none)))
-                cuts.append(cut)
-        sizes[group["name"]] = len(group["source"])
+    for number in range(len(plan["groups"][0]["steps"])):
+        moves = {group["name"]: _Moves(group["steps"][number]) for group in plan["groups"]}
+        cuts += [_cut(place, moves, sizes, fill) for place in plan["places"]]
+        sizes = {name: len(move.plain.source) for name, move in moves.items()}
+    resize(model, cuts)
     change_settings(model, [Setting(*setting) for setting in plan["settings"]])
     return sum(parameter.numel() for parameter in model.parameters()) - before, cuts
 
 
+class _Moves:
+    """A planned step of a group as tensors, with and without its shares."""
+
+    def __init__(self, step: Mapping[str, Any]) -> None:
+        self.plain = Move(torch.tensor(step["source"]))
+        shares = step["shares"]
+        self.shared = self.plain if shares is None else Move(self.plain.source, torch.tensor(shares).double())
+        self.merged = torch.tensor(step["merged"]).view(-1, 2)
+
+
+def _cut(place: Mapping[str, Any], moves: Mapping[str, _Moves], sizes: Mapping[str, int], fill: Filler | None) -> Cut:
+    name, axis, layout, readers = place["name"], place["axis"], place["layout"], place["reads"]
+    read = moved(layout, sizes, lambda group: moves[group].shared if group in readers else moves[group].plain)
+    made = moved(layout, sizes, lambda group: moves[group].plain if group in readers else moves[group].shared)
+    merged = []
+    for group in readers:
+        pairs = moves[group].merged
+        if len(pairs):
+            index = members(layout, group, sizes)
+            merged.append((index[pairs[:, 0]].flatten(), index[pairs[:, 1]].flatten()))
+    # Who reads a copy takes a share of it; the gradient that comes back to its makers is that share of the old one.
+    return Cut(
+        name,
+        axis,
+        read.source,
+        values=read.factors,
+        gradients=made.factors,
+        merged=merged,
+        fill=None if fill is None else partial(fill, name, axis, bool(readers)),
+    )
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a group lies in one axis: member i is the `inner` positions from `start + i * inner` on, for each start."""
+    """Where a group lies in one axis.
+
+    Attributes:
+        name: Parameter or buffer.
+        axis: Its axis.
+        index: Positions of each member, (members, positions of one).
+        reads: Whether the model sums over the axis.
+    """
 
     name: str
     axis: int
-    length: int
-    starts: list[int]
-    inner: int
+    index: Tensor
     reads: bool
+
+    def members(self, positions: Tensor) -> Tensor:
+        """Returns a vector along the axis by member, (members, positions of one), in float64 on the CPU."""
+        return positions.double().cpu()[self.index]
 
 
 def places_of(analysis: Analysis, group: Group) -> list[Place]:
@@ -133,56 +193,15 @@ def places_of(analysis: Analysis, group: Group) -> list[Place]:
     found = []
     for slot in group.slots:
         layout = layout_of(analysis.flow.sources[slot.name][slot.axis], {group.axis: group.name})
-        sizes = {group.name: group.size}
-        starts, inner = blocks(layout, group.name, sizes)
-        found.append(Place(slot.name, slot.axis, length(layout, sizes), starts, inner, slot.reads))
+        index = members(layout, group.name, {group.name: group.size})
+        found.append(Place(slot.name, slot.axis, index, slot.reads))
     return found
-
-
-def _cut(place: Place, group: Mapping[str, Any]) -> Cut:
-    source, member = block_positions(place.length, place.starts, place.inner, group["size"], group["source"])
-    factors = None
-    if group["shares"] is not None:
-        shares = torch.tensor([*group["shares"], 1.0], dtype=torch.float64)
-        factors = shares[member]  # 1 outside of the group
-    # Who reads a copy takes a share of it; the gradient that comes back to its makers is that share of the old one.
-    return Cut(
-        place.name,
-        place.axis,
-        source,
-        values=factors if place.reads else None,
-        gradients=None if place.reads else factors,
-        merged=_spelled(place, group["merged"]) if place.reads and group["merged"] else None,
-    )
-
-
-def _spread(place: Place, members: Members) -> Fill:
-    """New members lie at the end of each block: shows them to `members` as an axis of their own."""
-
-    def fill(old: Tensor, shape: tuple[int, ...]) -> Tensor:
-        count, axis = len(place.starts), place.axis
-        apart = (*shape[:axis], count, shape[axis] // (count * place.inner), place.inner, *shape[axis + 1 :])
-        return members(old, apart, axis + 1).reshape(shape)
-
-    return fill
-
-
-def _none(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
-    return old.new_zeros(shape)
-
-
-def _spelled(place: Place, pairs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    offsets = torch.arange(place.inner)
-    sides = []
-    for side in (0, 1):
-        members = torch.tensor([pair[side] for pair in pairs]).unsqueeze(1) * place.inner + offsets
-        sides.append(torch.cat([members.flatten() + start for start in place.starts]))
-    return sides[0], sides[1]
 
 
 def told(plan: Mapping[str, Any]) -> str:
     """Returns what a plan does to its groups, for a message."""
     first = plan["groups"][0]
     if len(plan["groups"]) > 1:
-        return f"{len(plan['groups'])} groups in {len(plan['axes'])} places"
-    return f"'{first['name']}' from {first['size']} to {len(first['source'])} in {len(plan['axes'])} places"
+        return f"{len(plan['groups'])} groups in {len(plan['places'])} places"
+    size = len(first["steps"][-1]["source"])
+    return f"'{first['name']}' from {first['size']} to {size} in {len(plan['places'])} places"

@@ -13,7 +13,8 @@ from typing_extensions import Self
 
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
-from evolve.operators.regroup import Members, Regrouping, groups_at, regroup, regroup_plan, structure_of, told
+from evolve.operators.gradmax import steepest
+from evolve.operators.regroup import Regrouping, Step, groups_at, regroup, regroup_plan, structure_of, told
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.sites import EVERYWHERE, Site
@@ -27,7 +28,9 @@ class Widen(MutationOperator):
     (Net2WiderNet, Chen et al. 2016; unequal shares break the symmetry without noise: LEMON, Wang et al. 2024). Where a
     mean or variance is taken over the group (LayerNorm, RMSNorm, GroupNorm), only whole copies of all of it are exact.
     `twins`: pairs of equal random units that are read with opposite signs, so that both sides get gradients at once.
-    `zero_out`: random units that nobody reads yet. `random`: not preserving.
+    `zero_out`: random units that nobody reads yet. `gradmax`: like those, and what
+    they make is where the gradient of their readers is largest (Evci et al. 2022); needs a `loss`. `random`: not
+    preserving.
 
     An optimizer's averages of gradients follow the chain rule: a copy's makers get the share of its readers of the
     original's average (its square for averages of squares), its readers the original's; random units start at zero.
@@ -49,13 +52,18 @@ class Widen(MutationOperator):
         factor: float | None = Field(default=None, gt=1, le=64)
         add: int | None = Field(default=None, ge=1)
         multiple_of: int = Field(default=1, ge=1)
-        init: Literal["split", "twins", "zero_out", "random"] = "split"
+        init: Literal["split", "twins", "zero_out", "gradmax", "random"] = "split"
 
         @model_validator(mode="after")
         def _one_size(self) -> Self:
             if self.factor is not None and self.add is not None:
                 raise ValueError("give factor or add, not both")
             return self
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Values that gradmax found; replay rebuilds the shapes alone, the values come with the weights.
+        self._directions: dict[tuple[str, int], Tensor] = {}
 
     @property
     def preserves(self) -> Preserves:  # type: ignore[override]
@@ -75,25 +83,38 @@ class Widen(MutationOperator):
             groups = [group for group in groups if self._objection(group) is None]
         if not groups or (objections and site.name != EVERYWHERE):
             raise NotApplicable(objections[0] if objections else "No group of the model can change.")
+        if self.options.init == "gradmax":
+            if site.name == EVERYWHERE:
+                raise NotApplicable("init: gradmax finds directions for one group at a time. Name one as the site.")
+            self._directions = steepest(model, analysis, groups[0], probe, self._new_size(groups[0]) - groups[0].size)
         return regroup_plan(model, analysis, [self._wider(group) for group in groups])
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Resizes every tensor of the group."""
-        init = self.options.init
-        read: Members = {"zero_out": _zeros, "twins": _opposite}.get(init, _random)
-        written: Members = _twice if init == "twins" else _random
-        added, cuts = regroup(model, plan, {False: written, True: read})
+        added, cuts = regroup(model, plan, self._fill)
         return Change(f"Widened {told(plan)} ({added:+,} parameters).", added, cuts)
+
+    def _fill(self, name: str, axis: int, reads: bool, old: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Values of new units, where they are made and where they are read."""
+        if reads and self.options.init in {"zero_out", "gradmax"}:
+            return old.new_zeros(shape)
+        if (name, axis) in self._directions:
+            return self._directions[name, axis]
+        return _random(old, shape)
 
     def _wider(self, group: Group) -> Regrouping:
         size = self._new_size(group)
-        if self.options.init != "split":
-            return Regrouping(group, [*range(group.size), *[-1] * (size - group.size)])
-        copies = math.ceil(size / group.size)
-        source = list(range(group.size)) * copies
-        if not group.statistic:  # any may be copied, not only all of them
-            source = source[: group.size] + torch.randperm(group.size).repeat(copies).tolist()
-        return Regrouping(group, source[:size], shares=_shares(source[:size]))
+        old, new = list(range(group.size)), size - group.size
+        if self.options.init == "split":
+            source = old * math.ceil(size / group.size)
+            if not group.statistic:  # any may be copied, not only all of them
+                source = old + torch.randperm(group.size).repeat(math.ceil(size / group.size)).tolist()
+            return Regrouping(group, [Step(source[:size], _shares(source[:size]))])
+        if self.options.init == "twins":  # random units first, then a copy of each of them with the opposite sign
+            half = list(range(group.size, group.size + new // 2))
+            shares = [*[1.0] * (group.size + new // 2), *[-1.0] * (new // 2)]
+            return Regrouping(group, [Step([*old, *[-1] * (new // 2)]), Step([*old, *half, *half], shares)])
+        return Regrouping(group, [Step([*old, *[-1] * new])])
 
     def _objection(self, group: Group) -> str | None:
         init = self.options.init
@@ -135,11 +156,7 @@ def _shares(source: list[int]) -> list[float]:
     return [share / totals[position] for position, share in zip(source, drawn, strict=True)]
 
 
-def _zeros(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
-    return old.new_zeros(shape)
-
-
-def _random(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
+def _random(old: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Matrices as random as the old values, vectors (biases, norms) like their mean."""
     if not old.is_floating_point():
         return old.new_zeros(shape)
@@ -147,13 +164,3 @@ def _random(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
         return old.mean().expand(shape)
     spread = float(old.float().std()) if old.numel() > 1 else 0.0
     return torch.randn(shape, dtype=torch.float32).mul_(spread).to(old)
-
-
-def _twice(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
-    half = _random(old, shape, axis).narrow(axis, 0, shape[axis] // 2)
-    return torch.cat([half, half], dim=axis)
-
-
-def _opposite(old: Tensor, shape: tuple[int, ...], axis: int) -> Tensor:
-    half = _random(old, shape, axis).narrow(axis, 0, shape[axis] // 2)
-    return torch.cat([half, -half], dim=axis)

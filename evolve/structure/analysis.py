@@ -136,7 +136,9 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
             known = (key, Analysis(model, inputs))
         except Exception as error:  # whatever a user's forward raises
             shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors)
-            raise NotApplicable(f"The model fails on inputs of shape {shapes}: {type(error).__name__}: {error}") from error
+            raise NotApplicable(
+                f"The model fails on inputs of shape {shapes}: {type(error).__name__}: {error}"
+            ) from error
         _MEMO[model] = known
     return known[1]
 

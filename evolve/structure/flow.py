@@ -182,6 +182,11 @@ def _rule_for(op: Op) -> Rule | None:
     return found
 
 
+def keeps_no_size(op: Op) -> bool:
+    """Whether an operation takes all its sizes from its tensors: pointwise ones, dropout, BatchNorm."""
+    return _rule_for(op) in {RULES["aten.pointwise"], RULES["aten.native_batch_norm"], RULES["aten.empty"]}
+
+
 _SAME = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "clone", "_to_copy", "detach", "alias", "neg"}
 _SAME |= {"unsqueeze", "squeeze", "slice", "select", "split", "split_with_sizes", "unbind", "repeat", "lift_fresh"}
 _JOINED = {"add", "sub", "cat", "stack"}

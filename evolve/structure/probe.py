@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from evolve.errors import NotApplicable
 from evolve.structure.inputs import Inputs
@@ -18,6 +19,7 @@ from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.sites import Site
 
 Shape = tuple[int, ...]
+Loss = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Probe:
         calls: Calls of each submodule by dotted name, in the order in which they happened.
         flops: FLOPs of one forward pass of one sample (2 per multiply-accumulate); None where nothing ran.
         outputs: What the model gave, in eval mode.
+        loss: Makes a scalar of the model's outputs on the probe batch, for operators that look at gradients; None where
+            none was given.
     """
 
     inputs: Inputs | None
     calls: dict[str, list[Call]]
     flops: int | None
     outputs: Any = None
+    loss: Loss | None = None
 
     def reached(self, site: Site) -> bool:
         """Whether the probe batch came by the site."""
@@ -64,16 +69,57 @@ class Probe:
         return taken, given
 
 
-def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0) -> Probe:
+def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: Loss | None = None) -> Probe:
     """Runs the model once in eval mode on the probe batch; the model is left as it was."""
     if inputs is None:
-        return Probe(None, {}, None)
-    counter = FlopCounterMode(display=False)
+        return Probe(None, {}, None, loss=loss)
+    counter = FlopCounter()
     with undisturbed(model), preserved_rng(model, seed), torch.no_grad():
         model.eval()
         with recorded_calls(model) as calls, counter:
             outputs = model(*inputs.args, **inputs.kwargs)
-    return Probe(inputs, calls, counter.get_total_flops() // max(inputs.batch_size, 1), outputs)
+    return Probe(inputs, calls, counter.total // max(inputs.batch_size, 1), outputs, loss)
+
+
+class FlopCounter(TorchDispatchMode):
+    """Counts the FLOPs of what runs while it is open, by the formulas of `torch.utils.flop_counter`.
+
+    Attributes:
+        total: FLOPs so far (2 per multiply-accumulate).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation and adds its FLOPs."""
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def loss_gradients(model: nn.Module, seen: Probe) -> dict[str, Tensor]:
+    """Returns the gradient of the loss on the probe batch for each trainable parameter that it reaches.
+
+    The model runs in eval mode, so that no sample counts for another, and is left as it was.
+
+    Raises:
+        NotApplicable: If no loss is known.
+    """
+    if seen.loss is None or seen.inputs is None:
+        raise NotApplicable(
+            "Gradients are needed, and no loss is known: pass loss=..., a function of the model's outputs on "
+            "example_inputs that returns a scalar."
+        )
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with undisturbed(model), preserved_rng(model, 0), torch.inference_mode(False), torch.enable_grad():
+        model.eval()
+        value = seen.loss(model(*seen.inputs.args, **seen.inputs.kwargs))
+        gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
 
 
 @contextmanager

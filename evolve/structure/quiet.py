@@ -64,7 +64,8 @@ class ModuleState:
         self._modules: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = []
         for module in model.modules():
             attributes = dict(vars(module))
-            tables = {key: value.copy() for key, value in attributes.items() if type(value) in _TABLES}
+            # Most tables are empty (hooks of all kinds): copying those would be most of the work.
+            tables = {k: v.copy() if v else _NOTHING for k, v in attributes.items() if type(v) in _TABLES}
             self._modules.append((module, module.__class__, attributes, tables))
         tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
         if parameters:
@@ -86,7 +87,9 @@ class ModuleState:
                 live.clear()
                 live.update(attributes)
             for key, copy in tables.items():
-                _restore_table(attributes[key], copy)
+                table = attributes[key]
+                if table or copy:
+                    _restore_table(table, copy)
         with torch.no_grad():
             for tensor, data, value, requires_grad in self._tensors:
                 data.copy_(value)
@@ -108,7 +111,8 @@ def exchange(tensor: Tensor, data: Tensor) -> None:
     tensor.data = data
 
 
-_TABLES = (dict, list, set, type(nn.Module()._forward_hooks))
+_TABLES = {dict, list, set, type(nn.Module()._forward_hooks)}
+_NOTHING: tuple[Any, ...] = ()
 
 
 def _restore_table(table: Any, copy: Any) -> None:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes import Axis
+from evolve.structure.flow import keeps_no_size
 from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.tape import Op, Recorder, Shape, Tape, transparent_attention
 
@@ -128,10 +129,7 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
         NotApplicable: If the forward would not do what it did, whatever settings are changed.
     """
     settings = _known_settings(model, analysis, sizes)
-    scripts = [tape for tape in analysis.tapes if not tape.real]
-    if len(scripts) == 2 and [op.func for op in scripts[0].ops] == [op.func for op in scripts[1].ops]:
-        scripts = scripts[:1]
-    for script in scripts:
+    for script in _scripts(analysis):
         departure = _run(model, analysis, script, sizes, settings)
         while departure is not None:
             repaired = _repaired(model, analysis, script, sizes, settings, departure)
@@ -142,6 +140,20 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
                 )
             settings, departure = repaired
     return [setting for setting in settings if _read(model, setting) != setting.value]
+
+
+def _scripts(analysis: Analysis) -> list[Tape]:
+    """Returns the runs to rehearse: the one in train mode only where it holds more than the other one does."""
+    scripts = [tape for tape in analysis.tapes if not tape.real]
+    if len(scripts) < 2:
+        return scripts
+    known = {_role(scripts[0], op) for op in scripts[0].ops}
+    more = [op for op in scripts[1].ops if not keeps_no_size(op) and _role(scripts[1], op) not in known]
+    return scripts if more else scripts[:1]
+
+
+def _role(tape: Tape, op: Op) -> tuple[Any, ...]:
+    return tape.calls[op.call].module, op.func, tuple(value.shape for value in op.outputs if value is not None)
 
 
 def _read(model: nn.Module, setting: Setting) -> Any:

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.shortcuts import shortcut
 
 logger = logging.getLogger(__name__)
 
@@ -280,7 +281,8 @@ class Recorder(TorchDispatchMode):
         if self._fake is not None:
             args = tuple(self._replace(arg) for arg in args)
             kwargs = {key: self._replace(value) for key, value in kwargs.items()}
-        out = func(*args, **kwargs)
+        out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
+        out = func(*args, **kwargs) if out is None else out
         position = len(self.tape.ops)
         flat = out if isinstance(out, (tuple, list)) else (out,)
         outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(flat)]

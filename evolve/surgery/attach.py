@@ -162,8 +162,8 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
         raise NotApplicable(
             f"The model has an attribute '{STORE}' of its own; rename it to let evolve keep its blocks."
         )
-    number = sum(1 for key in store._modules if key.rpartition("_")[0] == name)
-    key = f"{name}_{number}"
+    taken = [int(key.rpartition("_")[2]) for key in store._modules if key.rpartition("_")[0] == name]
+    key = f"{name}_{max(taken, default=-1) + 1}"
     block.train(site.module.training)
     _evolve_class_of(site.module)
     store.add_module(key, block)

@@ -6,9 +6,13 @@ A layout is a size (positions that stay), the name of a group, or a list: `["*",
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from evolve.structure.axes import Axis
 
@@ -35,31 +39,77 @@ def length(layout: Layout, sizes: Mapping[str, int]) -> int:
     return prod(lengths) if layout[0] == "*" else sum(lengths)
 
 
-def blocks(layout: Layout, group: str, sizes: Mapping[str, int]) -> tuple[list[int], int]:
-    """Returns where the blocks of a group begin, and how many positions each member of the group has.
+@dataclass(frozen=True)
+class Move:
+    """What happens to a group.
 
-    Member i lies in the range of `inner` positions from `start + i * inner` on, for each of the starts.
+    Attributes:
+        source: For each new member the old one it comes from; -1 for a new one.
+        factors: A factor for each new member; None for 1 everywhere.
     """
-    found = list(_blocks(layout, group, sizes))
-    inner = {size for _, size in found}
-    if len(inner) > 1:
-        raise ValueError(f"'{group}' lies in {layout} in several ways")
-    return [start for start, _ in found], inner.pop() if inner else 1
+
+    source: Tensor
+    factors: Tensor | None = None
 
 
-def _blocks(layout: Layout, group: str, sizes: Mapping[str, int]) -> Iterator[tuple[int, int]]:
+def moved(layout: Layout, sizes: Mapping[str, int], move_of: Callable[[str], Move]) -> Move:
+    """Returns what moves of groups, all at once, do to an axis that they lie in."""
+    if isinstance(layout, int):
+        return Move(torch.arange(layout))
+    if isinstance(layout, str):
+        return move_of(layout)
+    kind, *parts = layout
+    found = [moved(part, sizes, move_of) for part in parts]
+    lengths = [length(part, sizes) for part in parts]
+    joined = found[0]
+    for index, move in enumerate(found[1:], 1):
+        joined = _behind(joined, move, sum(lengths[:index])) if kind == "+" else _within(joined, move, lengths[index])
+    return joined
+
+
+def _behind(one: Move, other: Move, start: int) -> Move:
+    source = torch.where(other.source < 0, -1, other.source + start)
+    factors = None
+    if one.factors is not None or other.factors is not None:
+        factors = torch.cat([_factors(one), _factors(other)])
+    return Move(torch.cat([one.source, source]), factors)
+
+
+def _within(outer: Move, inner: Move, size: int) -> Move:
+    rows = outer.source[:, None]
+    source = torch.where((rows < 0) | (inner.source < 0), -1, rows * size + inner.source).flatten()
+    factors = None
+    if outer.factors is not None or inner.factors is not None:
+        factors = (_factors(outer)[:, None] * _factors(inner)).flatten()
+    return Move(source, factors)
+
+
+def _factors(move: Move) -> Tensor:
+    return torch.ones(len(move.source), dtype=torch.float64) if move.factors is None else move.factors
+
+
+def members(layout: Layout, group: str, sizes: Mapping[str, int]) -> Tensor:
+    """Returns the positions of an axis that belong to each member of a group, (members, positions of one)."""
     if isinstance(layout, int | str):
-        if layout == group:
-            yield 0, 1
-        return
+        return (
+            torch.arange(sizes[group])[:, None] if layout == group else torch.empty(sizes[group], 0, dtype=torch.long)
+        )
     kind, *parts = layout
     lengths = [length(part, sizes) for part in parts]
-    for position, part in enumerate(parts):
-        inside = list(_blocks(part, group, sizes))
+    found = []
+    for number, part in enumerate(parts):
+        if not _holds(part, group):
+            continue
+        index = members(part, group, sizes)
         if kind == "+":
-            yield from ((sum(lengths[:position]) + start, inner) for start, inner in inside)
-        else:
-            within = prod(lengths[position + 1 :])
-            for outer in range(prod(lengths[:position]) if inside else 0):
-                for start, inner in inside:
-                    yield (outer * lengths[position] + start) * within, inner * within
+            found.append(index + sum(lengths[:number]))
+            continue
+        before, behind = torch.arange(prod(lengths[:number])), torch.arange(prod(lengths[number + 1 :]))
+        outer = before[:, None, None] * lengths[number] + index[:, None, :, None]
+        found.append((outer * len(behind) + behind).flatten(1))
+        break  # of a group that is multiplied with itself the outer factor tells the members apart
+    return torch.cat(found, dim=1)
+
+
+def _holds(layout: Layout, group: str) -> bool:
+    return layout == group if isinstance(layout, int | str) else any(_holds(part, group) for part in layout[1:])

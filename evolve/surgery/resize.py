@@ -5,8 +5,8 @@ A `Cut` says where each position of an axis comes from. The same cuts carry the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ class Cut:
         values: For each new position a factor of the values; None for 1 everywhere.
         gradients: For each new position the factor by which its gradient differs from that of its source: what an
             optimizer's averages of gradients are multiplied with, those of squared gradients with its square.
-        merged: Positions whose values are added to others before they go: (from, to) in old positions.
+        merged: Positions whose values are added to others before they go: pairs (from, to) of old positions, one pair
+            after the other.
+        fill: Called as `fill(old values, shape of the new part)` for new positions; None for zeros.
     """
 
     name: str
@@ -36,69 +38,40 @@ class Cut:
     source: Tensor
     values: Tensor | None = None
     gradients: Tensor | None = None
-    merged: tuple[Tensor, Tensor] | None = None
+    merged: Sequence[tuple[Tensor, Tensor]] = ()
+    fill: Fill | None = None
 
 
-def block_positions(
-    length: int, starts: Sequence[int], inner: int, size: int, source: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Spells out a change of blocks within an axis.
-
-    Args:
-        length: Positions of the axis.
-        starts: Where the blocks begin; each has `size` times `inner` positions.
-        inner: Positions for each member of a block.
-        size: Members of a block.
-        source: For each new member the old one it comes from; -1 for a new one.
-
-    Returns:
-        For each new position the old one (-1 for a new one), and the new member it belongs to (-1 outside of blocks).
-    """
-    members = torch.tensor(list(source)).unsqueeze(1)
-    offsets = torch.where(members < 0, -1, members * inner + torch.arange(inner)).flatten()
-    owner = torch.arange(len(source)).repeat_interleave(inner)
-    old, member, cursor = [], [], 0
-    for start in sorted(starts):
-        gap = torch.arange(cursor, start)
-        old += [gap, torch.where(offsets < 0, -1, offsets + start)]
-        member += [torch.full_like(gap, -1), owner]
-        cursor = start + size * inner
-    rest = torch.arange(cursor, length)
-    return torch.cat([*old, rest]), torch.cat([*member, torch.full_like(rest, -1)])
-
-
-def resize(model: nn.Module, cuts: Iterable[Cut], fill: Fill) -> None:
+def resize(model: nn.Module, cuts: Iterable[Cut]) -> None:
     """Carries out cuts, one after the other.
 
     Args:
         model: Its parameters and buffers are named by the cuts.
         cuts: The cuts.
-        fill: Called as `fill(old values, shape of the new part)` for new positions; returns their values.
 
     Raises:
         NotApplicable: If a tensor is computed from others (a parametrization) and cannot be resized.
     """
-    tensors = _tensors(model)
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for cut in cuts:
         tensor = tensors.get(cut.name)
         if tensor is None:
             raise NotApplicable(f"The model has no parameter or buffer '{cut.name}' to resize.")
-        exchange(tensor, recut(tensor.data, cut, fill))
+        exchange(tensor, recut(tensor.data, cut))
 
 
-def recut(data: Tensor, cut: Cut, fill: Fill) -> Tensor:
+def recut(data: Tensor, cut: Cut) -> Tensor:
     """Returns a tensor with one axis made anew; it keeps its memory format."""
     axis, source = cut.axis, cut.source.to(data.device)
-    if cut.merged is not None:
-        gone, into = (positions.to(data.device) for positions in cut.merged)
-        data = data.index_add(axis, into, data.index_select(axis, gone))
+    for gone, into in cut.merged:
+        data = data.index_add(axis, into.to(data.device), data.index_select(axis, gone.to(data.device)))
     new = data.index_select(axis, source.clamp(min=0))
     fresh = (source < 0).nonzero().flatten()
     if len(fresh):
         shape = (*data.shape[:axis], len(fresh), *data.shape[axis + 1 :])
-        new.index_copy_(axis, fresh, fill(data, shape).to(new))
+        new.index_copy_(axis, fresh, (cut.fill or _zeros)(data, shape).to(new))
     if cut.values is not None and data.is_floating_point():
-        new = new * _along(cut.values.to(new), axis, new.dim())
+        new.mul_(_along(cut.values.to(new), axis, new.dim()))
     formats = (torch.channels_last, torch.channels_last_3d)
     last = next((f for f in formats if data.dim() == f_dims(f) and not data.is_contiguous()), None)
     if last is not None and data.is_contiguous(memory_format=last):
@@ -121,14 +94,22 @@ def recut_state(value: Tensor, cuts: Iterable[Cut], power: int) -> Tensor:
     """
     for cut in cuts:
         factor = None if cut.gradients is None or power == 0 else cut.gradients**power
-        plain = Cut(cut.name, cut.axis, cut.source, values=factor)
-        value = recut(value, plain, lambda old, shape: old.new_zeros(shape))
+        value = recut(value, Cut(cut.name, cut.axis, cut.source, values=factor))
     return value
+
+
+def recut_copy(value: Tensor, cuts: Iterable[Cut], present: Tensor) -> Tensor:
+    """Returns another tensor that goes with a parameter, cut as it was; what was added takes the present values."""
+    known = torch.ones_like(value, dtype=torch.bool)
+    for cut in cuts:
+        value = recut(value, replace(cut, fill=None))
+        known = recut(known, Cut(cut.name, cut.axis, cut.source))
+    return torch.where(known, value, present) if value.shape == present.shape else value
 
 
 def _along(factors: Tensor, axis: int, rank: int) -> Tensor:
     return factors.view([-1 if position == axis else 1 for position in range(rank)])
 
 
-def _tensors(model: nn.Module) -> Mapping[str, Tensor]:
-    return {**dict(model.named_buffers()), **dict(model.named_parameters())}
+def _zeros(old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return old.new_zeros(shape)
