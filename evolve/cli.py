@@ -78,6 +78,55 @@ def validate(
 
 
 @app.command()
+def inspect(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model's name (simple_cnn, torchvision:resnet50, package.module:Class), a YAML configuration, or a "
+            "run folder.",
+        ),
+    ],
+    option: Annotated[
+        list[str] | None, typer.Option(help="An argument of the model: num_classes=5. Repeatable.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Shape of the example input, batch first: 2,3,224,224. Once per argument.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Levels of the tree to show.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Show every site of this operator alone.")] = None,
+    device: Annotated[
+        str, typer.Option(help="Where to build and run it: auto, cpu, cuda, mps; meta takes no memory.")
+    ] = "cpu",
+    latency: Annotated[bool, typer.Option("--latency", help="Measure how long each module takes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show what a model is made of and costs, what of it can change, what cannot and why."""
+    with _told():
+        from rich.console import Console
+
+        from evolve.build import open_model
+        from evolve.device import resolve_device
+        from evolve.report.inspect import inspect_model
+        from evolve.report.inspect_view import inspection_view, sites_view
+
+        opened = open_model(target, option or [], device=resolve_device(device))
+        with _hinted("If its input is the reason, give the shape: --shape 2,3,224,224."):
+            facts = inspect_model(
+                opened.model,
+                target,
+                shapes=[_shape(text) for text in shape or []] or opened.shapes,
+                operator=operator,
+                measure=latency,
+                records=opened.records,
+            )
+        if as_json:
+            typer.echo(json.dumps(facts.as_json(), indent=2))
+        else:
+            Console().print(sites_view(facts) if operator else inspection_view(facts, depth))
+
+
+@app.command()
 def operators(
     plugin: Annotated[list[str] | None, typer.Option(help="Import path of a plugin to list too.")] = None,
 ) -> None:
@@ -141,6 +190,30 @@ def _summary(result: RunResult, epochs: int) -> str:
         command = "evolve report" if result.finished else "evolve resume"
         lines.append(f"Next                {command} {result.folder}")
     return "\n".join(["", *lines])
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Reads "2,3,224,224"."""
+    from evolve.config import ConfigError, Fault, Place
+
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        message = (
+            f"--shape {text} is no shape; write whole numbers from 1 with commas between, batch first: 2,3,224,224."
+        )
+        raise ConfigError([Fault((), Place("command line"), message)])
+    return tuple(map(int, sizes))
+
+
+@contextmanager
+def _hinted(hint: str) -> Iterator[None]:
+    """Adds what to do on the command line where a model does not run."""
+    from evolve.errors import NotApplicable
+
+    try:
+        yield
+    except NotApplicable as error:
+        raise NotApplicable(f"{str(error).rstrip('.')}. {hint}") from error
 
 
 @contextmanager

@@ -42,12 +42,12 @@ ALLOWED = {
     },
     "run": {"checkpoint", "config", "training"},
     "build": {
-        *("checkpoint", "config", "data", "device", "evolution", "evolver", "models", "optim", "plugins", "run"),
-        "training",
+        *("checkpoint", "config", "data", "device", "evolution", "evolver", "lineage", "models", "optim", "plugins"),
+        *("run", "training"),
     },
-    "report": {"lineage", "operators"},
+    "report": {"lineage", "mutation", "operators", "structure"},
     "testing": {"lineage", "mutation", "operators", "structure", "surgery"},
-    "cli": {"build", "checkpoint", "config", "evolver", "plugins", "report", "run"},
+    "cli": {"build", "checkpoint", "config", "device", "evolver", "plugins", "report", "run"},
 }
 
 

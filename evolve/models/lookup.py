@@ -60,8 +60,20 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     return model
 
 
+def usual_shape(name: str) -> tuple[int, ...] | None:
+    """Returns the shape of the smallest images that torchvision's weights for a model were evaluated on, else None."""
+    if not name.startswith(_TORCHVISION):
+        return None
+    from torchvision.models import get_model_weights  # type: ignore[import-untyped]
+
+    recipes = [weights.transforms for weights in get_model_weights(name.removeprefix(_TORCHVISION))]
+    sides = [getattr(recipe, "keywords", {}).get("crop_size") for recipe in recipes]
+    known = [side for side in sides if isinstance(side, int)]
+    return (3, min(known), min(known)) if known else None
+
+
 def _find_torchvision(name: str) -> Callable[..., nn.Module]:
-    from torchvision.models import get_model_builder, list_models  # type: ignore[import-untyped]
+    from torchvision.models import get_model_builder, list_models
 
     try:
         return cast("Callable[..., nn.Module]", get_model_builder(name))
