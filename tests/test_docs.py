@@ -1,10 +1,11 @@
-"""The documentation is true: its code runs, its links lead somewhere, no configuration key is left out."""
+"""The documentation is true: its code runs, its links lead somewhere, no configuration key or option is left out."""
 
 import re
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
+import yaml
 from pydantic import BaseModel
 from test_readme import blocks
 
@@ -17,6 +18,24 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 CONFIGURATION = (DOCS / "configuration.md").read_text(encoding="utf-8")
+BUILT_IN = [name for name in operators.names() if operators.get(name).__module__.startswith("evolve.")]
+
+
+def card(name: str) -> str:
+    """The page of an operator."""
+    return (DOCS / "operators" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def run(code: list[str], page: str) -> None:
+    """Runs the blocks of a page in one namespace; operators that they register are forgotten afterwards."""
+    before = set(operators.names())
+    names = {"__name__": "page"}
+    try:
+        for block in code:
+            exec(compile(block, page, "exec"), names)
+    finally:
+        for name in set(operators.names()) - before:
+            operators.unregister(name)
 
 
 def sections(annotation: object) -> list[type[BaseModel]]:
@@ -59,7 +78,7 @@ def test_no_key_is_described_that_is_not_there():
     assert described <= set(keys(RunConfig))
 
 
-@pytest.mark.parametrize("registry", [operators, schedules, policies], ids=lambda registry: registry.kind)
+@pytest.mark.parametrize("registry", [schedules, policies], ids=lambda registry: registry.kind)
 def test_every_built_in_option_is_described(registry):
     for name in registry.names():
         cls = registry.get(name)
@@ -68,6 +87,49 @@ def test_every_built_in_option_is_described(registry):
             assert rows, f"{registry.kind} {name}"
             for option in cls.Options.model_fields:
                 assert any(re.search(rf"\b{option}\b", row) for row in rows), f"{registry.kind} {name}: {option}"
+
+
+def option_rows(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the table whose first heading is "option", by option."""
+    (table,) = re.findall(r"^\| option \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()]
+    return {row[0].strip("`"): row for row in rows}
+
+
+def choices(annotation: object) -> list[str]:
+    """The values that an option can be given by name."""
+    own = list(get_args(annotation)) if get_origin(annotation) is Literal else []
+    return own + [value for part in get_args(annotation) if not isinstance(part, str) for value in choices(part)]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_operator_has_a_card_with_all_its_options(name):
+    fields = operators.get(name).Options.model_fields
+    rows = option_rows(card(name))
+    assert list(rows) == list(fields)
+    for option, field in fields.items():
+        _, kind, default, meaning = rows[option]
+        assert yaml.safe_load(default.strip("`")) == field.default, option
+        assert kind
+        assert meaning
+        for choice in choices(field.annotation):
+            assert f"`{choice}`" in kind, f"{option}: {choice}"
+
+
+def test_every_card_is_of_an_operator_and_in_the_index():
+    pages = {path.stem for path in (DOCS / "operators").glob("*.md")}
+    assert pages == {"README", *BUILT_IN}
+    index = card("README")
+    assert all(f"| [`{name}`]({name}.md) |" in index for name in BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_code_of_a_card_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = blocks(card(name), "python")
+    assert code
+    assert all("assert" in block for block in code)
+    run(code, f"docs/operators/{name}.md")
 
 
 def anchors(text: str) -> set[str]:
@@ -90,16 +152,9 @@ def test_links_lead_somewhere(page):
 
 def test_the_code_of_the_plugin_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    before = set(operators.names())
     code = blocks((DOCS / "plugins.md").read_text(encoding="utf-8"), "python")
     assert len(code) == 5
-    names = {"__name__": "plugins_page"}
-    try:
-        for block in code:
-            exec(compile(block, "docs/plugins.md", "exec"), names)
-    finally:
-        for name in set(operators.names()) - before:
-            operators.unregister(name)
+    run(code, "docs/plugins.md")
 
 
 def test_every_room_is_on_the_architecture_page():
