@@ -1,9 +1,11 @@
 """What the README says is true: its code runs, its YAML is valid, the files it names are there."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import evolve
 from evolve.cli import app
@@ -24,6 +26,7 @@ def _elsewhere(tmp_path, monkeypatch):
     before = set(operators.names())
     yield
     for name in set(operators.names()) - before:
+        sys.modules.pop(operators.get(name).__module__, None)  # whoever imports it next registers it again
         operators.unregister(name)
 
 
@@ -67,15 +70,38 @@ def test_the_operator_example():
     assert names["ok"], names["message"]
 
 
+def test_wider_and_narrower():
+    torch.manual_seed(0)
+    names = run(python('"widen"'))
+    assert names["ok"], names["message"]
+    assert sum(p.numel() for p in names["model"].parameters()) == 11_689_512
+
+
 def test_no_python_block_is_left_out():
-    assert len(blocks(README, "python")) == 4
+    assert len(blocks(README, "python")) == 5
+
+
+def test_every_operator_is_in_the_table():
+    built_in = [name for name in operators.names() if operators.get(name).__module__.startswith("evolve.")]
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]", README, flags=re.MULTILINE)) == sorted(built_in)
+
+
+def test_the_sample_output_is_of_the_quickstart():
+    config = evolve.load_config(ROOT / "configs/quickstart.yaml")
+    (shown,) = [block for block in blocks(README, "text") if "Held-out accuracy" in block]
+    assert len(re.findall(r"^epoch", shown, flags=re.MULTILINE)) == config.training.epochs
+    mutations = re.findall(r"^  \+ (\w+) at '([\w.]+)'", shown, flags=re.MULTILINE)
+    offered = [(operator.name, site) for operator in config.evolution.operators for site in operator.sites]
+    assert set(mutations) <= set(offered)
+    assert {operator for operator, _ in mutations} == {operator.name for operator in config.evolution.operators}
+    assert f"Mutations           {len(mutations)} applied, 0 refused" in shown
 
 
 def test_the_yaml_is_valid():
     (text,) = blocks(README, "yaml")
     Path("readme.yaml").write_text(text, encoding="utf-8")
     config = evolve.load_config("readme.yaml")
-    assert [operator.name for operator in config.evolution.operators] == ["deepen", "residual"]
+    assert [operator.name for operator in config.evolution.operators] == ["deepen", "widen", "residual"]
 
 
 def test_every_config_named_is_there_and_valid(monkeypatch):

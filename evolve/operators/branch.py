@@ -22,8 +22,8 @@ from evolve.surgery.attach import attach
 class Branch(MutationOperator):
     """Adds a parallel branch to a site, `out = f(x) + g(x)`; its last layer starts at zero: exact.
 
-    Convolutions (a plain or a depthwise-separable one) for (N, C, ...), an MLP for (N, ..., F); branches as in Inception
-    (Szegedy et al. 2015) and AutoGrow (Wen et al. 2020).
+    Convolutions (a plain or a depthwise-separable one) for (N, C, ...), an MLP for (N, ..., F); branches as in
+    Inception (Szegedy et al. 2015) and ResNeXt (Xie et al. 2017).
     """
 
     name = "branch"

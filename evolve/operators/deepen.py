@@ -25,10 +25,10 @@ _RATIOS = {"basic": 1.0, "bottleneck": 0.25, "depthwise": 1.0, "inverted": 4.0, 
 class Deepen(MutationOperator):
     """Inserts a residual block behind a site; its last layer starts at zero, so it starts as the identity.
 
-    For (N, C, ...) convolutions with norms, the last one's gamma 0: basic, bottleneck (He et al. 2015), depthwise-separable
-    or inverted (Sandler et al. 2018). For (N, ..., F) a pre-norm MLP or transformer block. Exact in train and eval mode,
-    unlike identity-initialised layers (Net2DeeperNet, Chen et al. 2016), whose BatchNorm needs calibration. Zero gamma:
-    Goyal et al. 2017.
+    For (N, C, ...) convolutions with norms, the last one's gamma 0: basic, bottleneck (He et al. 2015),
+    depthwise-separable or inverted (Sandler et al. 2018). For (N, ..., F) a pre-norm MLP or transformer block. Exact in
+    train and eval mode, unlike identity-initialised layers (Net2DeeperNet, Chen et al. 2016), whose BatchNorm needs
+    calibration. Zero gamma: Goyal et al. 2017.
     """
 
     name = "deepen"

@@ -2,8 +2,8 @@
 
 A new unit that nobody reads yet keeps the function and gets its first gradient through its readers. That gradient is a
 linear function of the unit's input weights where the activation f has f(a) - f(-a) proportional to a (ReLU and its kin,
-GELU, SiLU, every linear stretch): the best input weights are then its largest singular vectors. Instead of a formula for
-each kind of layer, the gradient is taken from the model itself, with candidate units of both signs put in.
+GELU, SiLU, every linear stretch): the best input weights are then its largest singular vectors. Instead of a formula
+for each kind of layer, the gradient is taken from the model itself, with candidate units of both signs put in.
 """
 
 from __future__ import annotations

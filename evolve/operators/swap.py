@@ -41,8 +41,9 @@ To = Literal[
 class Swap(MutationOperator):
     """Blends an activation into another, BatchNorm into GroupNorm or LayerNorm into RMSNorm.
 
-    `out + gate * (new(x) - out)`, the gate zero at birth: exact, and training decides how far to go. Activations between
-    which training chooses: Agostinelli et al. 2015; GroupNorm: Wu and He 2018; RMSNorm: Zhang and Sennrich 2019.
+    `out + gate * (new(x) - out)`, the gate zero at birth: exact, and training decides how far to go. Activations
+    between which training chooses: Agostinelli et al. 2015; GroupNorm: Wu and He 2018; RMSNorm: Zhang and Sennrich
+    2019.
     """
 
     name = "swap"

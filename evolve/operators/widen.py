@@ -28,9 +28,8 @@ class Widen(MutationOperator):
     (Net2WiderNet, Chen et al. 2016; unequal shares break the symmetry without noise: LEMON, Wang et al. 2024). Where a
     mean or variance is taken over the group (LayerNorm, RMSNorm, GroupNorm), only whole copies of all of it are exact.
     `twins`: pairs of equal random units that are read with opposite signs, so that both sides get gradients at once.
-    `zero_out`: random units that nobody reads yet. `gradmax`: like those, and what
-    they make is where the gradient of their readers is largest (Evci et al. 2022); needs a `loss`. `random`: not
-    preserving.
+    `zero_out`: random units that nobody reads yet. `gradmax`: like those, but made so that the gradient of their
+    readers is largest (Evci et al. 2022); needs a `loss`. `random`: not preserving.
 
     An optimizer's averages of gradients follow the chain rule: a copy's makers get the share of its readers of the
     original's average (its square for averages of squares), its readers the original's; random units start at zero.
