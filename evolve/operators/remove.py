@@ -11,7 +11,7 @@ from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import STORE, Site
-from evolve.surgery.attach import blocks_inside, detach
+from evolve.surgery.attach import blocks_inside, call_parts_around, detach
 
 
 class PassThrough(nn.Module):
@@ -27,8 +27,8 @@ class Remove(MutationOperator):
     """Takes out a layer or block whose input and output have one shape; its parameters leave model and optimizer.
 
     A block that evolve inserted is detached without a trace, which is exact while it is still the identity. For what is
-    not, the measured difference is in the log; layers of a residual network are the ones that can go (Huang et al. 2016,
-    Veit et al. 2016).
+    not, the measured difference is in the log; layers of a residual network are the ones that can go (Huang et al.
+    2016, Veit et al. 2016).
     """
 
     name = "remove"
@@ -37,8 +37,8 @@ class Remove(MutationOperator):
         """Options of `remove`.
 
         Attributes:
-            preserves: What the removal has to keep of the function, or it is refused: "exact", "approximate" (a relative
-                difference of at most 0.1) or "no".
+            preserves: What the removal has to keep of the function, or it is refused: "exact", "approximate" (a
+                relative difference of at most 0.1) or "no".
         """
 
         preserves: Preserves = "approximate"
@@ -81,7 +81,9 @@ class Remove(MutationOperator):
             for block in blocks_inside(site.module):
                 detach(model, f"{STORE}.{block}")
             parent, _, name = site.name.rpartition(".")
-            model.get_submodule(parent)._modules[name] = PassThrough().train(site.module.training)
+            stand_in = PassThrough().train(site.module.training)
+            model.get_submodule(parent)._modules[name] = stand_in
+            call_parts_around(model, stand_in)
         kept = {id(p) for p in model.parameters()}
         gone = sum(count for key, count in before.items() if key not in kept)
         what = type(site.module).__name__

@@ -166,17 +166,38 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
     key = f"{name}_{max(taken, default=-1) + 1}"
     block.train(site.module.training)
     _evolve_class_of(site.module)
+    call_parts_around(model, site.module)
     store.add_module(key, block)
     links: tuple[Link, ...] = site.module._evolve_links  # type: ignore[assignment]
     site.module._evolve_links = (*links, Link(key, block, parallel, site.span))  # type: ignore[assignment]
     return f"{STORE}.{key}"
 
 
+def call_parts_around(model: nn.Module, part: nn.Module) -> None:
+    """Lets PyTorch's transformer encoders call the part of theirs that was changed.
+
+    In eval mode without gradients their fused forward reads the tensors of its parts and calls none of them, so that it
+    would compute the model as it was before.
+
+    Args:
+        model: The root.
+        part: The module that was changed or put in.
+    """
+    for module in model.modules():
+        fuses = isinstance(module, nn.TransformerEncoderLayer | nn.TransformerEncoder)
+        if not fuses or module is part or part not in module.modules():
+            continue
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what it keeps for an activation that the fused forward does not know
+        else:
+            module.use_nested_tensor = False  # only fused layers understand them
+
+
 def detach(model: nn.Module, name: str) -> int:
     """Takes a block out again that `attach` set to work.
 
     Where a module has no block left it gets its own class back, and a root without blocks loses `evolved`: the model is
-    as it was before.
+    as it was before, but for the fused forward of a transformer encoder around the site, which stays off.
 
     Args:
         model: The root.
