@@ -1,10 +1,12 @@
 """Tries every mutation operator on models that nobody here wrote.
 
-For each model and operator: at how many sites it applies, whether it was applied, whether the outputs stayed the same in
-eval and train mode, whether a backward pass reaches every parameter that it reached before and every new one, whether
-an optimizer steps on with its old state, and whether replaying the record on a fresh model takes the weights. All of it
-is measured here; nothing is taken from the record. Weights that start at zero or next to it are made random first: a
-model whose last layer is zero agrees with anything.
+For each model and operator: at how many sites it applies, whether it was applied at a random few of them, whether the
+outputs stayed the same in eval and train mode, whether a backward pass reaches every parameter that it reached before
+and every new one, whether an optimizer steps on with its old state, and whether replaying the record on a fresh model
+takes the weights. All of it is measured here; nothing is taken from the record. Weights that start at zero or next to
+it are made random first: a model whose last layer is zero agrees with anything.
+
+`widen` and `narrow` are tried on all groups of a model at once as well (site "*"), `widen` also in float64.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import json
 import random
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from coverage_models import Subject, subjects
+from coverage_report import report
 from timing import machine
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -31,7 +34,6 @@ from evolve.operators import operators
 from evolve.surgery.verify import WithoutDropout
 
 GROUPS = ("widen", "narrow")  # they take all groups at once with the site "*"
-EXACT = {torch.float32: 1e-5, torch.float64: 1e-10}
 LARGE = 60_000_000  # parameters; beyond that memory allows no optimizer, and float64 for one group at a time
 
 
@@ -50,6 +52,13 @@ def awaken(model: nn.Module) -> nn.Module:
     return model
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "widen": {"factor": 1.25},
+    "narrow": {"factor": 0.5},
+    "remove": {"preserves": "no"},
+}
+
+
 class Trial:
     """One model with its optimizer, and what it gave before any change."""
 
@@ -61,7 +70,8 @@ class Trial:
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.optimizer = None
         if self.parameters <= LARGE:
-            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+            trainable = [p for p in self.model.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.SGD(trainable, lr=1e-4, momentum=0.9)
         self.backward()
         if self.optimizer is not None:
             self.optimizer.step()
@@ -129,7 +139,11 @@ class Trial:
         for mode, one, other in zip(("eval", "train"), self.outputs, after, strict=True):
             scale = max((float(t.abs().max()) for t in one), default=0.0)
             same_shape = [a.shape for a in one] == [b.shape for b in other]
-            worst = max((float((a - b).abs().max()) for a, b in zip(one, other, strict=True)), default=0.0) if same_shape else None
+            worst = (
+                max((float((a - b).abs().max()) for a, b in zip(one, other, strict=True)), default=0.0)
+                if same_shape
+                else None
+            )
             found[mode] = None if worst is None else worst / max(scale, 1e-30)
             found[f"{mode}_bitwise"] = same_shape and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
         self.backward()
@@ -137,12 +151,17 @@ class Trial:
         if self.optimizer is None:
             found["optimizer"] = None
         wanted = {name for name in living if name in self.reached or name not in old}
-        found["backward"] = all(living[name].grad is not None and bool(torch.isfinite(living[name].grad).all()) for name in wanted)
+        found["backward"] = all(
+            living[name].grad is not None and bool(torch.isfinite(living[name].grad).all()) for name in wanted
+        )
         if self.optimizer is None:
             return found
         held = Counter(id(p) for group in self.optimizer.param_groups for p in group["params"])
         once = all(held[id(p)] == 1 for p in living.values() if p.requires_grad)
-        fits = all(s.get("momentum_buffer") is None or s["momentum_buffer"].shape == p.shape for p, s in self.optimizer.state.items())
+        fits = all(
+            s.get("momentum_buffer") is None or s["momentum_buffer"].shape == p.shape
+            for p, s in self.optimizer.state.items()
+        )
         self.optimizer.step()
         found["optimizer"] = once and fits and len(held) == sum(p.requires_grad for p in living.values())
         return found
@@ -176,7 +195,7 @@ def cover(subject: Subject, names: list[str], sites: int, seconds: float) -> dic
         eligible = evolve.sites(trial.model, name, example_inputs=inputs, **OPTIONS.get(name, {}))
         tries: list[dict[str, Any]] = []
         if name in GROUPS and eligible:
-            tries.append(trial.attempt(name, "*", {}, replay=not large, keep=large))
+            tries.append(trial.attempt(name, "*", OPTIONS[name], replay=not large, keep=large))
             if large:  # the model is spent
                 del trial, analysis
                 gc.collect()
@@ -202,85 +221,7 @@ def _in_float64(subject: Subject, large: bool) -> dict[str, Any]:
     except RuntimeError as error:  # an operation that knows no float64
         return {"ok": False, "site": "*", "why": str(error)}
     site = "*" if not large else evolve.sites(exact.model, "widen", example_inputs=exact.inputs)[-1]
-    return exact.attempt("widen", site, {}, keep=True)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {"widen": {"factor": 1.25}, "narrow": {"factor": 0.5}, "remove": {"preserves": "no"}}
-
-
-def summary(results: list[dict[str, Any]]) -> list[str]:
-    """Returns the lines of the tables, in Markdown."""
-    lines = []
-    for source in dict.fromkeys(result["source"] for result in results):
-        own = [result for result in results if result["source"] == source]
-        good = [result for result in own if "error" not in result]
-        lines += [f"## {source}: {len(own)} models, {len(good)} analysed", ""]
-        lines.append("| operator | models with a site | applied on | sites tried of eligible | applied | exact in eval | "
-                     "bitwise in eval and train | backward | optimizer | replay | median s |")  # fmt: skip
-        lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
-        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for result in good:
-            for name, entry in result["operators"].items():
-                rows[name].append(entry)
-        for name, entries in rows.items():
-            single = [[t for t in e["tries"] if t["site"] != "*"] for e in entries]
-            tries = [t for ts in single for t in ts]
-            done = [t for t in tries if t["ok"]]
-            exact = sum(t["eval"] is not None and t["eval"] <= 1e-5 for t in done)
-            bitwise = sum(t["eval_bitwise"] and t["train_bitwise"] for t in done)
-            replays = [t["replay"] for t in done if "replay" in t]
-            times = sorted(t["seconds"] for t in done)
-            median = f"{times[len(times) // 2]:.2f}" if times else "-"
-            lines.append(
-                f"| {name} | {sum(e['eligible'] > 0 for e in entries)} | {sum(any(t['ok'] for t in ts) for ts in single)} | "
-                f"{len(tries)} of {sum(e['eligible'] for e in entries)} | {len(done)} | {exact} | {bitwise} | "
-                f"{sum(t['backward'] for t in done)} | {sum(t['optimizer'] is True for t in done)} of {sum(t['optimizer'] is not None for t in done)} | "
-                f"{sum(replays)} of {len(replays)} | {median} |"
-            )
-        lines.append("")
-        lines += _jointly(good)
-    return lines
-
-
-def _jointly(results: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for name in GROUPS:
-        joint = [t for r in results for t in r["operators"].get(name, {}).get("tries", []) if t["site"] == "*"]
-        done = [t for t in joint if t["ok"]]
-        if name == "widen" and done:
-            double = [r["widen_float64"] for r in results if r.get("widen_float64", {}).get("ok")]
-            whole = sum(t["site"] == "*" for t in double)
-            worst = {mode: max(t[mode] for t in double) for mode in ("eval", "train")} if double else {}
-            within = sum(t["eval"] <= EXACT[torch.float64] for t in double)
-            lines.append(
-                f"All groups widened at once (factor 2): {len(done)} of {len(results)} models; in float64 "
-                f"({whole} of them; one group of the {len(double) - whole} largest) {within} of {len(double)} within 1e-10 (largest relative difference {worst.get('eval', 0):.1e} in eval mode, "
-                f"{worst.get('train', 0):.1e} in train mode); in float32 {sum(t['eval'] <= 1e-5 for t in done)} within 1e-5 "
-                f"(largest {max(t['eval'] for t in done):.1e})."
-            )
-        elif done:
-            right = sum(t["backward"] and t["optimizer"] is not False for t in done)
-            lines.append(f"All groups halved at once: {len(done)} of {len(results)} models, backward and step right on {right}.")
-    return [*lines, ""]
-
-
-def reasons(results: list[dict[str, Any]]) -> list[str]:
-    """Returns why groups cannot change, or not exactly, counted, and the refusals."""
-    lines = ["## What cannot change, and why", "", "| groups | reason |", "|---|---|"]
-    total: Counter[str] = Counter()
-    for result in results:
-        total.update(result.get("fixed", {}))
-        total.update({f"not exactly: {reason}": count for reason, count in result.get("inexact", {}).items()})
-    lines += [f"| {count} | {reason.replace('|', ' ')} |" for reason, count in total.most_common(40)]
-    lines += ["", "## Refused where a site was listed", "", "| model | operator | site | why |", "|---|---|---|---|"]
-    for result in results:
-        if "error" in result:
-            lines.append(f"| {result['name']} | - | - | {result['error'][:200].replace('|', ' ')} |")
-        for name, entry in result.get("operators", {}).items():
-            for one in entry["tries"]:
-                if not one["ok"]:
-                    lines.append(f"| {result['name']} | {name} | {one['site']} | {one['why'][:200].replace('|', ' ')} |")
-    return lines
+    return exact.attempt("widen", site, OPTIONS["widen"], keep=True)
 
 
 def main() -> None:
@@ -288,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["torchvision"], choices=["torchvision", "timm", "hf"])
     parser.add_argument("--only", default="", help="only models whose name contains this")
+    parser.add_argument("--part", default="1/1", help="only every n-th model: 1/2 and 2/2 for two processes")
     parser.add_argument("--operators", nargs="+", default=operators.names())
     parser.add_argument("--sites", type=int, default=0, help="at most this many sites of each model; 0: all")
     parser.add_argument("--seconds", type=float, default=1e9, help="no further site of an operator after this time")
@@ -301,7 +243,8 @@ def main() -> None:
     print(f"machine: {machine()}")
     results = [json.loads(line) for line in options.json.read_text().splitlines()] if options.json.exists() else []
     done = {(result["source"], result["name"]) for result in results}
-    for subject in (s for source in options.models for s in subjects(source)):
+    part, parts = map(int, options.part.split("/"))
+    for subject in [s for source in options.models for s in subjects(source)][part - 1 :: parts]:
         if options.only not in subject.name or (subject.source, subject.name) in done:
             continue
         try:
@@ -312,13 +255,14 @@ def main() -> None:
         with options.json.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         told = result.get("error") or ", ".join(
-            f"{name} {sum(t['ok'] for t in entry['tries'])}/{len(entry['tries'])}" for name, entry in result["operators"].items()
+            f"{name} {sum(t['ok'] for t in entry['tries'])}/{len(entry['tries'])}"
+            for name, entry in result["operators"].items()
         )
         print(f"{subject.name}: {told} ({result.get('seconds', 0):.0f} s)", flush=True)
-    lines = ["# What works on models that nobody here wrote", "", *summary(results), *reasons(results)]
+    text = report(results)
     if options.markdown:
-        options.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+        options.markdown.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Those of timm and Hugging Face are built from small configurations with random weights; nothing is downloaded.
 """
 
+# ruff: noqa: E501 - the table of models is easier to read in long lines
 from __future__ import annotations
 
 import warnings
@@ -50,15 +51,16 @@ def _torchvision() -> list[Subject]:
 # One small member of each family, by timm's own names.
 TIMM = """
 beit_base_patch16_224 cait_xxs24_224 coat_tiny coatnet_nano_rw_224 convformer_s18 convmixer_768_32 convnext_atto
-convnextv2_atto crossvit_9_240 cs3darknet_focus_s davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn48b edgenext_xx_small
-efficientformer_l1 efficientformerv2_s0 efficientnet_lite0 efficientvit_b0 eva02_tiny_patch14_224 fastvit_t8 focalnet_tiny_srf
-gcvit_xxtiny ghostnet_050 hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny inception_resnet_v2 inception_v4
-lcnet_050 levit_128s maxvit_nano_rw_256 mixer_s32_224 mobilenetv3_small_050 mobilevit_xxs mobileone_s0 mvitv2_tiny nest_tiny
-nf_resnet26 nfnet_l0 pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002 regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9
-res2net50_26w_4s resmlp_12_224 resnest14d resnet18 resnetv2_50 rexnet_100 selecsls42 semnasnet_075 seresnet18 skresnet18
-swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 tinynet_e tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small
-vgg11 visformer_tiny vit_tiny_patch16_224 volo_d1_224 vovnet39a xception41 xcit_nano_12_p16_224
-""".split()
+convnextv2_atto crossvit_9_240 cs3darknet_focus_s davit_tiny deit_tiny_patch16_224 densenet121 dla34 dpn48b
+edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientnet_lite0 efficientvit_b0 eva02_tiny_patch14_224
+fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_050 hardcorenas_a hgnet_tiny hrnet_w18_small inception_next_tiny
+inception_resnet_v2 inception_v4 lcnet_050 levit_128s maxvit_nano_rw_256 mixer_s32_224 mobilenetv3_small_050
+mobilevit_xxs mobileone_s0 mvitv2_tiny nest_tiny nf_resnet26 nfnet_l0 pit_ti_224 poolformer_s12 pvt_v2_b0
+regnetx_002 regnety_002 repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s resmlp_12_224 resnest14d resnet18
+resnetv2_50 rexnet_100 selecsls42 semnasnet_075 seresnet18 skresnet18 swin_tiny_patch4_window7_224
+swinv2_tiny_window8_256 tinynet_e tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small vgg11 visformer_tiny
+vit_tiny_patch16_224 volo_d1_224 vovnet39a xception41 xcit_nano_12_p16_224
+""".split()  # noqa: SIM905 - a list that can be read
 
 
 def _timm() -> list[Subject]:
@@ -81,7 +83,13 @@ def _timm() -> list[Subject]:
     return [subject(name) for name in TIMM if name in known]
 
 
-_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 60}
+_SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 60,
+}
 _IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32,
           "patch_size": 8}  # fmt: skip
 _GQA = {**_SMALL, "num_key_value_heads": 2, "max_position_embeddings": 64}

@@ -38,10 +38,9 @@ class Narrow(MutationOperator):
 
     Which go: those with the smallest weights (`magnitude`: L2 norm of what makes and what reads them, Li et al. 2017),
     with the smallest first-order effect on the loss (`taylor`: |sum of weight times gradient|, Molchanov et al. 2017;
-    needs a `loss`), with the smallest BatchNorm scale
-    (`batch_norm`: Liu et al. 2017), those that are named (`indices`), or those without which the function is the same
-    (`redundant`: nobody reads them, they are zero, or they are copies). What is read from a copy is added to what is
-    read from its original, so that `narrow` undoes `widen`.
+    needs a `loss`), with the smallest BatchNorm scale (`batch_norm`: Liu et al. 2017), those that are named
+    (`indices`), or those without which the function is the same (`redundant`: nobody reads them, or they are copies).
+    What is read from a copy is added to what is read from its original, so that `narrow` undoes `widen`.
     """
 
     name = "narrow"
@@ -127,12 +126,14 @@ class Narrow(MutationOperator):
         if group.size < 2:
             raise NotApplicable(f"'{group.name}' has one position left, which has to stay.")
         redundant = members.redundant() if options.criterion == "redundant" else []
+        if options.criterion == "redundant" and not redundant:
+            raise NotApplicable(f"'{group.name}' has no position without which the function is the same.")
         count = self._count(group, len(redundant))
         if options.criterion == "redundant":
-            if len(redundant) < max(count, 1):
+            if len(redundant) < count:
                 raise NotApplicable(
                     f"'{group.name}' has {len(redundant)} positions without which the function is the same; "
-                    f"{max(count, 1)} were to go."
+                    f"{count} were to go."
                 )
             return set(redundant[-count:])
         scores = members.taylor(gradients) if options.criterion == "taylor" else getattr(members, options.criterion)()

@@ -16,7 +16,7 @@ from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.rehearsal import Setting, change_settings, rehearse
 from evolve.structure.sites import EVERYWHERE, Site
-from evolve.surgery.layout import Move, layout_of, members, moved
+from evolve.surgery.layout import Move, holds, layout_of, members, moved
 from evolve.surgery.resize import Cut, resize
 
 # Makes the values of new positions: called with the name of the tensor, the axis they lie along, whether the model sums
@@ -141,7 +141,7 @@ class _Moves:
     def __init__(self, step: Mapping[str, Any]) -> None:
         self.plain = Move(torch.tensor(step["source"]))
         shares = step["shares"]
-        self.shared = self.plain if shares is None else Move(self.plain.source, torch.tensor(shares).double())
+        self.shared = self.plain if shares is None else Move(self.plain.source, torch.tensor(shares, dtype=torch.float64))
         self.merged = torch.tensor(step["merged"]).view(-1, 2)
 
 
@@ -149,12 +149,11 @@ def _cut(place: Mapping[str, Any], moves: Mapping[str, _Moves], sizes: Mapping[s
     name, axis, layout, readers = place["name"], place["axis"], place["layout"], place["reads"]
     read = moved(layout, sizes, lambda group: moves[group].shared if group in readers else moves[group].plain)
     made = moved(layout, sizes, lambda group: moves[group].plain if group in readers else moves[group].shared)
-    merged = []
-    for group in readers:
-        pairs = moves[group].merged
-        if len(pairs):
-            index = members(layout, group, sizes)
-            merged.append((index[pairs[:, 0]].flatten(), index[pairs[:, 1]].flatten()))
+    merged, joined = [], []
+    for group, move in moves.items():
+        if len(move.merged) and holds(layout, group):
+            one, other = members(layout, group, sizes)[move.merged.T]
+            (merged if group in readers else joined).append((one.flatten(), other.flatten()))
     # Who reads a copy takes a share of it; the gradient that comes back to its makers is that share of the old one.
     return Cut(
         name,
@@ -163,6 +162,7 @@ def _cut(place: Mapping[str, Any], moves: Mapping[str, _Moves], sizes: Mapping[s
         values=read.factors,
         gradients=made.factors,
         merged=merged,
+        joined=joined,
         fill=None if fill is None else partial(fill, name, axis, bool(readers)),
     )
 

@@ -101,7 +101,8 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             for key in own:
                 for axis in flow.sources.get(prefix + key, ()):
-                    axis.mark("fixed", "a recurrent layer")
+                    for leaf in axis.leaves():
+                        leaf.marks["fixed"] = "a recurrent layer"  # says more than what the operations met with
         elif isinstance(module, nn.MultiheadAttention):
             # It asserts that its width is heads x head width: both sides of the output projection change together.
             axes = flow.sources.get(prefix + "out_proj.weight")

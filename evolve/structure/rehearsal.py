@@ -22,7 +22,7 @@ from evolve.structure.analysis import Analysis
 from evolve.structure.axes import Axis
 from evolve.structure.flow import keeps_no_size
 from evolve.structure.quiet import preserved_rng, undisturbed
-from evolve.structure.tape import Op, Recorder, Shape, Tape, transparent_attention
+from evolve.structure.tape import Op, Recorder, Shape, Tape, plain_operations
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _run(
 ) -> _DepartureError | None:
     """Runs the model with other sizes and settings; returns where it departs from the script."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), transparent_attention():
+    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(script.training)
         change_settings(model, settings)
         with fake:
@@ -288,12 +288,25 @@ def _known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[
         shapes = {key: changed[prefix + key] for key in _LAYER_TENSORS if prefix + key in changed}
         if shapes:
             found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
+    found += _norms_without_tensors(model, analysis, sizes)
     for tape in analysis.tapes:
         for (name, attribute), (value, position) in tape.settings.items():
             axis = analysis.flow.of(value)[position]
             if axis.resized(sizes) != axis.size:
                 found.append(Setting(name, attribute, None, axis.resized(sizes)))
     return list(dict.fromkeys(found))
+
+
+def _norms_without_tensors(model: nn.Module, analysis: Analysis, sizes: Sizes) -> Iterator[Setting]:
+    """Yields the channels that norms without scales keep, by what came in."""
+    for call in (call for tape in analysis.tapes for call in tape.calls):
+        module = model.get_submodule(call.module)
+        attribute = "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
+        bare = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase) and not module.state_dict()
+        if bare and call.inputs and len(call.inputs[0].shape) > 1:
+            channels = analysis.flow.of(call.inputs[0])[1]
+            if channels.resized(sizes) != channels.size:
+                yield Setting(call.module, attribute, None, channels.resized(sizes))
 
 
 _LAYER_TENSORS = ("weight", "running_mean", "out_proj.weight", "k_proj_weight", "v_proj_weight")

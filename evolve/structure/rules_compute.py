@@ -249,3 +249,4 @@ def _weight_norm(flow: Flow, op: Op) -> None:
         else:
             axis.mark("mixed", "the weights are normalised over it")
     flow.give(op.outputs[0], flow.of(direction))
+    flow.give(op.outputs[1], flow.of(length))

@@ -355,7 +355,7 @@ def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, train
     def ready(leaf: Any) -> Any:
         return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
 
-    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), transparent_attention():
+    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(training)
         _name_settings(model)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
@@ -367,12 +367,18 @@ def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, train
 
 
 @contextlib.contextmanager
-def transparent_attention() -> Iterator[None]:
-    """Lets attention run as the plain operations it consists of, instead of one fused kernel."""
+def plain_operations() -> Iterator[None]:
+    """Lets attention run as the plain operations it consists of, instead of one fused kernel.
+
+    Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        log.disabled = disabled

@@ -98,7 +98,7 @@ def members(layout: Layout, group: str, sizes: Mapping[str, int]) -> Tensor:
     lengths = [length(part, sizes) for part in parts]
     found = []
     for number, part in enumerate(parts):
-        if not _holds(part, group):
+        if not holds(part, group):
             continue
         index = members(part, group, sizes)
         if kind == "+":
@@ -111,5 +111,6 @@ def members(layout: Layout, group: str, sizes: Mapping[str, int]) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def _holds(layout: Layout, group: str) -> bool:
-    return layout == group if isinstance(layout, int | str) else any(_holds(part, group) for part in layout[1:])
+def holds(layout: Layout, group: str) -> bool:
+    """Returns whether a group lies in a layout."""
+    return layout == group if isinstance(layout, int | str) else any(holds(part, group) for part in layout[1:])

@@ -30,6 +30,7 @@ class Cut:
             optimizer's averages of gradients are multiplied with, those of squared gradients with its square.
         merged: Positions whose values are added to others before they go: pairs (from, to) of old positions, one pair
             after the other.
+        joined: Positions whose gradients are those of another position from now on as well: pairs (from, to).
         fill: Called as `fill(old values, shape of the new part)` for new positions; None for zeros.
     """
 
@@ -39,6 +40,7 @@ class Cut:
     values: Tensor | None = None
     gradients: Tensor | None = None
     merged: Sequence[tuple[Tensor, Tensor]] = ()
+    joined: Sequence[tuple[Tensor, Tensor]] = ()
     fill: Fill | None = None
 
 
@@ -85,7 +87,10 @@ def f_dims(memory_format: torch.memory_format) -> int:
 
 
 def recut_state(value: Tensor, cuts: Iterable[Cut], power: int) -> Tensor:
-    """Returns an optimizer's tensor for a parameter that was cut; what was added starts at zero.
+    """Returns an optimizer's tensor for a parameter that was cut.
+
+    What was added starts at zero, as with a new optimizer; what does not scale with gradients (a step size of each
+    element) starts at its mean.
 
     Args:
         value: Of the parameter's old shape.
@@ -93,8 +98,13 @@ def recut_state(value: Tensor, cuts: Iterable[Cut], power: int) -> Tensor:
         power: 1 for averages of gradients, 2 for averages of their squares, 0 for what does not scale with them.
     """
     for cut in cuts:
-        factor = None if cut.gradients is None or power == 0 else cut.gradients**power
-        value = recut(value, Cut(cut.name, cut.axis, cut.source, values=factor))
+        if power == 0:
+            value = recut(value, Cut(cut.name, cut.axis, cut.source, fill=_mean))
+            continue
+        slopes = value if power == 1 else value.sqrt()
+        factors = cut.gradients
+        slopes = recut(slopes, Cut(cut.name, cut.axis, cut.source, values=factors, merged=cut.joined))
+        value = slopes if power == 1 else slopes.square()
     return value
 
 
@@ -109,6 +119,10 @@ def recut_copy(value: Tensor, cuts: Iterable[Cut], present: Tensor) -> Tensor:
 
 def _along(factors: Tensor, axis: int, rank: int) -> Tensor:
     return factors.view([-1 if position == axis else 1 for position in range(rank)])
+
+
+def _mean(old: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return old.mean(dtype=torch.float32).to(old.dtype).expand(shape)
 
 
 def _zeros(old: Tensor, shape: tuple[int, ...]) -> Tensor:
