@@ -1,7 +1,7 @@
-"""Time of one `mutate(model, "residual")` over that of one training step of the same model.
+"""Time of mutations: beside Torch-Pruning (see `structure.py`), and over that of one training step of the same model.
 
-Each repetition takes fresh copies of the model with an optimizer that has state, and times a training step and a
-mutation one after the other, in turns which comes first. The mutation is verified, as always, on the eight samples that
+For the latter, each repetition takes fresh copies of the model with an optimizer that has state, and times a training step and a
+mutation one after the other, in turns which comes first. The mutation, `residual`, is verified, as always, on the eight samples that
 the Evolver takes for it.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import structure
 import torch
 from timing import Took, arguments, machine, ratios, seconds, spread, told, write_json
 from torch import Tensor, nn
@@ -63,8 +64,8 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tenso
     loss.item()
 
 
-def measure(case: Case, optimizer_name: str, repetitions: int) -> dict[str, Any]:
-    """Times the pairs of one case and returns its figures."""
+def measure(case: Case, optimizer_name: str, repetitions: int) -> tuple[dict[str, Any], list[str]]:
+    """Times the pairs of one case; returns its figures and how to tell them."""
     torch.manual_seed(0)
     model = case.model().train()
     inputs, targets = torch.randn(case.batch), torch.randint(case.classes, case.batch[:1])
@@ -97,32 +98,33 @@ def measure(case: Case, optimizer_name: str, repetitions: int) -> dict[str, Any]
         found = {first: first(), second: second()}
         pairs.append((found[mutation], found[step]))
     pairs = pairs[1:]
-    return {
-        "case": case.name,
-        "optimizer": optimizer_name,
+    figures = {
         "site": messages.pop(),
         "mutation_ms": spread([1000 * pair[0].wall for pair in pairs]),
         "step_ms": spread([1000 * pair[1].wall for pair in pairs]),
         "ratio": ratios(pairs),
         "pairs": pairs,
     }
+    lines = [f"  {clock:4} time: mutation/step {told(figures['ratio'][clock])}" for clock in Took._fields]
+    return figures, [*lines, f"  ms: mutation {told(figures['mutation_ms'])}, step {told(figures['step_ms'])}"]
 
 
 def main() -> None:
-    """Measures every case with every optimizer and prints them."""
+    """Measures every case and prints it."""
     options = arguments(__doc__.splitlines()[0], repetitions=15).parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     print(f"machine: {machine()}")
-    found = []
+    cases: dict[str, structure.Measure] = dict(structure.CASES)
     for case in CASES:
-        for name in (name for name in OPTIMIZERS if options.only in f"{case.name}, {name}"):
-            figures = measure(case, name, options.repetitions)
-            found.append(figures)
-            print(f"{case.name}, {name}, site '{figures['site']}'")
-            for clock in Took._fields:
-                print(f"  {clock:4} time: mutation/step {told(figures['ratio'][clock])}")
-            print(f"  ms: mutation {told(figures['mutation_ms'])}, step {told(figures['step_ms'])}", flush=True)
+        cases |= {f"step, {case.name}, {name}": partial(measure, case, name) for name in OPTIMIZERS}
+    found = []
+    for name, measured in cases.items():
+        if options.only in name:
+            print(name, flush=True)
+            figures, lines = measured(options.repetitions)
+            found.append({"case": name, **figures})
+            print("\n".join(lines), flush=True)
     write_json(options.json, "mutation", found)
 
 

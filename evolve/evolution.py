@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
+from evolve.attempt import Limits
 from evolve.config import Named, OptionFaults, Section
 from evolve.lineage import Lineage
-from evolve.mutation import Limits, Loss, MutationResult, mutate, sites
+from evolve.mutation import MutationResult, mutate, sites
 from evolve.operators import operators
 from evolve.options import check_options
 from evolve.policies import Candidate, Policy, PolicyConfig
 from evolve.schedules import ScheduleConfig
+from evolve.structure.probe import Loss
 
 
 class OperatorConfig(Named):

@@ -194,7 +194,7 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
                 "Lower the learning rate, clip gradients (training.grad_clip) or use precision: fp32."
             )
         share = loss if len(batches) == 1 else loss / len(batches)
-        (state.scaler.scale(share) if state.scaler else share).backward()  # type: ignore[no-untyped-call]
+        (state.scaler.scale(share) if state.scaler else share).backward()
         total, samples = total + value / len(batches), samples + len(inputs)
         answers.append(_hits(outputs, targets))
     _optimizer_step(state)

@@ -20,12 +20,13 @@ ALLOWED = {
     "plugins": set(),
     "options": {"config"},
     "device": set(),
-    "ema": set(),
+    "ema": {"surgery"},
     "interrupt": set(),
     "structure": set(),
     "surgery": {"structure"},
     "operators": {"surgery", "structure"},
-    "mutation": {"operators", "surgery", "structure", "lineage"},
+    "attempt": {"operators", "surgery", "structure", "lineage"},
+    "mutation": {"attempt", "operators", "surgery", "structure", "lineage"},
     "models": {"config", "plugins"},
     "data": {"config", "plugins"},
     "optim": {"config"},
@@ -33,7 +34,9 @@ ALLOWED = {
     "schedules": {"config", "options"},
     "policies": {"config", "options"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
-    "evolution": {"config", "options", "lineage", "mutation", "operators", "policies", "schedules"},
+    "evolution": {
+        *("attempt", "config", "options", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
+    },
     "progress": {"lineage"},
     "evolver": {
         *("checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
@@ -95,7 +98,7 @@ def test_rooms_without_torch(room):
 
 
 def test_operators_do_not_know_each_other():
-    shared = {"base", "blocks", "chains", "regroup", "shapes", "__init__"}
+    shared = {"base", "blocks", "chains", "gradmax", "regroup", "shapes", "__init__"}
     for path in (ROOT / "operators").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

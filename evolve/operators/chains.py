@@ -133,13 +133,14 @@ class SelfAttention(Says):
         )
         y = self.project(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
         y = y.transpose(1, 2).reshape(x.shape) if self.channels_first else y
-        return x + (self.gate * y).to(x.dtype)
+        added: Tensor = self.gate * y
+        return x + added.to(x.dtype)
 
 
 class SqueezeExcite(Says):
     """`x + gate * x * sigmoid(MLP(mean of x))`: channels weighed by what all positions hold; the gate zero at birth.
 
-    Hu et al. 2018.
+    Hu et al. 2018; SiLU, behind which no unit is dead at birth: Tan and Le 2019.
 
     Args:
         channels: Channels of `x`, (N, C, ...).
@@ -157,9 +158,10 @@ class SqueezeExcite(Says):
         if x.dim() < 3 or x.shape[1] != self.squeeze.in_features:
             self.say_once(x, x)
             return x
-        weight = torch.sigmoid(self.excite(F.relu(self.squeeze(x.flatten(2).mean(-1)))))
+        weight = torch.sigmoid(self.excite(F.silu(self.squeeze(x.flatten(2).mean(-1)))))
         weight = weight.unflatten(-1, (-1, *[1] * (x.dim() - 2)))
-        return x + (self.gate * (x * weight)).to(x.dtype)
+        added: Tensor = self.gate * (x * weight)
+        return x + added.to(x.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -196,7 +198,8 @@ class Blend(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Returns a tensor of the shape of `out`."""
-        return out + (self.gate * (self.new(x) - out)).to(out.dtype)
+        added: Tensor = self.gate * (self.new(x) - out)
+        return out + added.to(out.dtype)
 
 
 def heads_for(features: int) -> int:

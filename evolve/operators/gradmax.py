@@ -75,7 +75,8 @@ def _orthonormal(slopes: Tensor, most: int) -> Tensor:
     most = min(most, inputs)
     main = torch.linalg.svd(slopes, full_matrices=False).Vh[: most // 2]
     rows = torch.cat([main, torch.randn(most, inputs, dtype=slopes.dtype)])
-    return torch.linalg.qr(rows.T).Q.T[:most]
+    basis: Tensor = torch.linalg.qr(rows.T).Q
+    return basis.T[:most]
 
 
 def _reader_gradients(

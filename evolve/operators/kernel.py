@@ -50,7 +50,7 @@ class Kernel(MutationOperator):
         if not isinstance(conv._parameters.get("weight"), nn.Parameter):
             raise NotApplicable(f"The weight of '{site.name}' is computed from others (a parametrization).")
         half = self.options.add // 2
-        padding = conv.padding
+        padding: Any = conv.padding
         if not isinstance(padding, str):
             padding = [old + half * dilation for old, dilation in zip(padding, conv.dilation, strict=True)]
         elif padding == "valid":
@@ -69,7 +69,7 @@ class Kernel(MutationOperator):
         ]
         resize(model, cuts)
         padding = plan["padding"]
-        conv.kernel_size = tuple(plan["kernel_size"])  # type: ignore[assignment]
+        conv.kernel_size = tuple(plan["kernel_size"])
         if isinstance(padding, str):
             # Behind padding="same" the convolution keeps its sizes for the rarer padding modes too.
             total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]

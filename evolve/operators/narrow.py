@@ -155,7 +155,7 @@ class Narrow(MutationOperator):
                 f"The {group.size} of '{group.name}' cannot become {kept}: rounded up to a multiple of "
                 f"{options.multiple_of}, nothing is left to take out."
             )
-        return group.size - kept
+        return group.size - int(kept)
 
 
 class _Tensors:
@@ -286,7 +286,8 @@ class _Members:
 def _squares(tensor: Tensor, axis: int) -> Tensor:
     """Returns the sum of squares over all axes but one."""
     if axis + 1 < tensor.dim():
-        squares = torch.linalg.vector_norm(tensor.flatten(axis + 1), dim=-1).square()
+        norms: Tensor = torch.linalg.vector_norm(tensor.flatten(axis + 1), dim=-1)
+        squares = norms.square()
     else:
         squares = tensor.square()
     return squares.flatten(0, axis - 1).sum(dim=0) if axis else squares

@@ -14,7 +14,8 @@ from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
-from evolve.structure.rehearsal import Setting, change_settings, rehearse
+from evolve.structure.rehearsal import rehearse
+from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
 from evolve.surgery.layout import Move, holds, layout_of, members, moved
 from evolve.surgery.resize import Cut, resize
@@ -141,7 +142,9 @@ class _Moves:
     def __init__(self, step: Mapping[str, Any]) -> None:
         self.plain = Move(torch.tensor(step["source"]))
         shares = step["shares"]
-        self.shared = self.plain if shares is None else Move(self.plain.source, torch.tensor(shares, dtype=torch.float64))
+        self.shared = (
+            self.plain if shares is None else Move(self.plain.source, torch.tensor(shares, dtype=torch.float64))
+        )
         self.merged = torch.tensor(step["merged"]).view(-1, 2)
 
 
@@ -149,7 +152,8 @@ def _cut(place: Mapping[str, Any], moves: Mapping[str, _Moves], sizes: Mapping[s
     name, axis, layout, readers = place["name"], place["axis"], place["layout"], place["reads"]
     read = moved(layout, sizes, lambda group: moves[group].shared if group in readers else moves[group].plain)
     made = moved(layout, sizes, lambda group: moves[group].plain if group in readers else moves[group].shared)
-    merged, joined = [], []
+    merged: list[tuple[Tensor, Tensor]] = []
+    joined: list[tuple[Tensor, Tensor]] = []
     for group, move in moves.items():
         if len(move.merged) and holds(layout, group):
             one, other = members(layout, group, sizes)[move.merged.T]

@@ -77,8 +77,8 @@ class Swap(MutationOperator):
         new = self._new(site.module)
         if new is None:
             raise NotApplicable(
-                f"A {type(site.module).__name__} ('{site.name}') cannot be blended into '{self.options.to}': activations "
-                "blend into activations, BatchNorm into group_norm, LayerNorm into rms_norm."
+                f"A {type(site.module).__name__} ('{site.name}') cannot be blended into '{self.options.to}': "
+                "activations blend into activations, BatchNorm into group_norm, LayerNorm into rms_norm."
             )
         return {"to": new}
 
@@ -86,7 +86,7 @@ class Swap(MutationOperator):
         """Puts the blend to work at the site."""
         module, to = site.module, plan["to"]
         if getattr(module, "inplace", False):
-            module.inplace = False  # the blend needs what came in
+            setattr(module, "inplace", False)  # noqa: B010 - the blend needs what came in; not every activation has it
         block = like_site(Blend(_built(module, to)), list(module.modules()))
         if next(module.parameters(), None) is None:
             block = like_site(block, [model, *model.modules()])
@@ -100,7 +100,7 @@ class Swap(MutationOperator):
         """Returns what a module is to become, or None where that does not go."""
         to: str = self.options.to
         if isinstance(module, _CLASSES):
-            old = next(name for name, kind in ACTIVATIONS.items() if type(module).__name__ == kind.__name__)  # type: ignore[attr-defined]
+            old = next(name for name, kind in ACTIVATIONS.items() if type(module).__name__ == kind.__name__)
             if to == "auto":
                 return "gelu" if old == "silu" else "silu"
             return to if to in ACTIVATIONS and to != old else None

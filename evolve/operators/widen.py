@@ -125,8 +125,8 @@ class Widen(MutationOperator):
             )
         if group.statistic and init != "split":
             return (
-                f"'{group.name}' cannot be widened exactly by init: {init}: {group.statistic}, so that only whole copies "
-                "keep it. Use init: split."
+                f"'{group.name}' cannot be widened exactly by init: {init}: {group.statistic}, so that only whole "
+                "copies keep it. Use init: split."
             )
         return None
 
@@ -142,7 +142,7 @@ class Widen(MutationOperator):
                     f"No whole copies of the {group.size} of '{group.name}' are a multiple of {multiple}."
                 )
             return found * group.size
-        size = math.ceil(wanted / multiple) * multiple
+        size: int = math.ceil(wanted / multiple) * multiple
         return size + (size - group.size) % 2 if options.init == "twins" else size
 
 

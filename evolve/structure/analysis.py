@@ -19,7 +19,8 @@ from evolve.structure.axes import Axis
 from evolve.structure.flow import Flow
 from evolve.structure.groups import Group, find_groups
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
-from evolve.structure.tape import Shape, Tape, record
+from evolve.structure.recorder import record
+from evolve.structure.tape import Shape, Tape
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,19 @@
 """The algebra of axes: what an axis of a tensor is made of, and which axes are one and the same.
 
 An `Axis` is a plain run of positions, a product (several axes flattened into one, row-major) or a sum (several axes
-concatenated). Axes that have to have the same size and order are unified (union-find); a plain axis that turns out to be
-made of parts is bound to them, and all that referred to it sees the parts from then on.
+concatenated). Axes that have to have the same size and order are unified (union-find); a plain axis that turns out to
+be made of parts is bound to them, and all that referred to it sees the parts from then on.
 
-What is known of an axis is marked on its plain parts: "fixed" (its size cannot change), "statistic" (a mean or variance is
-taken over it) or "mixed" (its positions are combined in a way that no copy of a position leaves unchanged).
+What is known of an axis is marked on its plain parts: "fixed" (its size cannot change), "statistic" (a mean or variance
+is taken over it) or "mixed" (its positions are combined in a way that no copy of a position leaves unchanged).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
+
+Splitter = Callable[["Axis", int], tuple["Axis", "Axis"]]
 
 
 class MismatchError(Exception):
@@ -246,9 +248,6 @@ def factors(axis: Axis, size: int) -> tuple[Axis, Axis]:
     count = Axis(len(parts_), fixed="the number of parts that are concatenated")
     axis.resolved()._bind("product", (count, parts_[0].resolved()))
     return factors(axis, size)
-
-
-Splitter = type(cut)
 
 
 def reshape(axes: Sequence[Axis], shape: Sequence[int]) -> list[Axis]:

@@ -147,9 +147,9 @@ class Flow:
             made_of = _made_of(op, [weight for weight in known if weight is not None])
             self.weights.update({value: made_of for value in op.outputs if value is not None})
             return
-        for value in op.outputs:
-            if value is not None:  # a constant that an activation was written into is one no more
-                self.weights.pop(value, None)
+        for output in op.outputs:
+            if output is not None:  # a constant that an activation was written into is one no more
+                self.weights.pop(output, None)
         for value, weight in zip(tensors, known, strict=True):
             if weight is not None and weight != CONSTANT:
                 free = [axis for axis in self.of(value) if id(axis) not in self._contracted]
@@ -159,9 +159,9 @@ class Flow:
         for value in op.tensors:
             for axis in self.of(value):
                 axis.mark("fixed", reason)
-        for value in op.outputs:
-            if value is not None:
-                self._fix_new(value, reason)
+        for output in op.outputs:
+            if output is not None:
+                self._fix_new(output, reason)
 
     def _fix_new(self, value: Value, reason: str) -> None:
         if value in self.axes:

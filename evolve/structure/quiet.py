@@ -102,8 +102,9 @@ class ModuleState:
 def exchange(tensor: Tensor, data: Tensor) -> None:
     """Gives a tensor other data, of another shape too; it stays the object it was.
 
-    Where a graph of an earlier step is still alive (a loss that somebody keeps), autograd would go on with the node that
-    accumulates gradients of the old shape. It lets go of that node where the dtype changes, so it changes on the way.
+    Where a graph of an earlier step is still alive (a loss that somebody keeps), autograd would go on with the node
+    that accumulates gradients of the old shape. It lets go of that node where the dtype changes, so it changes on
+    the way.
     """
     if tensor.requires_grad and tensor.shape != data.shape:
         other = torch.float64 if data.dtype != torch.float64 else torch.float32

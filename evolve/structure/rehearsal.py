@@ -1,15 +1,14 @@
 """Runs a model as if some of its axes had other sizes, to find out which of its settings have to follow.
 
 A forward often keeps sizes as Python integers: `view(batch, self.heads, -1)`, `groups`, `normalized_shape`. The run, on
-fake tensors, is held against what the analysis predicts for the new sizes. Where it departs, the settings of the modules
-at work there that equal an old size are changed to the new one, and kept if the run then gets further.
+fake tensors, is held against what the analysis predicts for the new sizes. Where it departs, the settings of the
+modules at work there that equal an old size are changed to the new one, and kept if the run then gets further.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,31 +18,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis
-from evolve.structure.axes import Axis
 from evolve.structure.flow import keeps_no_size
 from evolve.structure.quiet import preserved_rng, undisturbed
-from evolve.structure.tape import Op, Recorder, Shape, Tape, plain_operations
+from evolve.structure.recorder import Recorder, plain_operations
+from evolve.structure.settings import Setting, Sizes, change_settings, changed_sources, known_settings, read_setting
+from evolve.structure.tape import Op, Tape
 
 logger = logging.getLogger(__name__)
-
-Sizes = Mapping[Axis, int]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """An integer that a module keeps.
-
-    Attributes:
-        module: Dotted name of the module.
-        attribute: Its attribute.
-        position: Position in the attribute's tuple; None where it is a plain integer.
-        value: The new value.
-    """
-
-    module: str
-    attribute: str
-    position: int | None
-    value: int
 
 
 class _DepartureError(Exception):
@@ -128,7 +109,7 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
     Raises:
         NotApplicable: If the forward would not do what it did, whatever settings are changed.
     """
-    settings = _known_settings(model, analysis, sizes)
+    settings = known_settings(model, analysis, sizes)
     for script in _scripts(analysis):
         departure = _run(model, analysis, script, sizes, settings)
         while departure is not None:
@@ -139,7 +120,7 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
                     f"follow: {departure.reason}."
                 )
             settings, departure = repaired
-    return [setting for setting in settings if _read(model, setting) != setting.value]
+    return [setting for setting in settings if read_setting(model, setting) != setting.value]
 
 
 def _scripts(analysis: Analysis) -> list[Tape]:
@@ -154,11 +135,6 @@ def _scripts(analysis: Analysis) -> list[Tape]:
 
 def _role(tape: Tape, op: Op) -> tuple[Any, ...]:
     return tape.calls[op.call].module, op.func, tuple(value.shape for value in op.outputs if value is not None)
-
-
-def _read(model: nn.Module, setting: Setting) -> Any:
-    value = getattr(model.get_submodule(setting.module), setting.attribute, None)
-    return value[setting.position] if isinstance(value, (tuple, list)) and setting.position is not None else value
 
 
 def _repaired(
@@ -183,7 +159,7 @@ def _with_siblings(
     trial: list[Setting], modules: Mapping[str, nn.Module], analysis: Analysis, sizes: Sizes
 ) -> list[Setting]:
     """Adds the same settings of modules of the same class that hold changed tensors too: twelve layers, one repair."""
-    owners = {name.rpartition(".")[0] for name in _changed_sources(analysis, sizes)}
+    owners = {name.rpartition(".")[0] for name in changed_sources(analysis, sizes)}
     found = list(trial)
     for setting in trial:
         module = modules[setting.module]
@@ -247,7 +223,7 @@ def _run(
 
 
 def _exchange(model: nn.Module, analysis: Analysis, sizes: Sizes) -> None:
-    """Puts fake tensors of the new shapes in the place of parameters and buffers; `undisturbed` puts the old ones back."""
+    """Puts fake tensors of the new shapes where parameters and buffers are; `undisturbed` puts the old ones back."""
     names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
     made: dict[str, Tensor] = {}  # tied tensors stay tied
     for module in model.modules():
@@ -260,100 +236,8 @@ def _exchange(model: nn.Module, analysis: Analysis, sizes: Sizes) -> None:
                 if shape != tuple(tensor.shape) and name not in made:
                     new = torch.empty(shape, dtype=tensor.dtype, device=_place(tensor))
                     made[name] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
-                table[key] = made.get(name, tensor)
+                table[key] = made.get(name, tensor)  # type: ignore[assignment]
 
 
 def _place(tensor: Tensor) -> torch.device:
     return tensor.device if tensor.device.type != "meta" else torch.device("cpu")
-
-
-def change_settings(model: nn.Module, settings: list[Setting]) -> None:
-    """Gives modules their new integers."""
-    for setting in settings:
-        module = model.get_submodule(setting.module)
-        value: Any = setting.value
-        if setting.position is not None:
-            old = getattr(module, setting.attribute)
-            value = type(old)(setting.value if i == setting.position else item for i, item in enumerate(old))
-        setattr(module, setting.attribute, value)
-
-
-def _known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting]:
-    """Returns what PyTorch's own layers call the sizes of their tensors, where those change."""
-    groups = _conv_groups(analysis, sizes)
-    changed = _changed_sources(analysis, sizes)
-    found = []
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        shapes = {key: changed[prefix + key] for key in _LAYER_TENSORS if prefix + key in changed}
-        if shapes:
-            found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
-    found += _norms_without_tensors(model, analysis, sizes)
-    for tape in analysis.tapes:
-        for (name, attribute), (value, position) in tape.settings.items():
-            axis = analysis.flow.of(value)[position]
-            if axis.resized(sizes) != axis.size:
-                found.append(Setting(name, attribute, None, axis.resized(sizes)))
-    return list(dict.fromkeys(found))
-
-
-def _norms_without_tensors(model: nn.Module, analysis: Analysis, sizes: Sizes) -> Iterator[Setting]:
-    """Yields the channels that norms without scales keep, by what came in."""
-    for call in (call for tape in analysis.tapes for call in tape.calls):
-        module = model.get_submodule(call.module)
-        attribute = "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
-        bare = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase) and not module.state_dict()
-        if bare and call.inputs and len(call.inputs[0].shape) > 1:
-            channels = analysis.flow.of(call.inputs[0])[1]
-            if channels.resized(sizes) != channels.size:
-                yield Setting(call.module, attribute, None, channels.resized(sizes))
-
-
-_LAYER_TENSORS = ("weight", "running_mean", "out_proj.weight", "k_proj_weight", "v_proj_weight")
-
-
-def _changed_sources(analysis: Analysis, sizes: Sizes) -> dict[str, Shape]:
-    """Returns the new shapes of the parameters and buffers that change."""
-    found = {}
-    for name, axes in analysis.flow.sources.items():
-        shape = tuple(axis.resized(sizes) for axis in axes)
-        if any(new != axis.size for new, axis in zip(shape, axes, strict=True)):
-            found[name] = shape
-    return found
-
-
-def _conv_groups(analysis: Analysis, sizes: Sizes) -> dict[str, int]:
-    found = {}
-    for tape in analysis.tapes:
-        for op in tape.ops:
-            literal = analysis.flow.literals.get(id(op))
-            if literal is not None:
-                found[tape.modules_of(op)[0]] = literal[1].resized(sizes)
-    return found
-
-
-def _layer_sizes(
-    module: nn.Module, shapes: Mapping[str, Shape], groups: int | None
-) -> list[tuple[str, int | None, int]]:
-    """Returns attribute, position and value of the sizes of one of PyTorch's layers."""
-    first = next(iter(shapes.values()))
-    match module:
-        case nn.Linear():
-            return [("out_features", None, first[0]), ("in_features", None, first[1])]
-        case nn.modules.conv._ConvNd():
-            count = groups or module.groups
-            sizes = (first[1] * count, first[0]) if module.transposed else (first[0], first[1] * count)
-            return [("out_channels", None, sizes[0]), ("in_channels", None, sizes[1]), ("groups", None, count)]
-        case nn.modules.batchnorm._NormBase():
-            return [("num_features", None, first[0])]
-        case nn.GroupNorm():
-            return [("num_channels", None, first[0]), ("num_groups", None, groups or module.num_groups)]
-        case nn.LayerNorm() | nn.RMSNorm():
-            return [("normalized_shape", position, size) for position, size in enumerate(first)]
-        case nn.Embedding():
-            return [("embedding_dim", None, first[1])]
-        case nn.MultiheadAttention() if "out_proj.weight" in shapes:
-            width = shapes["out_proj.weight"][0]
-            sides = {"kdim": shapes.get("k_proj_weight"), "vdim": shapes.get("v_proj_weight")}
-            return [("embed_dim", None, width), *((k, None, v[1] if v else width) for k, v in sides.items())]
-    return []

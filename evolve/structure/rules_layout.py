@@ -37,6 +37,7 @@ def _pixels(flow: Flow, op: Op) -> None:
     out, factor = op.outputs[0], int(op.args[1])
     for axis in (height, width):
         axis.mark("fixed", "a spatial size")
+    assert out is not None
     few, many = (out, channels) if "unshuffle" not in op.name else (op.args[0], None)
     count = few.shape[-3]
     if many is not None:

@@ -1,8 +1,8 @@
 """What the most frequent operations give, worked out here.
 
-A fake tensor finds out what an operation gives by running a Python decomposition of it for every new shape. For a handful
-of operations on contiguous tensors the answer is a line of arithmetic, and recording a convolutional network takes half
-the time. Anything out of the ordinary returns None and goes the long way.
+A fake tensor finds out what an operation gives by running a Python decomposition of it for every new shape. For a
+handful of operations on contiguous tensors the answer is a line of arithmetic, and recording a convolutional network
+takes half the time. Anything out of the ordinary returns None and goes the long way.
 """
 
 from __future__ import annotations

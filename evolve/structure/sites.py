@@ -1,8 +1,8 @@
 """Sites: places in a model, named by dotted paths.
 
 `features` is a submodule; `features.0:3` is the run of the children 0, 1 and 2 of the `Sequential` `features`
-(`0:3` in a model that is a `Sequential` itself). `attention.qkv:1` is a part of a submodule: the second of the groups of
-channels, units or heads that it makes; `*` stands for all groups of the model at once.
+(`0:3` in a model that is a `Sequential` itself). `attention.qkv:1` is a part of a submodule: the second of the groups
+of channels, units or heads that it makes; `*` stands for all groups of the model at once.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ def call_parts_around(model: nn.Module, part: nn.Module) -> None:
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0  # what it keeps for an activation that the fused forward does not know
         else:
-            module.use_nested_tensor = False  # only fused layers understand them
+            module.use_nested_tensor = False  # type: ignore[assignment]  # only fused layers understand them
 
 
 def detach(model: nn.Module, name: str) -> int:

@@ -30,5 +30,5 @@ def free_memory() -> None:
     Python.
     """
     gc.collect(1)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -34,6 +34,9 @@ class Difference:
 class WithoutDropout(TorchDispatchMode):
     """Lets dropout and its kin pass everything on: a mask of another width cannot be compared."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Keeps with certainty what would be kept by chance."""
         if func is torch.ops.aten.native_dropout.default:

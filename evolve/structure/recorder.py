@@ -1,0 +1,258 @@
+"""Records one run of a model as a list of operations, with the module that each of them belongs to.
+
+The record is taken below autograd, at the dispatcher, on fake tensors: every model that runs can be recorded, whatever
+its forward is written like, and nothing is computed or allocated. Where a forward looks at values (control flow that
+depends on data), the run is recorded on the real tensors instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from evolve.structure.inputs import Inputs
+from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.shortcuts import shortcut
+from evolve.structure.tape import Call, Op, Tape, Tie, Value
+
+logger = logging.getLogger(__name__)
+
+
+class _SizeOf(int):
+    """A size that knows which axis it was read from."""
+
+    value: Value
+    axis: int
+
+
+class _SettingOf(int):
+    """An integer that knows which attribute of which module it is."""
+
+    name: tuple[str, str]
+
+
+class _SizeReader(TorchFunctionMode):
+    """Notes where the sizes come from that a forward gives to a view.
+
+    `x.reshape(batch, length, width)` with the width of the block's input says that the two are one, and two views by
+    `self.heads` that they are; nothing else does.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one function of torch."""
+        out = func(*args, **(kwargs or {}))
+        if func in _READS:
+            value = self._recorder.value(args[0])
+            if isinstance(out, torch.Size):
+                return torch.Size([self._told(value, axis, size) for axis, size in enumerate(out)])
+            return self._told(value, args[1] if len(args) > 1 else kwargs["dim"], out) if type(out) is int else out
+        if func in _VIEWS and isinstance(out, Tensor):
+            told = args[1:] if not isinstance(args[-1], (tuple, list)) else args[-1]
+            if len(told) == out.dim():
+                self._note(self._recorder.value(out), told)
+        return out
+
+    def _note(self, out: Value, told: Any) -> None:
+        tape = self._recorder.tape
+        for axis, size in enumerate(told):
+            if isinstance(size, _SizeOf):
+                tape.ties.setdefault(len(tape.ops), []).append(Tie(out, axis, size.value, size.axis))
+            elif isinstance(size, _SettingOf):
+                first = tape.settings.setdefault(size.name, (out, axis))
+                tape.ties.setdefault(len(tape.ops), []).append(Tie(out, axis, *first))
+
+    def _told(self, value: Value, axis: int, size: int) -> int:
+        told = _SizeOf(size)
+        told.value, told.axis = value, axis
+        return told
+
+
+_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
+_VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
+
+
+def _name_settings(model: nn.Module) -> None:
+    """Lets every integer that a module keeps know its name; `undisturbed` puts the plain ones back."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if type(value) is int and value > 1:
+                named = _SettingOf(value)
+                named.name = (name, attribute)
+                vars(module)[attribute] = named
+
+
+class Recorder(TorchDispatchMode):
+    """Writes the operations that run while it is open to a tape.
+
+    Args:
+        model: Its parameters, buffers and modules get their names on the tape.
+        tape: Where to write.
+        fake: Stands in for real tensors with fake ones; None records the real ones.
+    """
+
+    def __init__(self, model: nn.Module, tape: Tape, fake: FakeTensorMode | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.tape = tape
+        self._fake = fake
+        self._stand_ins: dict[int, Tensor] = {}
+        self._values: dict[int, Value] = {}
+        self._alive: list[Any] = []  # ids are unique only among living objects
+        self._stack = [-1]
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self._sources = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+
+    def value(self, tensor: Tensor, made_by: int | None = None) -> Value:
+        """Returns the value that stands for a tensor."""
+        known = self._values.get(id(tensor))
+        if known is None:
+            source = self._sources.get(id(tensor), "")
+            known = Value(tuple(tensor.shape), tensor.dtype, source, made_by)
+            self._values[id(tensor)] = known
+            self._alive.append(tensor)
+            if source:
+                self.tape.parameters[source] = known
+        return known
+
+    def stand_in(self, tensor: Tensor) -> Tensor:
+        """Returns the fake tensor that takes a real one's place."""
+        if self._fake is None or isinstance(tensor, FakeTensor):
+            return tensor
+        known = self._stand_ins.get(id(tensor))
+        if known is None:
+            with no_dispatch():
+                meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            device = tensor.device if tensor.device.type != "meta" else torch.device("cpu")
+            known = FakeTensor(self._fake, meta, device)
+            self._stand_ins[id(tensor)] = known
+            self._values[id(known)] = self.value(tensor)
+            self._alive.append(known)
+        return known
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation and writes it down."""
+        kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # fake tensors ask for it at every step
+            return args[0].fake_device
+        noted = tuple(self._note(arg) for arg in args)
+        noted_kwargs = {key: self._note(value) for key, value in kwargs.items()}
+        if self._fake is not None:
+            args = tuple(self._replace(arg) for arg in args)
+            kwargs = {key: self._replace(value) for key, value in kwargs.items()}
+        out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
+        out = func(*args, **kwargs) if out is None else out
+        position = len(self.tape.ops)
+        flat = out if isinstance(out, (tuple, list)) else (out,)
+        outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(flat)]
+        counter = flop_registry.get(func._overloadpacket)
+        flops = counter(*args, **kwargs, out_val=out) if counter is not None else 0
+        self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1], flops))
+        return out
+
+    def _note(self, arg: Any) -> Any:
+        if isinstance(arg, Tensor):
+            return self.value(arg)
+        if isinstance(arg, (list, tuple)):
+            return [self._note(item) for item in arg]
+        return arg
+
+    def _replace(self, arg: Any) -> Any:
+        if isinstance(arg, Tensor):
+            return self.stand_in(arg)
+        if isinstance(arg, (list, tuple)):
+            return [self._replace(item) for item in arg]
+        return arg
+
+    @contextlib.contextmanager
+    def modules(self) -> Iterator[None]:
+        """Notes the calls of modules while it is open. Hooks are torch's global ones: no module is touched."""
+
+        def enter(module: nn.Module, args: Any) -> None:
+            name = self._names.get(id(module))
+            if name is None:
+                name = self.tape.calls[self._stack[-1]].module if self._stack[-1] >= 0 else ""
+            call = Call(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
+            self.tape.calls.append(call)
+            self._stack.append(len(self.tape.calls) - 1)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            call = self.tape.calls[self._stack.pop()]
+            call.outputs = self._tensors(output)
+            call.ops = (call.ops[0], len(self.tape.ops))
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _tensors(self, values: Any) -> list[Value]:
+        return [self.value(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:
+    """Records one run of the model; it is left as it was.
+
+    Args:
+        model: Any module, on any device, `meta` too.
+        inputs: Arguments of the run.
+        training: The mode to run it in.
+    """
+    try:
+        return _record(model, inputs, FakeTensorMode(allow_non_fake_inputs=True), training)
+    except Exception as error:  # the forward looks at values, or hands tensors to something that takes none without
+        logger.debug("%s cannot run on fake tensors (%s); it runs on real ones.", type(model).__name__, error)
+        return _record(model, inputs, None, training)
+
+
+def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, training: bool) -> Tape:
+    tape = Tape(training, real=fake is None)
+    recorder = Recorder(model, tape, fake)
+
+    def ready(leaf: Any) -> Any:
+        return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
+
+    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
+        model.train(training)
+        _name_settings(model)
+        args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
+        with fake or contextlib.nullcontext(), recorder, recorder.modules(), _SizeReader(recorder):
+            outputs = model(*args, **kwargs)
+    tape.inputs = recorder._tensors((args, kwargs))
+    tape.outputs = recorder._tensors(outputs)
+    return tape
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Lets attention run as the plain operations it consists of, instead of one fused kernel.
+
+    Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+        log.disabled = disabled

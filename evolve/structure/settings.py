@@ -1,0 +1,130 @@
+"""Sizes that modules keep as Python integers (`out_channels`, `num_heads`), and what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from evolve.structure.analysis import Analysis
+from evolve.structure.axes import Axis
+from evolve.structure.tape import Shape
+
+Sizes = Mapping[Axis, int]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An integer that a module keeps.
+
+    Attributes:
+        module: Dotted name of the module.
+        attribute: Its attribute.
+        position: Position in the attribute's tuple; None where it is a plain integer.
+        value: The new value.
+    """
+
+    module: str
+    attribute: str
+    position: int | None
+    value: int
+
+
+def read_setting(model: nn.Module, setting: Setting) -> Any:
+    """Returns the present value of a setting."""
+    value = getattr(model.get_submodule(setting.module), setting.attribute, None)
+    return value[setting.position] if isinstance(value, (tuple, list)) and setting.position is not None else value
+
+
+def change_settings(model: nn.Module, settings: list[Setting]) -> None:
+    """Gives modules their new integers."""
+    for setting in settings:
+        module = model.get_submodule(setting.module)
+        value: Any = setting.value
+        if setting.position is not None:
+            old = getattr(module, setting.attribute)
+            value = type(old)(setting.value if i == setting.position else item for i, item in enumerate(old))
+        setattr(module, setting.attribute, value)
+
+
+def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting]:
+    """Returns the settings that are known to follow: PyTorch's own layers', and those that the recorded run read."""
+    groups = _conv_groups(analysis, sizes)
+    changed = changed_sources(analysis, sizes)
+    found = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        shapes = {key: changed[prefix + key] for key in _LAYER_TENSORS if prefix + key in changed}
+        if shapes:
+            found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
+    found += _norms_without_tensors(model, analysis, sizes)
+    for tape in analysis.tapes:
+        for (name, attribute), (value, position) in tape.settings.items():
+            axis = analysis.flow.of(value)[position]
+            if axis.resized(sizes) != axis.size:
+                found.append(Setting(name, attribute, None, axis.resized(sizes)))
+    return list(dict.fromkeys(found))
+
+
+def _norms_without_tensors(model: nn.Module, analysis: Analysis, sizes: Sizes) -> Iterator[Setting]:
+    """Yields the channels that norms without scales keep, by what came in."""
+    for call in (call for tape in analysis.tapes for call in tape.calls):
+        module = model.get_submodule(call.module)
+        attribute = "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
+        bare = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase) and not module.state_dict()
+        if bare and call.inputs and len(call.inputs[0].shape) > 1:
+            channels = analysis.flow.of(call.inputs[0])[1]
+            if channels.resized(sizes) != channels.size:
+                yield Setting(call.module, attribute, None, channels.resized(sizes))
+
+
+_LAYER_TENSORS = ("weight", "running_mean", "out_proj.weight", "k_proj_weight", "v_proj_weight")
+
+
+def changed_sources(analysis: Analysis, sizes: Sizes) -> dict[str, Shape]:
+    """Returns the new shapes of the parameters and buffers that change."""
+    found = {}
+    for name, axes in analysis.flow.sources.items():
+        shape = tuple(axis.resized(sizes) for axis in axes)
+        if any(new != axis.size for new, axis in zip(shape, axes, strict=True)):
+            found[name] = shape
+    return found
+
+
+def _conv_groups(analysis: Analysis, sizes: Sizes) -> dict[str, int]:
+    found = {}
+    for tape in analysis.tapes:
+        for op in tape.ops:
+            literal = analysis.flow.literals.get(id(op))
+            if literal is not None:
+                found[tape.modules_of(op)[0]] = literal[1].resized(sizes)
+    return found
+
+
+def _layer_sizes(  # noqa: PLR0911 - one for each kind of layer
+    module: nn.Module, shapes: Mapping[str, Shape], groups: int | None
+) -> list[tuple[str, int | None, int]]:
+    """Returns attribute, position and value of the sizes of one of PyTorch's layers."""
+    first = next(iter(shapes.values()))
+    match module:
+        case nn.Linear():
+            return [("out_features", None, first[0]), ("in_features", None, first[1])]
+        case nn.modules.conv._ConvNd():
+            count = groups or module.groups
+            sizes = (first[1] * count, first[0]) if module.transposed else (first[0], first[1] * count)
+            return [("out_channels", None, sizes[0]), ("in_channels", None, sizes[1]), ("groups", None, count)]
+        case nn.modules.batchnorm._NormBase():
+            return [("num_features", None, first[0])]
+        case nn.GroupNorm():
+            return [("num_channels", None, first[0]), ("num_groups", None, groups or module.num_groups)]
+        case nn.LayerNorm() | nn.RMSNorm():
+            return [("normalized_shape", position, size) for position, size in enumerate(first)]
+        case nn.Embedding():
+            return [("embedding_dim", None, first[1])]
+        case nn.MultiheadAttention() if "out_proj.weight" in shapes:
+            width = shapes["out_proj.weight"][0]
+            sides = {"kdim": shapes.get("k_proj_weight"), "vdim": shapes.get("v_proj_weight")}
+            return [("embed_dim", None, width), *((k, None, v[1] if v else width) for k, v in sides.items())]
+    return []
