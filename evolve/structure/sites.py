@@ -67,17 +67,17 @@ def resolve(model: nn.Module, name: str) -> Site:
         return Site(name, model)
     parent, _, last = name.rpartition(".")
     span = re.fullmatch(r"(\d+):(\d+)", last)
-    modules = dict(model.named_modules())
     whole, colon, part = name.rpartition(":")
-    if colon and part.isdigit() and not span and whole in modules:
-        return Site(name, modules[whole], part=int(part))
+    if colon and part.isdigit() and not span and (owner := _submodule(model, whole)) is not None:
+        return Site(name, owner, part=int(part))
     target = parent if span else name
-    if target not in modules:
+    module = _submodule(model, target)
+    if module is None:
+        known = dict(model.named_modules())
         raise NotApplicable(
-            f"The model has no submodule '{target}'.{did_you_mean(target, modules)} "
+            f"The model has no submodule '{target}'.{did_you_mean(target, known)} "
             f"Its children are: {', '.join(n for n, _ in model.named_children()) or 'none'}."
         )
-    module = modules[target]
     if span is None:
         return Site(name, module)
     start, stop = int(span[1]), int(span[2])
@@ -89,6 +89,14 @@ def resolve(model: nn.Module, name: str) -> Site:
     if not 0 <= start < stop <= len(module):
         raise NotApplicable(f"'{name}' asks for children {start} to {stop - 1}; '{target}' has {len(module)} children.")
     return Site(name, module, (start, stop))
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    """The submodule called `name`, None where there is none; `named_modules` would go through all of them."""
+    module: nn.Module | None = model
+    for part in name.split(".") if name else ():
+        module = module._modules.get(part) if module is not None else None
+    return module
 
 
 def _runs_as_sequential(module: nn.Module) -> bool:
