@@ -106,9 +106,15 @@ class Swap(MutationOperator):
             return to if to in ACTIVATIONS and to != old else None
         if isinstance(module, _BATCH_NORM):
             return "group_norm" if to in {"auto", "group_norm"} else None
-        if isinstance(module, nn.LayerNorm):
-            return "rms_norm" if to in {"auto", "rms_norm"} else None
+        if isinstance(module, nn.LayerNorm) and _base(module).forward is nn.LayerNorm.forward:
+            return "rms_norm" if to in {"auto", "rms_norm"} else None  # over the last axes, as RMSNorm
         return None
+
+
+def _base(module: nn.Module) -> type[nn.Module]:
+    """The class of a module before a block was attached to it."""
+    base: type[nn.Module] = getattr(type(module), "_evolve_base", type(module))
+    return base
 
 
 def _built(module: nn.Module, to: str) -> nn.Module:

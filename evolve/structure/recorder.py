@@ -158,8 +158,8 @@ class Recorder(TorchDispatchMode):
         out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
         out = func(*args, **kwargs) if out is None else out
         position = len(self.tape.ops)
-        flat = out if isinstance(out, (tuple, list)) else (out,)
-        outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(flat)]
+        flat = (out,) if isinstance(out, Tensor) else tree_leaves(out)
+        outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in flat]
         counter = flop_registry.get(func._overloadpacket)
         flops = counter(*args, **kwargs, out_val=out) if counter is not None else 0
         self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1], flops))
@@ -204,7 +204,8 @@ class Recorder(TorchDispatchMode):
                 handle.remove()
 
     def _tensors(self, values: Any) -> list[Value]:
-        return [self.value(leaf) for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+        flat = (values,) if isinstance(values, Tensor) else tree_leaves(values)
+        return [self.value(leaf) for leaf in flat if isinstance(leaf, Tensor)]
 
 
 def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 Shape = tuple[int, ...]
 
@@ -67,10 +67,13 @@ class Op:
                 return self.kwargs.get(name, known.default_value if known.has_default_value() else default)
         return default
 
-    @property
+    @cached_property
     def tensors(self) -> list[Value]:
         """The tensors among its arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Value)]
+        found: list[Value] = []
+        for arg in (*self.args, *self.kwargs.values()):
+            found += [item for item in (arg if isinstance(arg, (list, tuple)) else (arg,)) if isinstance(item, Value)]
+        return found
 
 
 @dataclass(eq=False)

@@ -5,13 +5,13 @@ The checks measure by themselves what `mutate` claims: nothing here trusts a rec
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any, Literal, get_args, get_origin
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from evolve.mutation import MutationResult, create_operator, mutate, replay, sites
@@ -19,9 +19,11 @@ from evolve.operators import operators
 from evolve.structure.analysis import analyse
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import output_tensors
+from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.transaction import Transaction
 from evolve.surgery.verify import WithoutDropout, difference, tolerance
+from evolve.testing.snapshot import Snapshot, settings_of
 from evolve.testing.zoo import ZOO, Subject
 
 
@@ -50,29 +52,53 @@ def check_operator(
     return applied
 
 
-def check_on(operator: str, name: str, subject: Subject, *, most_sites: int | None = None, **options: Any) -> int:
-    """Runs the contract of an operator on one model, at `EVERYWHERE` too; returns how many mutations were applied."""
-    offered = sites(_built(subject), operator, example_inputs=_inputs(subject), **options)
-    if most_sites is not None and len(offered) > most_sites:
-        offered = offered[:: -(-len(offered) // most_sites)]
-    return sum(_check_site(operator, name, subject, place, options) for place in (*offered, EVERYWHERE))
+def check_on(
+    operator: str,
+    name: str,
+    subject: Subject,
+    *,
+    places: Sequence[str] | None = None,
+    most_sites: int | None = None,
+    **options: Any,
+) -> int:
+    """Runs the contract of an operator on one model; returns how many mutations were applied.
+
+    Args:
+        operator: Registered name.
+        name: The model's name, for messages.
+        subject: The model.
+        places: Sites to try instead of those that the operator offers.
+        most_sites: Most sites to try.
+        **options: The operator's options.
+    """
+    if places is None:
+        places = sites(_built(subject), operator, example_inputs=_inputs(subject), **options)
+    if most_sites is not None and len(places) > most_sites:
+        places = places[:: -(-len(places) // most_sites)]
+    return sum(_check_site(operator, name, subject, place, options) for place in places)
 
 
 def variants(operator: str) -> Iterator[dict[str, Any]]:
-    """Yields options that make a different operator of it: each choice of each option that is a choice of names."""
-    fields = operators.get(operator).Options.model_fields
-    for key, field in fields.items():
-        if get_origin(field.annotation) is Literal:
-            yield from ({key: choice} for choice in get_args(field.annotation) if choice != field.default)
+    """Yields options that make a different operator of it: each choice of each option that is a choice of names.
+
+    Choices that ask for another option beside them are left out.
+    """
+    cls = operators.get(operator)
+    for key, field in cls.Options.model_fields.items():
+        for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+            with suppress(ValidationError):
+                cls(**{key: choice})
+                if choice != field.default:
+                    yield {key: choice}
 
 
 def _built(subject: Subject) -> nn.Module:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return subject.build()
 
 
 def _inputs(subject: Subject) -> Any:
-    torch.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     return subject.inputs()
 
 
@@ -95,13 +121,13 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
     moved = {k for k, p in model.named_parameters() if not torch.equal(initial[k], p)}
     _set_moments(model, optimizer, inputs)
     before = Snapshot(model, optimizer)
-    groups = analyse(model, inputs).changeable
-    averaged = any(group.statistic for group in groups if place in (group.name, EVERYWHERE))
     acting = create_operator(operator, options)
     outputs = _outputs(model, inputs, still=acting.redraws)
 
     with Transaction(model, optimizer) as change:
-        result = mutate(model, operator, site=place, optimizer=optimizer, example_inputs=inputs, seed=3, **options)
+        result = mutate(
+            model, operator, site=place, optimizer=optimizer, example_inputs=inputs, loss=_total, seed=3, **options
+        )
         if result:
             assert torch.equal(torch.get_rng_state(), before.rng), f"{where}: random numbers were drawn"
             allowed = tolerance(outputs[0], acting.preserves)
@@ -111,7 +137,9 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
                 delta = difference(one, other).relative if allowed is not None else 0.0
                 assert delta <= (allowed or 0.0), f"{where}: in {mode} mode the output changed by {delta:g} relative"
             before.check_kept(model, optimizer, where)
-            _check_moments(model, optimizer, inputs, before, acting.preserves == "exact", averaged, where)
+            exact = acting.preserves == "exact"
+            by_gradient = _check_moments(model, optimizer, _gradients(model, inputs) if exact else {}, before, where)
+            assert by_gradient or not exact or _averages(subject, place), f"{where}: moments are not as gradients are"
             _check_replay(subject, result, model, inputs, where)
             _check_training(model, optimizer, inputs, before, moved, where)
         else:
@@ -122,114 +150,45 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
     return bool(result)
 
 
-class Snapshot:
-    """Copies of all that a refused mutation must not touch, and of what an applied one has to keep."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.everything = _everything(model, optimizer)
-        self.rng = self.everything["rng"]
-        self.parameters = dict(model.named_parameters())
-        self.buffers = dict(model.named_buffers())
-        self.values = {key: p.detach().clone() for key, p in self.parameters.items()}
-        self.trainable = {key: p.requires_grad for key, p in self.parameters.items()}
-        self.modes = {key: module.training for key, module in model.named_modules()}
-        self.states = {
-            key: {k: v.clone() for k, v in optimizer.state[p].items()}
-            for key, p in self.parameters.items()
-            if p in optimizer.state
-        }
-        self.groups = _groups(optimizer)
-
-    def check_same(self, model: nn.Module, optimizer: torch.optim.Optimizer, message: str) -> None:
-        """Asserts that nothing has changed."""
-        after = _everything(model, optimizer)
-        assert self.everything.keys() == after.keys(), f"{message}: {sorted(self.everything.keys() ^ after.keys())}"
-        for key, value in self.everything.items():
-            equal = torch.equal(value, after[key]) if isinstance(value, Tensor) else value == after[key]
-            assert equal, f"{message}: {key}"
-
-    def check_kept(self, model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> None:
-        """Asserts that what is still there is of the same kind, and that the optimizer fits."""
-        floats = [p for p in self.parameters.values() if p.is_floating_point()]
-        kinds = {(p.dtype, p.device) for p in floats}
-        for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-            old = self.parameters.get(key, self.buffers.get(key))
-            if old is not None:
-                assert (tensor.dtype, tensor.device) == (old.dtype, old.device), f"{where}: '{key}' has another dtype"
-            elif tensor.is_floating_point() and kinds:
-                assert (tensor.dtype, tensor.device) in kinds, f"{where}: the new '{key}' has another dtype"
-            if key in self.parameters:
-                assert tensor is self.parameters[key], f"{where}: '{key}' is another object"
-                assert tensor.requires_grad == self.trainable[key], f"{where}: requires_grad of '{key}' changed"
-        for key, module in model.named_modules():
-            mode = self.modes.get(key, self.modes[""])
-            assert module.training == mode, f"{where}: the mode of '{key}' is not kept"
-        groups = _groups(optimizer)
-        for parameter in self.parameters.values():
-            kept = groups.get(id(parameter))
-            assert kept in (None, self.groups.get(id(parameter))), f"{where}: a parameter is in another group"
-        _check_optimizer(model, optimizer, where)
-
-
-def _groups(optimizer: torch.optim.Optimizer) -> dict[int, int]:
-    return {id(p): index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
-
-
-def _everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    found: dict[str, Any] = {f"model {k}": v.detach().clone() for k, v in model.state_dict(keep_vars=True).items()}
-    found |= {f"grad {k}": p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
-    found |= {f"trainable {k}": (id(p), p.requires_grad) for k, p in model.named_parameters()}
-    found |= {f"module {k}": (id(m), type(m), m.training) for k, m in model.named_modules()}
-    found |= {f"settings {k}": v for k, v in _settings(model).items()}
-    for index, group in enumerate(optimizer.param_groups):
-        found |= {f"group {index} {k}": v for k, v in group.items() if k != "params"}
-        found[f"group {index}"] = [id(p) for p in group["params"]]
-    for index, (parameter, state) in enumerate(optimizer.state.items()):
-        found[f"state {index}"] = id(parameter)
-        found |= {f"state {index} {k}": v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
-    found["rng"] = torch.get_rng_state()
-    return found
-
-
-def _settings(model: nn.Module) -> dict[str, Any]:
-    """The plain values that modules keep, by module: sizes, strides, numbers of heads."""
-    kinds = (bool, int, float, str, tuple)
-    return {
-        name: {key: value for key, value in vars(module).items() if isinstance(value, kinds) and key[0] != "_"}
-        for name, module in model.named_modules()
-    }
+def _averages(subject: Subject, place: str) -> bool:
+    """Returns whether a mean or variance is taken over a group of channels at a place."""
+    groups = analyse(_built(subject), _inputs(subject)).changeable
+    return any(group.statistic for group in groups if place in (group.name, EVERYWHERE))
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, example_inputs: Any) -> None:
-    torch.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     optimizer.zero_grad()
-    _loss(model, example_inputs).backward()
+    _loss(model, example_inputs).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 
 def _loss(model: nn.Module, example_inputs: Any) -> Tensor:
     inputs = as_inputs(model, example_inputs)
-    outputs = output_tensors(model(*inputs.args, **inputs.kwargs))
-    return torch.stack([(t.double() * torch.linspace(-1, 1, t.numel()).view(t.shape)).sum() for t in outputs]).sum()
+    return _total(model(*inputs.args, **inputs.kwargs))
+
+
+def _total(outputs: Any) -> Tensor:
+    """A loss that weighs every output differently."""
+    parts = [t.double().flatten() for t in output_tensors(outputs)]
+    return torch.stack([part @ torch.linspace(-1, 1, len(part), dtype=part.dtype) for part in parts]).sum()
 
 
 def _gradients(model: nn.Module, example_inputs: Any) -> dict[str, Tensor]:
-    """Gradients in eval mode, of a copy: no dropout, no batch statistics."""
-    twin = copy.deepcopy(model).eval()
-    twin.zero_grad()
-    _loss(twin, example_inputs).backward()
-    return {key: p.grad for key, p in twin.named_parameters() if p.grad is not None}
+    """Gradients in eval mode: no dropout, no batch statistics."""
+    named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    with undisturbed(model):
+        found = torch.autograd.grad(_loss(model.eval(), example_inputs), list(named.values()), allow_unused=True)
+    return {key: gradient for key, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
 def _outputs(model: nn.Module, example_inputs: Any, *, still: bool) -> list[list[Tensor]]:
-    """Outputs of a copy in eval and in train mode, without dropout if asked to be still."""
-    twin, found = copy.deepcopy(model), []
-    inputs = as_inputs(twin, example_inputs)
+    """Outputs in eval and in train mode, without dropout if asked to be still; the model is left as it was."""
+    inputs, found = as_inputs(model, example_inputs), []
     for training in (False, True):
-        twin.train(training)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), WithoutDropout() if still else nullcontext():
-            torch.manual_seed(4)
-            found.append(output_tensors(twin(*inputs.args, **inputs.kwargs)))
+        quiet = WithoutDropout() if still else nullcontext()
+        with undisturbed(model), preserved_rng(model, 4), torch.no_grad(), quiet:
+            found.append(output_tensors(model.train(training)(*inputs.args, **inputs.kwargs)))
     return found
 
 
@@ -243,21 +202,18 @@ def _set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, example_inp
 
 
 def _check_moments(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Any,
-    before: Snapshot,
-    exact: bool,
-    averaged: bool,
-    where: str,
-) -> None:
+    model: nn.Module, optimizer: torch.optim.Optimizer, gradients: Mapping[str, Tensor], before: Snapshot, where: str
+) -> bool:
     """Untouched parameters keep their state; that of a parameter that was cut stays with the positions it belongs to.
 
     Where the function is preserved, the average of a position has to be its gradient in the changed model, or zero if
-    the position is new. Elsewhere it has to be what the same position had before, found by its value; copies share it. So it
-    does under a norm over the group (`averaged`), where what a copy does to the mean is not for its share.
+    the position is new. Elsewhere it has to be what the same position had before, found by its value; copies share it.
+
+    Returns:
+        Whether all averages of preserved functions are gradients: under a norm over the group, where what a copy does
+        to the mean does not go by its share, they share what the position had before.
     """
-    gradients = _gradients(model, inputs) if exact else {}
+    by_gradient = True
     slack = 1e-4 * max((float(g.abs().max()) for g in gradients.values()), default=0.0)
     for key, parameter in model.named_parameters():
         old = before.states.get(key)
@@ -272,11 +228,12 @@ def _check_moments(
             assert kept, f"{where}: the moments of '{key}' changed"
             continue
         assert torch.allclose(square, average**2, rtol=1e-4, atol=1e-12), f"{where}: the moments of '{key}' part"
-        expected = torch.where(average == 0, 0, gradients[key]) if exact else None
+        expected = torch.where(average == 0, 0, gradients[key]) if gradients else None
         if expected is None or not torch.allclose(average, expected, rtol=1e-3, atol=slack):
-            assert not exact or averaged, f"{where}: wrong moments of '{key}'"
+            by_gradient = False
             strays = _strays(before.values[key], old["exp_avg"], parameter, average)
             assert not strays, f"{where}: the moments of '{key}' are not with their weights"
+    return by_gradient
 
 
 def _strays(old: Tensor, old_average: Tensor, new: Tensor, average: Tensor) -> list[float]:
@@ -290,25 +247,13 @@ def _strays(old: Tensor, old_average: Tensor, new: Tensor, average: Tensor) -> l
     return [v for v, m in known.items() if v in totals and counts[v] == 1 and abs(totals[v] - m) > slack]
 
 
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, where: str) -> None:
-    counts = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
-    living = {id(p) for p in model.parameters() if p.requires_grad}
-    assert living <= counts.keys(), f"{where}: trainable parameters are missing in the optimizer"
-    assert max(counts.values()) == 1, f"{where}: a parameter is in the optimizer more than once"
-    assert counts.keys() <= living, f"{where}: the optimizer holds stale parameters"
-    assert {id(p) for p in optimizer.state} <= living, f"{where}: the optimizer holds stale state"
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            assert value.dim() == 0 or value.shape == parameter.shape, f"{where}: '{key}' has the shape {value.shape}"
-
-
 def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, inputs: Any, where: str) -> None:
     rebuilt = _built(subject)
     replay(rebuilt, [result.record])
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in model.state_dict().items()}
     again = {k: (tuple(v.shape), v.dtype) for k, v in rebuilt.state_dict().items()}
     assert shapes == again, f"{where}: replay builds another structure"
-    assert _settings(rebuilt) == _settings(model), f"{where}: replay builds another structure"
+    assert settings_of(rebuilt) == settings_of(model), f"{where}: replay builds another structure"
     rebuilt.load_state_dict(model.state_dict())
     pairs = zip(_outputs(model, inputs, still=False), _outputs(rebuilt, inputs, still=False), strict=True)
     for one, other in pairs:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evolve.mutation import mutate
 from evolve.testing import zoo_images as images
 from evolve.testing import zoo_tokens as tokens
 from evolve.testing import zoo_vectors as vectors
@@ -41,6 +44,19 @@ def _frozen() -> nn.Module:
     return model
 
 
+def _grown() -> nn.Module:
+    return copy.deepcopy(_grown_once())
+
+
+@cache
+def _grown_once() -> nn.Module:
+    """A model that has been mutated before: blocks behind and beside its layers."""
+    model, example = images.Residual(), torch.zeros(2, 3, 8, 8)
+    for operator, site in {"branch": "body", "attention": "stem", "deepen": "body.0", "swap": "body.2"}.items():
+        mutate(model, operator, site=site, example_inputs=example, strict=True)
+    return model
+
+
 def _volume() -> nn.Module:
     return nn.Sequential(nn.Conv3d(2, 4, 3, stride=(1, 2, 2)), nn.BatchNorm3d(4), nn.Flatten(), nn.Linear(128, 3))
 
@@ -54,6 +70,7 @@ ZOO: dict[str, Subject] = {
     "layer_normed": Subject(images.LayerNormed, _noise(3, 8, 8)),
     "transposed": Subject(images.Transposed, _noise(2, 8)),
     "parametrised": Subject(images.Parametrised, _noise(3, 8, 8)),
+    "grown": Subject(_grown, _noise(3, 8, 8)),
     "volume": Subject(_volume, _noise(2, 4, 10, 10)),
     "frozen": Subject(_frozen, _noise(3, 8, 8)),
     "transformer": Subject(tokens.Transformer, _words),

@@ -84,7 +84,7 @@ class Shared(nn.Module):
 
 
 class Copies(nn.Module):
-    """An MLP with units that are copies of others and one that nobody reads: part of it is redundant."""
+    """An MLP of which a part is redundant, and stays so in training: units that are copies, one that is silent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +92,8 @@ class Copies(nn.Module):
         with torch.no_grad():
             self.hidden.weight[6:] = self.hidden.weight[1:3]
             self.hidden.bias[6:] = self.hidden.bias[1:3]
+            self.out.weight[:, 6:] = self.out.weight[:, 1:3]
+            self.hidden.weight[4] = self.hidden.bias[4] = 0
             self.out.weight[:, 4] = 0
 
     def forward(self, x: Tensor) -> Tensor:
