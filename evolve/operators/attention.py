@@ -11,7 +11,7 @@ from torch import nn
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.blocks import like_site
-from evolve.operators.chains import SelfAttention, SqueezeExcite, heads_for, rounded
+from evolve.operators.chains import SelfAttention, SqueezeExcite, heads_for, positions, rounded
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -55,6 +55,8 @@ class Attention(MutationOperator):
             raise NotApplicable(
                 f"Self-attention needs (N, L, D); '{site.name}' gives {shapes[1] if shapes else 'unknown'}."
             )
+        if kind == "self" and shapes is not None and positions(shapes[1], spatial) == 1:
+            raise NotApplicable(f"'{site.name}' gives {shapes[1]}: one position has nothing to attend to.")
         width = shape.outputs
         return {"kind": kind, "channels": width, "hidden": rounded(width * self.options.ratio), "spatial": spatial}
 

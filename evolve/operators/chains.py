@@ -115,7 +115,8 @@ class SelfAttention(Says):
         super().__init__()
         self.heads, self.channels_first = heads, channels_first
         self.norm = nn.LayerNorm(features)
-        self.queries, self.keys, self.values = (nn.Linear(features, features) for _ in range(3))
+        self.queries, self.values = nn.Linear(features, features), nn.Linear(features, features)
+        self.keys = nn.Linear(features, features, bias=False)  # a softmax would not notice its bias
         self.project = nn.Linear(features, features)
         self.gate = nn.Parameter(torch.zeros(()))
 
@@ -133,8 +134,8 @@ class SelfAttention(Says):
         )
         y = self.project(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
         y = y.transpose(1, 2).reshape(x.shape) if self.channels_first else y
-        added: Tensor = self.gate * y
-        return x + added.to(x.dtype)
+        gated: Tensor = self.gate * y
+        return x + gated.to(x.dtype)
 
 
 class SqueezeExcite(Says):
@@ -159,9 +160,8 @@ class SqueezeExcite(Says):
             self.say_once(x, x)
             return x
         weight = torch.sigmoid(self.excite(F.silu(self.squeeze(x.flatten(2).mean(-1)))))
-        weight = weight.unflatten(-1, (-1, *[1] * (x.dim() - 2)))
-        added: Tensor = self.gate * (x * weight)
-        return x + added.to(x.dtype)
+        gated: Tensor = self.gate * x * weight.reshape(*weight.shape, *[1] * (x.dim() - 2))
+        return x + gated.to(x.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -198,13 +198,18 @@ class Blend(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Returns a tensor of the shape of `out`."""
-        added: Tensor = self.gate * (self.new(x) - out)
-        return out + added.to(out.dtype)
+        blended: Tensor = self.gate * (self.new(x) - out)
+        return out + blended.to(out.dtype)
 
 
 def heads_for(features: int) -> int:
     """Returns a number of heads of at least 16 features each, 8 at most."""
     return max(h for h in (1, 2, 4, 8) if features % h == 0 and (h == 1 or features // h >= 16))
+
+
+def positions(shape: tuple[int, ...], channels_first: bool) -> int:
+    """Returns over how many positions self-attention goes: all of (N, C, ...), or the L of (N, ..., L, D)."""
+    return math.prod(shape[2:]) if channels_first else shape[-2]
 
 
 def has_batch_norm(layers: Iterable[nn.Module]) -> bool:

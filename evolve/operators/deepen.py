@@ -11,7 +11,15 @@ from torch import nn
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.blocks import like_site
-from evolve.operators.chains import ConvChain, LinearBlock, TransformerBlock, has_batch_norm, heads_for, rounded
+from evolve.operators.chains import (
+    ConvChain,
+    LinearBlock,
+    TransformerBlock,
+    has_batch_norm,
+    heads_for,
+    positions,
+    rounded,
+)
 from evolve.operators.shapes import SiteShape, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -73,13 +81,21 @@ class Deepen(MutationOperator):
                     f"A block of kind '{wanted}' does not suit '{site.name}', whose channels are "
                     f"{'axis 1' if spatial else 'the last axis'}. Choose another one, or block: auto."
                 )
+            if wanted == "transformer" and not self._has_tokens(site, probe):
+                raise NotApplicable(
+                    f"A transformer block needs (N, L, D) with more than one token, which '{site.name}' does not give. "
+                    "Choose block: mlp."
+                )
             return wanted
         if spatial:
             convs = [layer for layer in site.layers if isinstance(layer, nn.modules.conv._ConvNd)]
             return "inverted" if any(conv.groups == conv.in_channels > 1 for conv in convs) else "basic"
-        shapes = probe.shapes(site)
         attends = any(isinstance(layer, nn.MultiheadAttention) for layer in site.layers)
-        return "transformer" if attends and shapes is not None and len(shapes[1]) == 3 else "mlp"
+        return "transformer" if attends and self._has_tokens(site, probe) else "mlp"
+
+    def _has_tokens(self, site: Site, probe: Probe) -> bool:
+        shapes = probe.shapes(site)
+        return shapes is None or (len(shapes[1]) == 3 and positions(shapes[1], channels_first=False) > 1)
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Builds the block and sets it to work behind the site."""

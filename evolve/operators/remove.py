@@ -59,6 +59,8 @@ class Remove(MutationOperator):
         """Settles whether the site is a block that evolve inserted."""
         if site.span is not None or site.part is not None or site.module is model:
             raise NotApplicable(f"'{site.name}' is no single submodule. Name one.")
+        if isinstance(site.module, PassThrough):
+            raise NotApplicable(f"'{site.name}' has been taken out already.")
         names = site.name.split(".")
         if names[0] == STORE:
             if len(names) != 2:

@@ -159,7 +159,7 @@ def _averages(subject: Subject, place: str) -> bool:
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, example_inputs: Any) -> None:
     torch.default_generator.manual_seed(2)
     optimizer.zero_grad()
-    _loss(model, example_inputs).backward()  # type: ignore[no-untyped-call]
+    _loss(model, example_inputs).backward()
     optimizer.step()
 
 
