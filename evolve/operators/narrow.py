@@ -245,10 +245,17 @@ class _Members:
         if self.group.statistic:  # under a mean over the group only one of two equal halves may go, as a whole
             halves = {position: position - size // 2 for position in range(size // 2, size)}
             return halves if size % 2 == 0 and self._equal(halves) == halves else {}
-        return self._equal(self._alike())
+        found: dict[int, int] = {}
+        runs = self._alike()
+        while runs:  # more than once only where members that are not equal share a number by chance
+            equal = self._equal({member: run[0] for run in runs for member in run[1:]})
+            found |= equal
+            rest = [[member for member in run[1:] if member not in equal] for run in runs]
+            runs = [run for run in rest if len(run) > 1]
+        return found
 
-    def _alike(self) -> dict[int, int]:
-        """Returns members that may be copies of an earlier one, by a random number that equal members share."""
+    def _alike(self) -> list[list[int]]:
+        """Returns runs of members that may be copies of one another, by a random number that equal members share."""
         generator = torch.Generator().manual_seed(0)
         prints = torch.zeros(self.group.size, dtype=torch.float64)
         for place in self.places:
@@ -266,7 +273,7 @@ class _Members:
             if value - before > near:
                 runs.append([])
             runs[-1].append(member)
-        return {member: min(run) for run in runs for member in run if member != min(run)}
+        return [sorted(run) for run in runs if len(run) > 1]
 
     def _equal(self, pairs: Mapping[int, int]) -> dict[int, int]:
         """Returns those of the pairs of members that are made by equal weights, element for element."""
