@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
@@ -41,7 +41,7 @@ class MutationResult:
     """
 
     record: Record
-    cuts: Sequence[Cut] = ()
+    cuts: Sequence[Cut] = field(default=(), repr=False)
 
     @property
     def success(self) -> bool:

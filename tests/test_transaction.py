@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import evolve
-import evolve.mutation
+import evolve.attempt
 from evolve.operators import operators
 from evolve.operators.residual import Residual
 
@@ -155,7 +155,7 @@ def _break_build(monkeypatch):
 
 
 def _break_optimizer(monkeypatch):
-    whole = evolve.mutation.reconcile
+    whole = evolve.attempt.reconcile
 
     def reconcile(model, optimizer, before, site, cuts):
         whole(model, optimizer, before, site, cuts)
@@ -165,7 +165,7 @@ def _break_optimizer(monkeypatch):
         optimizer.param_groups[0]["lr"] = 7
         raise BrokenError("in the optimizer's care")
 
-    monkeypatch.setattr(evolve.mutation, "reconcile", reconcile)
+    monkeypatch.setattr(evolve.attempt, "reconcile", reconcile)
 
 
 def _break_verify(monkeypatch):
@@ -173,7 +173,7 @@ def _break_verify(monkeypatch):
         model(X).sum().backward()
         raise BrokenError("in the verification")
 
-    monkeypatch.setattr(evolve.mutation, "gradient_faults", gradient_faults)
+    monkeypatch.setattr(evolve.attempt, "gradient_faults", gradient_faults)
 
 
 STAGES = {

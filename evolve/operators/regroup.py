@@ -110,7 +110,14 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
             for change in changes
         ],
         "settings": [[s.module, s.attribute, s.position, s.value] for s in settings],
+        "unseen": _unseen(model, analysis, changes),
     }
+
+
+def _unseen(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> list[str]:
+    """Returns parameters that no run came by and that have an axis of a size that changes: they may belong to it."""
+    sizes = {change.group.size for change in changes}
+    return [name for name in analysis.unreached if sizes & set(model.get_parameter(name).shape)]
 
 
 def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = None) -> tuple[int, list[Cut]]:
@@ -204,6 +211,13 @@ def places_of(analysis: Analysis, group: Group) -> list[Place]:
 
 def told(plan: Mapping[str, Any]) -> str:
     """Returns what a plan does to its groups, for a message."""
+    if plan["unseen"]:
+        names = ", ".join(f"'{name}'" for name in plan["unseen"][:3])
+        return f"{_sizes(plan)}; the probe batch did not come by {names}, which may have to follow"
+    return _sizes(plan)
+
+
+def _sizes(plan: Mapping[str, Any]) -> str:
     first = plan["groups"][0]
     if len(plan["groups"]) > 1:
         return f"{len(plan['groups'])} groups in {len(plan['places'])} places"

@@ -79,7 +79,7 @@ def inspect_model(
         modules=_modules(model, analysis, seconds),
         groups=[_group(analysis, group) for group in analysis.changeable],
         pins=[PinFacts(g.name, g.size, g.fixed, _places(analysis, g)) for g in analysis.groups if g.fixed],
-        unreached=[key for key, _ in model.named_parameters() if key not in analysis.flow.sources],
+        unreached=analysis.unreached,
         operators=[_operator(model, one, seen) for one in names],
         mutations=[record.model_dump(mode="json") for record in records],
     )

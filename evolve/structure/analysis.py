@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 import evolve.structure.rules_compute
 import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
@@ -64,6 +65,12 @@ class Analysis:
         self.groups: list[Group] = find_groups(model, self.flow)
         self._by_name = {group.name: group for group in self.groups}
         self._parameters = _parameters_by_module(model)
+        self._names = [name for name, _ in model.named_parameters()]
+
+    @property
+    def unreached(self) -> list[str]:
+        """Parameters that no recorded run came by: nothing is known of them."""
+        return [name for name in self._names if name not in self.flow.sources]
 
     @property
     def changeable(self) -> list[Group]:
@@ -168,7 +175,9 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if hasattr(tensor, "shape")
     )
-    return modules, tensors, tuple((tuple(t.shape), t.dtype) for t in inputs.tensors)
+    leaves, arrangement = tree_flatten((inputs.args, dict(inputs.kwargs)))
+    arguments = tuple((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
+    return modules, tensors, arguments, str(arrangement)
 
 
 def _hashable(value: Any) -> bool:

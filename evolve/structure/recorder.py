@@ -216,14 +216,17 @@ def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:
         inputs: Arguments of the run.
         training: The mode to run it in.
     """
-    try:
-        return _record(model, inputs, FakeTensorMode(allow_non_fake_inputs=True), training)
-    except Exception as error:  # the forward looks at values, or hands tensors to something that takes none without
-        logger.debug("%s cannot run on fake tensors (%s); it runs on real ones.", type(model).__name__, error)
-        return _record(model, inputs, None, training)
+    for faked, told in ((True, True), (True, False), (False, True)):
+        try:
+            return _record(model, inputs, training, faked=faked, told=told)
+        except Exception as error:  # the forward looks at values, or wants plain integers, or does not run at all
+            logger.debug("%s cannot be recorded (fake tensors: %s): %s", type(model).__name__, faked, error)
+    return _record(model, inputs, training, faked=False, told=False)
 
 
-def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, training: bool) -> Tape:
+def _record(model: nn.Module, inputs: Inputs, training: bool, *, faked: bool, told: bool) -> Tape:
+    """Records a run, on fake tensors or not, with integers that tell where they come from or without."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
     tape = Tape(training, real=fake is None)
     recorder = Recorder(model, tape, fake)
 
@@ -232,9 +235,11 @@ def _record(model: nn.Module, inputs: Inputs, fake: FakeTensorMode | None, train
 
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(training)
-        _name_settings(model)
+        if told:
+            _name_settings(model)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
-        with fake or contextlib.nullcontext(), recorder, recorder.modules(), _SizeReader(recorder):
+        reader = _SizeReader(recorder) if told else contextlib.nullcontext()
+        with fake or contextlib.nullcontext(), recorder, recorder.modules(), reader:
             outputs = model(*args, **kwargs)
     tape.inputs = recorder._tensors((args, kwargs))
     tape.outputs = recorder._tensors(outputs)

@@ -140,14 +140,17 @@ def _role(tape: Tape, op: Op) -> tuple[Any, ...]:
 def _repaired(
     model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, settings: list[Setting], found: _DepartureError
 ) -> tuple[list[Setting], _DepartureError | None] | None:
-    """Tries settings of the modules at work, innermost first; returns those that got further."""
+    """Tries settings of the modules at work, innermost first; returns those that got further.
+
+    One at a time first: an integer that equals the old size by chance must stay as it is.
+    """
     modules = dict(model.named_modules())
     around = {**_source_changes(analysis, sizes), **found.sizes}
     for name in found.modules:
         for changes in (found.sizes, around):
             matching = list(_matching(name, modules[name], changes, settings))
-            trials = [matching, *([one] for one in matching if len(matching) > 1)]
-            for trial in filter(None, trials):
+            trials = [*([one] for one in matching), *([matching] if len(matching) > 1 else [])]
+            for trial in trials:
                 for attempt in (_with_siblings(trial, modules, analysis, sizes), trial):
                     further = _run(model, analysis, script, sizes, [*settings, *attempt])
                     if further is None or further.step > found.step:

@@ -123,7 +123,7 @@ _POWERS |= {"exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2}
 def _cut_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, cuts: Sequence[Cut]) -> None:
     state = optimizer.state.get(parameter, {})
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.numel() > 1:
+        if isinstance(value, Tensor) and value.dim() > 0 and (value.numel() > 1 or tuple(value.shape) == old_shape):
             _refuse_factored(key, value, old_shape, cuts[0].name)
             state[key] = recut_state(value, cuts, _POWERS.get(key, 0))
 
@@ -154,7 +154,9 @@ def _resize_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, 
     if not state or shape == old_shape:
         return
     for key, value in state.items():
-        if not isinstance(value, Tensor) or value.dim() == 0 or value.numel() == 1:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        if value.numel() == 1 and tuple(value.shape) != old_shape:  # a count of steps
             continue
         _refuse_factored(key, value, old_shape if len(shape) == len(old_shape) else (), name)
         carried = value.new_zeros(shape)
@@ -223,6 +225,10 @@ def optimizer_faults(
         left_out = parameter in before and id(parameter) not in held_before
         if count > 1 or (count == 0 and parameter.requires_grad and not left_out):
             faults.append(f"'{name}' is in the optimizer {count} times instead of once")
+        if parameter in before and tuple(parameter.shape) != before.shapes[id(parameter)]:
+            state = optimizer.state.get(parameter, {})
+            unfit = [key for key in _POWERS if key in state and state[key].shape != parameter.shape]
+            faults += [f"the optimizer's '{key}' of '{name}' has not the shape of the parameter" for key in unfit]
     living = {id(parameter) for parameter in model.parameters()}
     stale = [
         id(p) for p in before.by_name.values() if id(p) not in living and (id(p) in counts or p in optimizer.state)
