@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
+import functools
 import gc
 import json
 import random
@@ -59,6 +61,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.lru_cache(maxsize=1)
+def built(subject: Subject) -> nn.Module:
+    """Returns the model with its first weights; drawing them anew for every copy takes longer than all the rest."""
+    torch.manual_seed(0)
+    return awaken(subject.build())
+
+
 class Trial:
     """One model with its optimizer, and what it gave before any change."""
 
@@ -80,8 +89,7 @@ class Trial:
 
     def fresh(self) -> nn.Module:
         """Returns the model as it is built."""
-        torch.manual_seed(0)
-        return awaken(self.subject.build()).to(self.dtype).train()
+        return copy.deepcopy(built(self.subject)).to(self.dtype).train()
 
     def _cast(self, leaf: Any) -> Any:
         return leaf.to(self.dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

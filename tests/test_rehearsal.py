@@ -1,0 +1,115 @@
+"""Integers that modules keep follow the sizes they mean, and no others; what the probe did not show is said."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import evolve
+
+
+class Clipped(nn.Module):
+    """Keeps two integers of the same size, of which only one is a width."""
+
+    def __init__(self):
+        super().__init__()
+        self.max_length, self.width = 8, 8
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = x[:, : self.max_length]
+        return self.b(F.relu(self.a(x)).unflatten(-1, (self.width, 1)).flatten(-2))
+
+
+class Heads(nn.Module):
+    """Attention written out, with widths kept as integers and derived ones computed in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.head_dim, self.sizes = 4, 4, (16, 24)
+        self.norm = nn.LayerNorm(16)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(24, 16)
+
+    def forward(self, x):
+        n, length, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(n, length, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-1, -2) * self.head_dim**-0.5).softmax(-1) @ v
+        x = x + self.out(y.transpose(1, 2).reshape(n, length, self.heads * self.head_dim))
+        return x + self.down(F.gelu(self.up(x)).unflatten(-1, (self.sizes[1], 1)).squeeze(-1))
+
+
+def test_an_integer_that_is_equal_by_chance_stays():
+    model, long = Clipped(), torch.randn(2, 12, 4)
+    before = model(long)
+    assert evolve.mutate(model, "widen", site="a", example_inputs=torch.randn(2, 5, 4))
+    assert (model.width, model.max_length) == (16, 8)
+    assert torch.allclose(model(long), before, atol=1e-5)
+
+
+def test_heads_and_tuples_follow():
+    torch.manual_seed(0)
+    model, x = Heads(), torch.randn(2, 5, 16)
+    before, longer = model(x), torch.randn(3, 9, 16)
+    expected = model(longer)
+    sites = evolve.sites(model, "widen", example_inputs=x)
+    assert sites == ["qkv", "up"]
+    for site in sites:
+        result = evolve.mutate(model, "widen", site=site, example_inputs=x, factor=1.5)
+        assert result.success, result.message
+    assert (model.heads, model.head_dim, model.sizes) == (6, 4, (16, 36))
+    assert (model.qkv.out_features, model.out.in_features, model.up.out_features) == (72, 24, 36)
+    assert torch.allclose(model(x), before, atol=1e-5)
+    assert torch.allclose(model(longer), expected, atol=1e-5)
+
+
+def test_layers_that_the_probe_did_not_show_are_named():
+    class Long(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.e, self.long, self.h = nn.Embedding(10, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = self.e(x)
+            return self.h(y + self.long(y) if x.shape[1] > 6 else y)
+
+    short, long = torch.randint(10, (2, 4)), torch.randint(10, (2, 8))
+    result = evolve.mutate(Long(), "widen", site="e", example_inputs=short)
+    assert result.success
+    assert "did not come by 'long.weight', 'long.bias'" in result.message
+    result = evolve.mutate(Long(), "widen", site="e", example_inputs=long)
+    assert result.success
+    assert "did not come by" not in result.message
+
+
+def test_an_analysis_is_kept_for_the_same_arguments_only():
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c, self.h = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x, both):
+            y = self.a(x)
+            assert type(y.shape[1]) is int  # a forward may insist on plain integers
+            return self.h(y + self.c(x) if both else y)
+
+    model, x = Optional(), torch.randn(2, 4)
+    alone = evolve.analyse(model, (x, False))
+    assert evolve.analyse(model, (x.clone(), False)) is alone
+    assert evolve.analyse(model, (x, True)) is not alone
+    assert evolve.mutate(model, "widen", site="a", example_inputs=(x, True))
+    assert (model.a.out_features, model.c.out_features) == (16, 16)
+    assert type(model.a.out_features) is int
+
+
+def test_state_of_single_elements_grows_with_them():
+    model, x = nn.Sequential(nn.Linear(4, 1), nn.ReLU(), nn.Linear(1, 3)), torch.randn(5, 4)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(x).square().sum().backward()
+    optimizer.step()
+    old = optimizer.state[model[0].bias]["exp_avg"].clone()
+    result = evolve.mutate(model, "widen", site="0", optimizer=optimizer, example_inputs=x, factor=3.0)
+    assert result.success, result.message
+    shares = torch.tensor(result.record.plan["groups"][0]["steps"][0]["shares"])
+    assert torch.allclose(optimizer.state[model[0].bias]["exp_avg"], old * shares)
+    model(x).square().sum().backward()
+    optimizer.step()
