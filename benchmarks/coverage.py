@@ -36,6 +36,7 @@ from evolve.operators import operators
 from evolve.surgery.verify import WithoutDropout
 
 GROUPS = ("widen", "narrow")  # they take all groups at once with the site "*"
+HUGE = 300_000_000  # beyond that not even a copy is kept
 LARGE = 60_000_000  # parameters; beyond that memory allows no optimizer, and float64 for one group at a time
 
 
@@ -86,10 +87,14 @@ class Trial:
             self.optimizer.step()
         self.reached = {name for name, p in self.model.named_parameters() if p.grad is not None}
         self.outputs = self.run_both()
+        self.model.zero_grad()
 
     def fresh(self) -> nn.Module:
         """Returns the model as it is built."""
-        return copy.deepcopy(built(self.subject)).to(self.dtype).train()
+        model = copy.deepcopy(built(self.subject))
+        if sum(parameter.numel() for parameter in model.parameters()) > HUGE:
+            built.cache_clear()
+        return model.to(self.dtype).train()
 
     def _cast(self, leaf: Any) -> Any:
         return leaf.to(self.dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
@@ -139,6 +144,7 @@ class Trial:
                     found["replay"] = self._replay(result.record)
             if change is not None:
                 change.rollback()
+        self.model.zero_grad()
         return found
 
     def _measure(self, old: set[str]) -> dict[str, Any]:

@@ -119,7 +119,8 @@ def mutate(
     trace = cause = None
     try:
         refuse_unworkable(model)
-        with Transaction(model, optimizer):
+        # Tensors that are made in inference mode could never be trained.
+        with torch.inference_mode(False), Transaction(model, optimizer):
             message, cuts = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
     except NotApplicable as error:
         status, message = "not_applicable", str(error)

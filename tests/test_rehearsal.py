@@ -113,3 +113,78 @@ def test_state_of_single_elements_grows_with_them():
     assert torch.allclose(optimizer.state[model[0].bias]["exp_avg"], old * shares)
     model(x).square().sum().backward()
     optimizer.step()
+
+
+def test_all_groups_but_those_that_cannot_follow():
+    class Split(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 9)
+            self.one, self.two = nn.Linear(3, 4), nn.Linear(6, 4)
+
+        def forward(self, x):
+            few, many = torch.split(self.b(F.relu(self.a(x))), [3, 6], dim=-1)
+            return self.one(few) + self.two(many)
+
+    model, x = Split(), torch.randn(4, 5)
+    before = model(x)
+    result = evolve.mutate(model, "widen", site="*", example_inputs=x)
+    assert result.success
+    assert "without 'b', 'b:1', which cannot follow" in result.message
+    assert (model.a.out_features, model.b.out_features) == (12, 9)
+    assert torch.allclose(model(x), before, atol=1e-5)
+    refused = evolve.mutate(model, "widen", site="b", example_inputs=x)
+    assert refused.status == "not_applicable"
+    assert "keeps a size that cannot follow" in refused.message
+
+
+def test_pixel_shuffle_keeps_its_factor():
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.PixelShuffle(2), nn.Conv2d(4, 3, 1)), torch.randn(2, 3, 6, 6)
+    before = model(x)
+    assert evolve.sites(model, "widen", example_inputs=x) == ["0"]
+    assert evolve.mutate(model, "widen", site="*", example_inputs=x)
+    assert (model[0].out_channels, model[2].in_channels) == (32, 8)
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_axes_that_are_turned_in_place():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.GRU(6, 5, batch_first=True))
+    x = torch.randn(2, 7, 4)
+    before = model(x)[0]
+    assert evolve.sites(model, "widen", example_inputs=x) == ["0"]
+    assert evolve.mutate(model, "widen", site="0", example_inputs=x)
+    assert torch.allclose(model(x)[0], before, atol=1e-6)
+    refused = evolve.mutate(model, "widen", site="2", example_inputs=x)
+    assert "a recurrent layer" in refused.message
+
+
+def test_caches_of_a_forward_hold_real_tensors():
+    masks = {}
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            if x.shape[1] not in masks:
+                masks[x.shape[1]] = torch.ones(x.shape[1], x.shape[1]).tril()
+            return self.b(masks[x.shape[1]] @ self.a(x))
+
+    model, x = Masked(), torch.randn(2, 5, 4)
+    evolve.analyse(model, x)
+    assert type(masks[5]) is torch.Tensor
+    assert type(model(x)) is torch.Tensor
+
+
+def test_a_mutation_in_inference_mode_leaves_a_model_that_trains():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(model.parameters())
+    with torch.inference_mode():
+        x = torch.randn(3, 4)
+        for operator in ("widen", "deepen"):
+            result = evolve.mutate(model, operator, site="0", optimizer=optimizer, example_inputs=x)
+            assert result.success, result.message
+    model(torch.randn(3, 4)).square().sum().backward()
+    optimizer.step()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
+from evolve.structure.axes import Axis
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.rehearsal import rehearse
@@ -19,6 +21,8 @@ from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
 from evolve.surgery.layout import Move, holds, layout_of, members, moved
 from evolve.surgery.resize import Cut, resize
+
+logger = logging.getLogger(__name__)
 
 # Makes the values of new positions: called with the name of the tensor, the axis they lie along, whether the model sums
 # over it, the old values and the shape of the new part.
@@ -82,12 +86,19 @@ class Step:
 
 
 def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> dict[str, Any]:
-    """Returns what `regroup` needs to know, as JSON values.
+    """Returns what `regroup` needs to know, as JSON values. Of several groups those that cannot follow are left out.
 
     Raises:
-        NotApplicable: If the forward keeps sizes that cannot follow.
+        NotApplicable: If the forward keeps sizes that cannot follow for any of them.
     """
-    settings = rehearse(model, analysis, {change.group.axis: change.size for change in changes})
+    wanted = changes
+    try:
+        settings = rehearse(model, analysis, _sizes_of(changes))
+    except NotApplicable:
+        changes = _that_follow(model, analysis, [], changes) if len(changes) > 1 else []
+        if not changes:
+            raise
+        settings = rehearse(model, analysis, _sizes_of(changes))
     names = {change.group.axis: change.group.name for change in changes}
     readers: dict[tuple[str, int], list[str]] = {}
     for change in changes:
@@ -111,7 +122,28 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
         ],
         "settings": [[s.module, s.attribute, s.position, s.value] for s in settings],
         "unseen": _unseen(model, analysis, changes),
+        "left_out": [change.group.name for change in wanted if change not in changes],
     }
+
+
+def _sizes_of(changes: Sequence[Regrouping]) -> dict[Axis, int]:
+    return {change.group.axis: change.size for change in changes}
+
+
+def _that_follow(
+    model: nn.Module, analysis: Analysis, kept: Sequence[Regrouping], more: Sequence[Regrouping]
+) -> list[Regrouping]:
+    """Returns `kept` and as many more as can change together, found by halving."""
+    try:
+        rehearse(model, analysis, _sizes_of([*kept, *more]))
+    except NotApplicable as error:
+        logger.debug("%d groups cannot change together: %s", len(kept) + len(more), error)
+    else:
+        return [*kept, *more]
+    if len(more) == 1:
+        return list(kept)
+    half = len(more) // 2
+    return _that_follow(model, analysis, _that_follow(model, analysis, kept, more[:half]), more[half:])
 
 
 def _unseen(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> list[str]:
@@ -211,13 +243,20 @@ def places_of(analysis: Analysis, group: Group) -> list[Place]:
 
 def told(plan: Mapping[str, Any]) -> str:
     """Returns what a plan does to its groups, for a message."""
+    told = _growth(plan)
+    if plan["left_out"]:
+        told += f", without {_names(plan['left_out'])}, which cannot follow,"
     if plan["unseen"]:
-        names = ", ".join(f"'{name}'" for name in plan["unseen"][:3])
-        return f"{_sizes(plan)}; the probe batch did not come by {names}, which may have to follow"
-    return _sizes(plan)
+        told += f"; the probe batch did not come by {_names(plan['unseen'])}, which may have to follow"
+    return told
 
 
-def _sizes(plan: Mapping[str, Any]) -> str:
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
+def _growth(plan: Mapping[str, Any]) -> str:
     first = plan["groups"][0]
     if len(plan["groups"]) > 1:
         return f"{len(plan['groups'])} groups in {len(plan['places'])} places"

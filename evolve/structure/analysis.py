@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -20,6 +21,7 @@ from evolve.structure.axes import Axis
 from evolve.structure.flow import Flow
 from evolve.structure.groups import Group, find_groups
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
+from evolve.structure.quiet import undisturbed
 from evolve.structure.recorder import record
 from evolve.structure.tape import Shape, Tape
 
@@ -139,6 +141,8 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
         inputs = found
     key = fingerprint(model, inputs)
     known = _MEMO.get(model)
+    if known is None:
+        _warm(model, inputs)
     if known is None or known[0] != key:
         try:
             known = (key, Analysis(model, inputs))
@@ -149,6 +153,18 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
             ) from error
         _MEMO[model] = known
     return known[1]
+
+
+def _warm(model: nn.Module, inputs: Inputs) -> None:
+    """Runs the model on real tensors, so that what a forward caches somewhere (masks, positions) is real."""
+    if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
+        return
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        try:
+            model(*inputs.args, **inputs.kwargs)
+        except Exception as error:  # the recording will say so
+            logger.debug("%s does not run: %s", type(model).__name__, error)
 
 
 # A memo, not a state: it is looked at only where the fingerprint says that nothing has changed.

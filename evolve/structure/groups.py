@@ -105,8 +105,10 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:
                         leaf.marks["fixed"] = "a recurrent layer"  # says more than what the operations met with
         elif isinstance(module, nn.MultiheadAttention):
             # It asserts that its width is heads x head width: both sides of the output projection change together.
-            axes = flow.sources.get(prefix + "out_proj.weight")
-            if axes:
+            for weight in ("out_proj.weight", "q_proj_weight"):
+                axes = flow.sources.get(prefix + weight)
+                if not axes:
+                    continue
                 try:
                     unify(*axes)
                 except MismatchError:

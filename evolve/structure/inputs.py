@@ -47,7 +47,8 @@ def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return leaf.detach().to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+        leaf = leaf.clone() if leaf.is_inference() else leaf.detach()  # the former cannot be saved for a backward pass
+        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
 
     if isinstance(example_inputs, Mapping):
         return Inputs(kwargs=tree_map(move, dict(example_inputs)))

@@ -84,6 +84,8 @@ class _SizeReader(TorchFunctionMode):
         return told
 
 
+_aten = torch.ops.aten
+_TURNING = {_aten.transpose_, _aten.t_, _aten.swapaxes_, _aten.squeeze_, _aten.unsqueeze_}
 _READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
 _VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
 
@@ -157,6 +159,8 @@ class Recorder(TorchDispatchMode):
             kwargs = {key: self._replace(value) for key, value in kwargs.items()}
         out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
         out = func(*args, **kwargs) if out is None else out
+        if func._overloadpacket in _TURNING:
+            self._values.pop(id(out), None)  # the same tensor, but its axes are others from here on
         position = len(self.tape.ops)
         flat = (out,) if isinstance(out, Tensor) else tree_leaves(out)
         outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in flat]

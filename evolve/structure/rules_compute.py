@@ -248,5 +248,6 @@ def _weight_norm(flow: Flow, op: Op) -> None:
             unify(axis, flow.of(length)[position])
         else:
             axis.mark("mixed", "the weights are normalised over it")
+            flow.of(length)[position].mark("fixed", "one length for all of it")
     flow.give(op.outputs[0], flow.of(direction))
     flow.give(op.outputs[1], flow.of(length))

@@ -41,7 +41,8 @@ def _pixels(flow: Flow, op: Op) -> None:
     few, many = (out, channels) if "unshuffle" not in op.name else (op.args[0], None)
     count = few.shape[-3]
     if many is not None:
-        kept = reshape([many], [count, factor * factor])[0]
+        kept, pixels = reshape([many], [count, factor * factor])
+        pixels.mark("fixed", "the channels that become pixels")
         flow.give(out, [*lead, kept, *(_fixed_like(out, dim, "a spatial size") for dim in (-2, -1))])
     else:
         repeated = Axis(factor * factor, fixed="the pixels that become channels")
