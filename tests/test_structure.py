@@ -1,0 +1,387 @@
+"""The algebra of axes, the groups and costs of models small enough to be worked out by hand, and what pins an axis."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from fingerprints import fingerprint
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import evolve
+from evolve.errors import NotApplicable
+from evolve.structure.axes import Axis, MismatchError, cut, factors, product, reshape, total, unify
+from evolve.surgery.layout import Move, holds, layout_of, length, members, moved
+from evolve.testing import ZOO
+
+
+def sizes(axis):
+    """The make-up of an axis as nested lists of sizes."""
+    return axis.resolved().size if axis.kind == "plain" else [axis.kind, *(sizes(part) for part in axis.parts)]
+
+
+def test_products_and_sums_are_flat_and_leave_out_what_is_empty():
+    a, b, c = Axis(2), Axis(3), Axis(4)
+    assert product([a]) is a
+    assert sizes(product([product([a, Axis(1), b]), c])) == ["product", 2, 3, 4]
+    assert sizes(total([a, total([b, Axis(0)]), c])) == ["sum", 2, 3, 4]
+    assert (product([a, b, c]).size, total([a, b, c]).size) == (24, 9)
+    assert list(product([a, total([b, a])]).leaves()) == [a, b, a]
+
+
+def test_one_and_the_same_axis():
+    a, b, c = Axis(6), Axis(6), product([Axis(2), Axis(3)])
+    a.mark("fixed", "first")
+    a.mark("fixed", "second")
+    b.mark("statistic", "a mean")
+    unify(a, b)
+    assert a.resolved() is b.resolved()
+    assert a.resolved().marks == {"fixed": "first", "statistic": "a mean"}
+    unify(b, c)  # a plain axis that turns out to have parts hands on what is known of it
+    assert sizes(a) == ["product", 2, 3]
+    assert [leaf.marks["fixed"] for leaf in a.leaves()] == ["first", "first"]
+    with pytest.raises(MismatchError, match="sizes 6 and 5"):
+        unify(a, Axis(5))
+
+
+def test_products_meet_at_common_factors():
+    one, other = product([Axis(2), Axis(6)]), product([Axis(4), Axis(3)])
+    unify(one, other)
+    assert sizes(one) == sizes(other) == ["product", 2, 2, 3]
+    assert list(one.leaves()) == list(other.leaves())
+    with pytest.raises(MismatchError, match="3 into 2"):
+        unify(product([Axis(2), Axis(9)]), product([Axis(3), Axis(6)]))
+
+
+def test_sums_meet_at_common_cuts():
+    one, other = total([Axis(2), Axis(6)]), total([Axis(5), Axis(3)])
+    unify(one, other)
+    assert sizes(one) == sizes(other) == ["sum", 2, 3, 3]
+    assert list(one.leaves()) == list(other.leaves())
+
+
+def test_equal_summands_are_a_product():
+    parts, whole = [Axis(4) for _ in range(3)], product([Axis(3), Axis(4)])
+    unify(total(parts), whole)
+    assert len({part.resolved() for part in parts}) == 1
+    assert list(whole.leaves())[1] is parts[0].resolved()
+
+
+def test_cuts():
+    plain = Axis(10)
+    first, rest = cut(plain, 4)
+    assert sizes(plain) == ["sum", 4, 6]
+    assert cut(plain, 4) == (first, rest)
+    whole = product([Axis(4), Axis(3)])
+    assert [sizes(part) for part in cut(whole, 6)] == [["product", 2, 3], ["product", 2, 3]]
+    assert [part.size for part in cut(total([Axis(3), Axis(5)]), 6)] == [6, 2]
+    with pytest.raises(MismatchError, match="a cut at 5 of 12"):
+        cut(product([Axis(4), Axis(3)]), 5)
+    with pytest.raises(MismatchError, match="a cut at 10 of 10"):
+        cut(Axis(10), 10)
+
+
+def test_factors():
+    axis = Axis(12)
+    assert [part.size for part in factors(axis, 3)] == [3, 4]
+    assert sizes(axis) == ["product", 3, 4]
+    assert [sizes(part) for part in factors(axis, 6)] == [["product", 3, 2], 2]
+    assert factors(axis, 12)[0] is axis.resolved()
+    parts = [Axis(4), Axis(4)]
+    outer, inner = factors(total(parts), 2)
+    assert "concatenated" in outer.marks["fixed"]
+    assert inner.resolved() is parts[0].resolved() is parts[1].resolved()
+    with pytest.raises(MismatchError, match="12 into 5"):
+        factors(axis, 5)
+    with pytest.raises(MismatchError, match="unequal parts"):
+        factors(total([Axis(2), Axis(4)]), 3)
+
+
+def test_a_statistic_over_several_parts_of_a_sum_mixes_them():
+    whole = total([Axis(3), Axis(5)])
+    whole.mark("statistic", "a mean")
+    assert [set(leaf.marks) for leaf in whole.leaves()] == [{"mixed"}, {"mixed"}]
+
+
+def test_reshape_keeps_an_axis_the_object_it_is():
+    n, channels, height, width = Axis(2), Axis(8), Axis(4), Axis(4)
+    flat = reshape([n, channels, height, width], [2, 128])
+    assert flat[0] is n
+    back = reshape(flat, [2, 8, 16])
+    assert back[1] is channels
+    with pytest.raises(MismatchError):
+        reshape([Axis(2), Axis(9)], [3, 6])
+
+
+DIVISIONS = [([2, 3, 4], [6, 4]), ([6, 4], [2, 12]), ([24], [4, 3, 2]), ([4, 6], [4, 2, 3]), ([2, 1, 12], [2, 4, 3])]
+
+
+@pytest.mark.parametrize(("old", "new"), DIVISIONS)
+def test_reshape_and_its_sizes_are_those_of_tensors(old, new):
+    axes = [Axis(size) for size in old]
+    found = reshape(axes, new)
+    assert [axis.size for axis in found] == new
+    for leaf in {leaf for axis in found for leaf in axis.leaves()}:  # any part twice as large
+        grown = [axis.resized({leaf: 2 * leaf.size}) for axis in axes]
+        assert torch.zeros(grown).reshape([axis.resized({leaf: 2 * leaf.size}) for axis in found]).numel() == 2 * 24
+
+
+LAYOUTS = st.recursive(
+    st.sampled_from(["a", "b", 1, 2, 3]),
+    lambda parts: st.lists(parts, min_size=2, max_size=3).flatmap(
+        lambda found: st.sampled_from([["*", *found], ["+", *found]])
+    ),
+    max_leaves=5,
+)
+GROUPS = {"a": 3, "b": 2}
+
+
+def squared(layout):
+    """Whether group a is multiplied with itself, where no position belongs to one member alone."""
+    if isinstance(layout, int | str):
+        return False
+    twice = layout[0] == "*" and sum(holds(part, "a") for part in layout[1:]) > 1
+    return twice or any(squared(part) for part in layout[1:])
+
+
+def spelled(layout, start):
+    """The positions of a layout, one tensor of member numbers per group (-1 outside): by building it."""
+    if isinstance(layout, int | str):
+        count = length(layout, GROUPS)
+        return torch.arange(count) if layout == start else torch.full((count,), -1)
+    parts = [spelled(part, start) for part in layout[1:]]
+    if layout[0] == "+":
+        return torch.cat(parts)
+    found = parts[0]
+    for part in parts[1:]:  # row-major
+        found = torch.where(found[:, None] >= 0, found[:, None], part[None, :]).flatten()
+    return found
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(LAYOUTS)
+def test_members_lie_where_they_are_put(layout):
+    assume(holds(layout, "a") and not squared(layout))
+    owner = spelled(layout, "a")
+    positions = members(layout, "a", GROUPS)
+    expected = [(owner == member).nonzero().flatten().tolist() for member in range(3)]
+    assert [sorted(row.tolist()) for row in positions] == expected
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(LAYOUTS)
+def test_moves_give_as_many_positions_as_the_layout_then_has(layout):
+    source = torch.tensor([0, 1, 2, 1, -1])
+    move = moved(layout, GROUPS, lambda group: Move(source) if group == "a" else Move(torch.arange(2)))
+    assert len(move.source) == length(layout, {"a": 5, "b": 2})
+    kept = move.source[move.source >= 0]
+    assert set(kept.tolist()) == set(range(length(layout, GROUPS)))  # all of the old ones are still there
+    same = moved(layout, GROUPS, lambda group: Move(torch.arange(GROUPS[group])))
+    assert torch.equal(same.source, torch.arange(length(layout, GROUPS)))
+
+
+def test_layouts_name_groups_and_count_the_rest():
+    a, b = Axis(3), Axis(2)
+    axis = total([product([Axis(4), a]), Axis(5), b])
+    assert layout_of(axis, {a: "a"}) == ["+", ["*", 4, "a"], 5, 2]
+    assert layout_of(b, {a: "a"}) == 2
+
+
+def slots(group):
+    return [(slot.name, slot.axis, slot.reads) for slot in group.slots]
+
+
+def changeable(name):
+    analysis = evolve.analyse(ZOO[name].build(), ZOO[name].inputs())
+    return {group.name: group for group in analysis.changeable}
+
+
+def test_groups_of_a_chain():
+    found = changeable("chain")
+    assert {name: group.size for name, group in found.items()} == {"features.0": 8, "features.4": 12}
+    assert slots(found["features.0"]) == [
+        ("features.0.weight", 0, False),
+        ("features.0.bias", 0, False),
+        ("features.1.weight", 0, False),
+        ("features.1.bias", 0, False),
+        ("features.4.weight", 1, True),
+        ("features.1.running_mean", 0, False),
+        ("features.1.running_var", 0, False),
+    ]
+    assert slots(found["features.4"])[-1] == ("classifier.2.weight", 1, True)  # 48 inputs: 12 channels of 2 x 2
+    weight = evolve.analyse(model := ZOO["chain"].build(), torch.zeros(4, 3, 8, 8)).flow.sources["classifier.2.weight"]
+    assert sizes(weight[1]) == ["product", 12, 2, 2]
+    assert model.training
+
+
+def test_a_residual_path_ties_both_ends_and_reads_with_the_layer_between():
+    (group,) = changeable("residual").values()
+    assert (group.name, group.size) == ("stem", 8)
+    assert ("body.0.weight", 0, False) in slots(group)
+    assert ("body.0.weight", 1, True) in slots(group)
+    assert [slot.name for slot in group.readers] == ["body.0.weight", "head.weight"]
+
+
+def test_concatenation_and_split_keep_the_parts_apart():
+    found = changeable("concatenated")
+    assert {name: group.size for name, group in found.items() if "mix" not in name} == {"left": 6, "right": 4}
+    assert [slot.name for slot in found["left"].readers] == ["mix.weight"]
+    norm = evolve.analyse(ZOO["concatenated"].build(), torch.zeros(4, 3, 8, 8)).flow.sources["norm.weight"][0]
+    assert sizes(norm) == ["sum", 6, 3, 4]
+
+
+def test_a_depthwise_convolution_goes_along_and_a_grouped_one_counts_groups():
+    found = changeable("depthwise")
+    assert found["expand"].size == 16
+    assert ("depthwise.weight", 0, False) in slots(found["expand"])
+    assert ("squeeze.weight", 1, True) in slots(found["expand"])
+    assert (found["stem"].size, found["stem:1"].size, found["grouped"].size) == (4, 2, 3)  # groups, in, out of each
+    assert ("grouped.weight", 1, True) in slots(found["stem:1"])
+
+
+def test_what_stands_between_decides_which_copies_are_exact():
+    assert changeable("normalised")["features.0"].statistic == "a group norm over it"
+    assert changeable("layer_normed")["stem"].statistic == "a norm over it"
+    assert changeable("transformer")["block.linear1"].statistic == ""
+    tied = changeable("transformer")["block.self_attn"]
+    assert tied.mixed == "'embed.weight' is both read from and written with along it (tied weights)"
+    heads = changeable("grouped_queries")
+    assert (heads["q"].size, heads["q:1"].size) == (2, 2)  # groups of keys and values; queries of each
+    assert [slot.name for slot in heads["q:1"].slots] == ["q.weight", "q.bias", "o.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "reason"),
+    [
+        ("chain", "features.0:3", "an axis of the model's input"),
+        ("chain", "classifier.2", "an axis of the model's output"),
+        ("chain", "features.0:1", "a spatial size"),
+        ("depthwise", "depthwise", "each group has one input channel"),
+        ("transformer", "embed", "its positions are told apart by index"),
+        ("recurrent", "rnn", "a recurrent layer"),
+    ],
+)
+def test_pins_say_why(name, group, reason):
+    analysis = evolve.analyse(ZOO[name].build(), ZOO[name].inputs())
+    with pytest.raises(NotApplicable, match=f"'{group}' cannot change: {reason}"):
+        analysis.group(group)
+
+
+def test_an_unknown_group_names_the_closest():
+    analysis = evolve.analyse(ZOO["chain"].build(), ZOO["chain"].inputs())
+    with pytest.raises(NotApplicable, match=r"called 'features.1'.*features"):
+        analysis.group("features.1")
+
+
+@torch.library.custom_op("evolve_tests::upside_down", mutates_args=())
+def upside_down(x: torch.Tensor) -> torch.Tensor:
+    """An operation that nobody has a rule for."""
+    return x.flip(-1)
+
+
+@upside_down.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.three(F.relu(self.two(upside_down(self.one(x)))))
+
+
+def test_an_operation_without_a_rule_pins_what_it_touches_and_nothing_else():
+    analysis = evolve.analyse(Unknown(), torch.zeros(3, 4))
+    assert analysis.flow.unknown == {"evolve_tests.upside_down"}
+    assert [group.name for group in analysis.changeable] == ["two"]
+    with pytest.raises(NotApplicable, match=r"there is no rule for evolve_tests\.upside_down"):
+        analysis.group("one")
+
+
+def test_control_flow_that_looks_at_values_is_recorded_on_real_tensors():
+    def real(name):
+        return [tape.real for tape in evolve.analyse(ZOO[name].build(), ZOO[name].inputs()).tapes]
+
+    assert real("control_flow") == [True, True]
+    assert real("chain") == [False, False]
+
+
+def test_costs_by_hand():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
+    costs = evolve.analyse(model, torch.zeros(2, 3, 4, 4)).costs
+    conv, linear = 2 * 27 * 8 * 16, 2 * 128 * 5  # 2 for a multiplication and an addition
+    assert costs["0"].parameters == 27 * 8 + 8
+    assert (costs["0"].flops, costs["3"].flops, costs[""].flops) == (conv, linear, conv + linear)
+    assert costs["0"].activation_bytes == costs["1"].activation_bytes == 4 * 8 * 16
+    assert costs["2"].activation_bytes == 0  # a view
+    assert costs[""].activation_bytes == 4 * (2 * 8 * 16 + 5)
+    assert costs[""].parameters == 224 + 128 * 5 + 5
+
+
+def test_a_module_called_twice_costs_twice_and_has_its_parameters_once():
+    costs = evolve.analyse(ZOO["shared"].build(), ZOO["shared"].inputs()).costs
+    assert costs["block.0"].flops == 2 * (2 * 8 * 10)
+    assert costs["block.0"].parameters == 8 * 10 + 10
+    assert costs[""].parameters == sum(p.numel() for p in ZOO["shared"].build().parameters())
+
+
+def test_a_model_without_memory():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(100_000, 50_000), nn.GELU(), nn.Linear(50_000, 100_000))
+    analysis = evolve.analyse(model, torch.empty(1, 100_000, device="meta"))
+    assert [(group.name, group.size) for group in analysis.changeable] == [("0", 50_000)]
+    assert analysis.costs[""].flops == 2 * 2 * 100_000 * 50_000
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_it_reads_and_leaves_no_trace(name):
+    model, inputs = ZOO[name].build(), ZOO[name].inputs()
+    before = fingerprint(model)
+    evolve.analyse(model, inputs)
+    assert fingerprint(model) == before
+
+
+def test_it_is_kept_until_something_changes():
+    model, x = ZOO["chain"].build(), torch.zeros(4, 3, 8, 8)
+    first = evolve.analyse(model, x)
+    assert evolve.analyse(model, x) is first
+    assert evolve.analyse(model, torch.ones(4, 3, 8, 8)) is first  # only shapes matter
+
+    def stale():
+        nonlocal first
+        known, first = first, evolve.analyse(model, x)
+        return first is not known
+
+    x = torch.zeros(2, 3, 8, 8)
+    assert stale()
+    assert evolve.mutate(model, "widen", site="features.0", example_inputs=x)
+    assert stale()
+    assert first.group("features.0").size == 16
+    assert evolve.mutate(model, "deepen", site="features.4", example_inputs=x)
+    assert stale()
+    model.features[4] = nn.Conv2d(16, 12, 3)
+    assert stale()
+    assert not stale()
+
+
+def test_a_model_that_does_not_run_is_told():
+    with pytest.raises(NotApplicable, match=r"fails on inputs of shape \(4, 2, 8, 8\)"):
+        evolve.analyse(ZOO["chain"].build(), torch.zeros(4, 2, 8, 8))
+    with pytest.raises(NotApplicable, match="pass example_inputs"):
+        evolve.analyse(nn.Module())
+
+
+def test_it_does_not_keep_a_model_alive():
+    model = ZOO["chain"].build()
+    evolve.analyse(model, torch.zeros(4, 3, 8, 8))
+    known = weakref.ref(model)
+    del model
+    gc.collect()
+    assert known() is None
