@@ -149,7 +149,7 @@ def _find_site(model: nn.Module, operator: MutationOperator, name: str | None, s
         if not names:
             raise NotApplicable(f"The model has no site for '{operator.name}'. Name one with site=... to see why.")
         name = operator.default_site(names)
-    return resolve(model, name)
+    return resolve(model, name, groups=operator.on_groups)
 
 
 def _check_count(change: Change, before: int, after: int) -> None:
@@ -186,7 +186,8 @@ def _check_outputs(
         allowed = tolerance(old, operator.preserves)
         if allowed is not None and delta.relative > allowed:
             if operator.preserves == "exact":
-                allowed = max(allowed, rounding(model, inputs, attempt.seed, training=mode == "train"))
+                training, still = mode == "train", operator.redraws
+                allowed = max(allowed, rounding(model, inputs, new, attempt.seed, training=training, still=still))
             if delta.relative <= allowed:
                 continue
             raise RejectedError(

@@ -228,7 +228,7 @@ def replay(model: nn.Module, records: Iterable[Record]) -> None:
             ) from error
         try:
             with preserved_rng(model, record.seed):
-                acting.apply(model, resolve(model, record.site), record.plan)
+                acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
         except NotApplicable as error:
             raise EvolveError(
                 f"Record {record.index} ('{record.operator}' at '{record.site}') does not fit this model: {error} "

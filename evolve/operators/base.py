@@ -51,11 +51,14 @@ class MutationOperator(ABC):
         name: Registered name.
         preserves: Whether the function is preserved: "exact" (to rounding), "approximate" or "no". May be a property
             that depends on `self.options`.
+        on_groups: Whether its sites are groups of channels or units: `0:1` is the second group of the layer `0` then,
+            not a run of children.
         redraws: Whether dropout draws other masks afterwards (for layers of other widths): it is left out of the
             comparison in train mode then.
     """
 
     name: ClassVar[str]
+    on_groups: ClassVar[bool] = False
     redraws: ClassVar[bool] = False
     preserves: Preserves = "no"
     Options: ClassVar[type[OperatorOptions]] = OperatorOptions

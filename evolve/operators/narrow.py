@@ -44,6 +44,7 @@ class Narrow(MutationOperator):
     """
 
     name = "narrow"
+    on_groups = True
     redraws = True
 
     class Options(OperatorOptions):

@@ -32,6 +32,7 @@ class Remove(MutationOperator):
     """
 
     name = "remove"
+    redraws = True
 
     class Options(OperatorOptions):
         """Options of `remove`.

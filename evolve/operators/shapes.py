@@ -58,7 +58,7 @@ def site_shape(site: Site, probe: Probe) -> SiteShape:
         )
     if len(taken) < 2 or 0 in (*taken, *given):
         raise NotApplicable(f"'{site.name}' maps {taken} to {given}: there is no channel axis or it is empty.")
-    layout = _layout(site, len(taken))
+    layout = _layout(site, taken)
     if layout == "features_last":
         if taken[:-1] != given[:-1]:
             raise NotApplicable(f"'{site.name}' maps {taken} to {given}: all axes but the last have to agree.")
@@ -78,15 +78,19 @@ def safe_stride(size_in: int, size_out: int) -> int:
     return exact if (size_in - 1) // exact + 1 == size_out else max(1, size_in // size_out)
 
 
-def _layout(site: Site, axes: int) -> Layout:
+def _layout(site: Site, taken: tuple[int, ...]) -> Layout:
     """(N, L, D) and (N, H, W, C) look like images; the site's own layers tell which axis they work on."""
+    axes = len(taken)
     if axes == 2:
         return "features_last"
     kinds = site.layers
     if any(isinstance(layer, (*_CONVS, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)) for layer in kinds):
         return "channels_first"
     if any(isinstance(layer, nn.Linear | nn.LayerNorm | nn.MultiheadAttention | nn.Embedding) for layer in kinds):
-        return "features_last"
+        widths = {layer.in_features for layer in kinds if isinstance(layer, nn.Linear)}
+        widths |= {layer.normalized_shape[-1] for layer in kinds if isinstance(layer, nn.LayerNorm)}
+        turned = axes > 3 and taken[1] in widths and taken[-1] not in widths  # they see the channels moved to the end
+        return "channels_first" if turned else "features_last"
     return "channels_first" if 3 < axes < 6 else "features_last"
 
 

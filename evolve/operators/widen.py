@@ -36,6 +36,7 @@ class Widen(MutationOperator):
     """
 
     name = "widen"
+    on_groups = True
     redraws = True
 
     class Options(OperatorOptions):

@@ -116,7 +116,9 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:
                         axis.mark("fixed", "nn.MultiheadAttention")
 
 
-def _readings(flow: Flow) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[Axis, set[tuple[str, int]]]]:
+def _readings(  # noqa: PLR0912 - one for each way in which a weight can be at work
+    flow: Flow,
+) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[Axis, set[tuple[str, int]]]]:
     """For each plain axis: the parameter axes that are summed over, and those that are used in another way."""
     origins = {id(axis): (name, k) for name, axes in flow.sources.items() for k, axis in enumerate(axes)}
     within: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
@@ -130,9 +132,10 @@ def _readings(flow: Flow) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[
         direct = origins.get(id(use.axis))
         for leaf in use.axis.leaves():
             for factors in use.weight:
-                places = {place for place in within[leaf] if place[0] in factors}
                 if direct is not None and direct[0] in factors:
                     places = {direct}
+                else:
+                    places = {place for place in within[leaf] if place[0] in factors}
                 if not use.contracted:
                     plain[leaf] |= places
                 elif len(places) == 1:

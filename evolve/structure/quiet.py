@@ -33,7 +33,8 @@ def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
-    accelerators = [device for device in devices_of(model) if device.type not in ("cpu", "meta")]
+    devices = devices_of(model) if torch.accelerator.is_available() else []  # going through a model takes its time
+    accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
     kind = accelerators[0].type if accelerators else "cuda"
     with torch.random.fork_rng(devices=[device.index or 0 for device in accelerators], device_type=kind):
         try:

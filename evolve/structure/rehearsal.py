@@ -109,11 +109,18 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
     Raises:
         NotApplicable: If the forward would not do what it did, whatever settings are changed.
     """
+    try:
+        return _rehearse(model, analysis, sizes, together=True)
+    except NotApplicable:  # layers of one class need not all follow
+        return _rehearse(model, analysis, sizes, together=False)
+
+
+def _rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes, *, together: bool) -> list[Setting]:
     settings = known_settings(model, analysis, sizes)
     for script in _scripts(analysis):
         departure = _run(model, analysis, script, sizes, settings)
         while departure is not None:
-            repaired = _repaired(model, analysis, script, sizes, settings, departure)
+            repaired = _repaired(model, analysis, script, sizes, settings, departure, together)
             if repaired is None:
                 raise NotApplicable(
                     f"The forward of '{departure.modules[0] if departure.modules else ''}' keeps a size that cannot "
@@ -138,7 +145,13 @@ def _role(tape: Tape, op: Op) -> tuple[Any, ...]:
 
 
 def _repaired(
-    model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, settings: list[Setting], found: _DepartureError
+    model: nn.Module,
+    analysis: Analysis,
+    script: Tape,
+    sizes: Sizes,
+    settings: list[Setting],
+    found: _DepartureError,
+    together: bool,
 ) -> tuple[list[Setting], _DepartureError | None] | None:
     """Tries settings of the modules at work, innermost first; returns those that got further.
 
@@ -151,7 +164,8 @@ def _repaired(
             matching = list(_matching(name, modules[name], changes, settings))
             trials = [*([one] for one in matching), *([matching] if len(matching) > 1 else [])]
             for trial in trials:
-                for attempt in (_with_siblings(trial, modules, analysis, sizes), trial):
+                siblings = [_with_siblings(trial, modules, analysis, sizes)] if together else []
+                for attempt in (*siblings, trial):
                     further = _run(model, analysis, script, sizes, [*settings, *attempt])
                     if further is None or further.step > found.step:
                         return [*settings, *attempt], further

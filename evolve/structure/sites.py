@@ -57,8 +57,13 @@ class Site:
         return (f"{prefix}.{first}", f"{prefix}.{last}") if prefix else (first, last)
 
 
-def resolve(model: nn.Module, name: str) -> Site:
+def resolve(model: nn.Module, name: str, *, groups: bool = False) -> Site:
     """Finds the place called `name`.
+
+    Args:
+        model: The root module.
+        name: Its dotted name.
+        groups: Whether a number behind a colon is that of a group of channels, also where it could be a run.
 
     Raises:
         NotApplicable: If the model has no such place; the message names the closest one.
@@ -68,7 +73,7 @@ def resolve(model: nn.Module, name: str) -> Site:
     parent, _, last = name.rpartition(".")
     span = re.fullmatch(r"(\d+):(\d+)", last)
     whole, colon, part = name.rpartition(":")
-    if colon and part.isdigit() and not span and (owner := _submodule(model, whole)) is not None:
+    if colon and part.isdigit() and (groups or not span) and (owner := _submodule(model, whole)) is not None:
         return Site(name, owner, part=int(part))
     target = parent if span else name
     module = _submodule(model, target)

@@ -106,11 +106,21 @@ def tolerance(outputs: Any, preserves: str) -> float | None:
     return max((EXACT[kind] for kind in kinds), default=0.0)
 
 
-def rounding(model: nn.Module, inputs: Inputs, seed: int, *, training: bool) -> float:
+def rounding(
+    model: nn.Module, inputs: Inputs, outputs: Any, seed: int, *, training: bool, still: bool = False
+) -> float:
     """Returns how far rounding may carry this model's outputs, relative to the largest.
 
     The model is run on inputs that differ by one rounding; what that does to the outputs, a few times over (every layer
     of a changed model rounds anew), is what rounding can do. BatchNorm over few values makes much of it.
+
+    Args:
+        model: The model.
+        inputs: Arguments of a run.
+        outputs: What that run gave.
+        seed: Of all that was drawn in it.
+        training: Its mode.
+        still: Whether dropout was left out.
     """
 
     def nudge(leaf: Any) -> Any:
@@ -120,12 +130,11 @@ def rounding(model: nn.Module, inputs: Inputs, seed: int, *, training: bool) -> 
 
     with undisturbed(model), preserved_rng(model, seed):
         other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
-    outputs = []
-    for one in (inputs, other):
-        with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), WithoutDropout():
-            model.train(training)
-            outputs.append(model(*one.args, **one.kwargs))
-    return min(_ROUNDINGS * difference(*outputs).relative, _MOST_ROUNDING)
+    quiet = WithoutDropout() if still else contextlib.nullcontext()
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), quiet:
+        model.train(training)
+        nudged = model(*other.args, **other.kwargs)
+    return min(_ROUNDINGS * difference(outputs, nudged).relative, _MOST_ROUNDING)
 
 
 def gradient_faults(
