@@ -1,8 +1,8 @@
 """Time of mutations: beside Torch-Pruning (see `structure.py`), and over that of one training step of the same model.
 
-For the latter, each repetition takes fresh copies of the model with an optimizer that has state, and times a training step and a
-mutation one after the other, in turns which comes first. The mutation, `residual`, is verified, as always, on the eight samples that
-the Evolver takes for it.
+For the latter, each repetition takes fresh copies of the model with an optimizer that has state, and times a training
+step and a mutation one after the other, in turns which comes first. The mutation, `residual`, is verified, as always,
+on the eight samples that the Evolver takes for it.
 """
 
 from __future__ import annotations

@@ -60,15 +60,14 @@ class ConvChain(Says):
             return base
         y = x
         for i in range(1, self.layers + 1):
-            y = self.get_submodule(f"conv{i}")(y)
-            norm = self.get_submodule(f"norm{i}")
+            y, norm = getattr(self, f"conv{i}")(y), getattr(self, f"norm{i}")
             y = batch_norm(y, norm) if isinstance(norm, nn.modules.batchnorm._BatchNorm) else norm(y)
             y = F.relu(y) if i < self.layers else y
-        if y.shape[2:] != base.shape[2:]:
-            y = POOL[x.dim() - 2](y, list(base.shape[2:]))
         if y.shape != base.shape:
-            self.say_once(x, base)
-            return base
+            if y.shape[:2] != base.shape[:2]:
+                self.say_once(x, base)
+                return base
+            y = POOL[x.dim() - 2](y, list(base.shape[2:]))
         return base + y.to(base.dtype)
 
 

@@ -184,6 +184,7 @@ class _Moves:
         self.shared = (
             self.plain if shares is None else Move(self.plain.source, torch.tensor(shares, dtype=torch.float64))
         )
+        self.merges = bool(step["merged"])
         self.merged = torch.tensor(step["merged"]).view(-1, 2)
 
 
@@ -194,7 +195,7 @@ def _cut(place: Mapping[str, Any], moves: Mapping[str, _Moves], sizes: Mapping[s
     merged: list[tuple[Tensor, Tensor]] = []
     joined: list[tuple[Tensor, Tensor]] = []
     for group, move in moves.items():
-        if len(move.merged) and holds(layout, group):
+        if move.merges and holds(layout, group):
             one, other = members(layout, group, sizes)[move.merged.T]
             (merged if group in readers else joined).append((one.flatten(), other.flatten()))
     # Who reads a copy takes a share of it; the gradient that comes back to its makers is that share of the old one.

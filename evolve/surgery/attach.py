@@ -76,14 +76,15 @@ class _EvolvedSequential(_Evolved, nn.Sequential):
     def forward(self, input: Any) -> Any:
         """Runs the children in order, each run's blocks behind its last child."""
         x = input
+        spans = [(link, *link.span) for link in self._evolve_links if link.span is not None]
         entries: dict[int, Any] = {}
         for index, child in enumerate(self):
-            if any(link.span is not None and link.span[0] == index for link in self._evolve_links):
+            if spans:
                 entries[index] = x
             x = child(x)
-            for link in self._evolve_links:
-                if link.span is not None and link.span[1] == index + 1:
-                    x = link(entries[link.span[0]], x)
+            for link, first, end in spans:
+                if end == index + 1:
+                    x = link(entries[first], x)
         for link in self._evolve_links:
             if link.span is None:
                 x = link(input, x)
