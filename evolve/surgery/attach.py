@@ -77,9 +77,10 @@ class _EvolvedSequential(_Evolved, nn.Sequential):
         """Runs the children in order, each run's blocks behind its last child."""
         x = input
         spans = [(link, *link.span) for link in self._evolve_links if link.span is not None]
+        starts = {first for _, first, _ in spans}
         entries: dict[int, Any] = {}
         for index, child in enumerate(self):
-            if spans:
+            if index in starts:
                 entries[index] = x
             x = child(x)
             for link, first, end in spans:
