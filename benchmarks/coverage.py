@@ -191,7 +191,7 @@ def _plain(out: Any) -> Any:
     return dict(out) if hasattr(out, "keys") else out
 
 
-def cover(subject: Subject, names: list[str], sites: int, seconds: float) -> dict[str, Any]:
+def cover(subject: Subject, names: list[str], sites: int, seconds: float, quick: bool) -> dict[str, Any]:
     """Tries the operators on one model."""
     started = time.perf_counter()
     found: dict[str, Any] = {"source": subject.source, "name": subject.name, "operators": {}}
@@ -209,7 +209,7 @@ def cover(subject: Subject, names: list[str], sites: int, seconds: float) -> dic
         eligible = evolve.sites(trial.model, name, example_inputs=inputs, **OPTIONS.get(name, {}))
         tries: list[dict[str, Any]] = []
         if name in GROUPS and eligible:
-            tries.append(trial.attempt(name, "*", OPTIONS[name], replay=not large, keep=large))
+            tries.append(trial.attempt(name, "*", OPTIONS[name], replay=not (large or quick), keep=large))
             if large:  # the model is spent
                 del trial, analysis
                 gc.collect()
@@ -219,11 +219,11 @@ def cover(subject: Subject, names: list[str], sites: int, seconds: float) -> dic
         for index, site in enumerate(chosen):
             if tries and time.perf_counter() - begun > seconds:
                 break
-            tries.append(trial.attempt(name, site, OPTIONS.get(name, {}), replay=index == 0 and not large))
+            tries.append(trial.attempt(name, site, OPTIONS.get(name, {}), replay=index == 0 and not (large or quick)))
         found["operators"][name] = {"eligible": len(eligible), "tries": tries}
     del trial
     gc.collect()
-    if "widen" in names:
+    if "widen" in names and not quick:
         found["widen_float64"] = _in_float64(subject, large)
     found["seconds"] = time.perf_counter() - started
     return found
@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--operators", nargs="+", default=operators.names())
     parser.add_argument("--sites", type=int, default=0, help="at most this many sites of each model; 0: all")
     parser.add_argument("--seconds", type=float, default=1e9, help="no further site of an operator after this time")
+    parser.add_argument("--quick", action="store_true", help="without float64 and without replay")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path, default=Path("coverage.jsonl"), help="lines already there are kept")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
@@ -262,7 +263,7 @@ def main() -> None:
         if options.only not in subject.name or (subject.source, subject.name) in done:
             continue
         try:
-            result = cover(subject, options.operators, options.sites, options.seconds)
+            result = cover(subject, options.operators, options.sites, options.seconds, options.quick)
         except Exception as error:  # one model that fails must not end the survey; it is counted as failed
             result = {"source": subject.source, "name": subject.name, "error": f"{type(error).__name__}: {error}"}
         results.append(result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,16 +12,13 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
-from evolve.structure.axes import Axis
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
-from evolve.structure.rehearsal import rehearse
+from evolve.structure.rehearsal import CannotFollow, rehearse
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
 from evolve.surgery.layout import Move, holds, layout_of, members, moved
 from evolve.surgery.resize import Cut, resize
-
-logger = logging.getLogger(__name__)
 
 # Makes the values of new positions: called with the name of the tensor, the axis they lie along, whether the model sums
 # over it, the old values and the shape of the new part.
@@ -92,13 +88,15 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
         NotApplicable: If the forward keeps sizes that cannot follow for any of them.
     """
     wanted = changes
-    try:
-        settings = rehearse(model, analysis, _sizes_of(changes))
-    except NotApplicable:
-        changes = _that_follow(model, analysis, [], changes) if len(changes) > 1 else []
-        if not changes:
-            raise
-        settings = rehearse(model, analysis, _sizes_of(changes))
+    while True:
+        try:
+            settings = rehearse(model, analysis, {change.group.axis: change.size for change in changes})
+            break
+        except CannotFollow as error:
+            left = [change for change in changes if change.group.axis not in error.axes]
+            if not left or len(left) == len(changes):
+                raise
+            changes = left
     names = {change.group.axis: change.group.name for change in changes}
     readers: dict[tuple[str, int], list[str]] = {}
     for change in changes:
@@ -124,26 +122,6 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
         "unseen": _unseen(model, analysis, changes),
         "left_out": [change.group.name for change in wanted if change not in changes],
     }
-
-
-def _sizes_of(changes: Sequence[Regrouping]) -> dict[Axis, int]:
-    return {change.group.axis: change.size for change in changes}
-
-
-def _that_follow(
-    model: nn.Module, analysis: Analysis, kept: Sequence[Regrouping], more: Sequence[Regrouping]
-) -> list[Regrouping]:
-    """Returns `kept` and as many more as can change together, found by halving."""
-    try:
-        rehearse(model, analysis, _sizes_of([*kept, *more]))
-    except NotApplicable as error:
-        logger.debug("%d groups cannot change together: %s", len(kept) + len(more), error)
-    else:
-        return [*kept, *more]
-    if len(more) == 1:
-        return list(kept)
-    half = len(more) // 2
-    return _that_follow(model, analysis, _that_follow(model, analysis, kept, more[:half]), more[half:])
 
 
 def _unseen(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> list[str]:

@@ -18,21 +18,34 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis
+from evolve.structure.axes import Axis
 from evolve.structure.flow import keeps_no_size
 from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.recorder import Recorder, plain_operations
 from evolve.structure.settings import Setting, Sizes, change_settings, changed_sources, known_settings, read_setting
-from evolve.structure.tape import Op, Tape
+from evolve.structure.tape import Op, Tape, Value
 
 logger = logging.getLogger(__name__)
+
+
+class CannotFollow(NotApplicable):
+    """The forward keeps a size that cannot follow.
+
+    Attributes:
+        axes: The plain axes of other sizes that are at work where it was seen.
+    """
+
+    def __init__(self, message: str, axes: set[Axis]) -> None:
+        super().__init__(message)
+        self.axes = axes
 
 
 class _DepartureError(Exception):
     """The run did not do what was predicted."""
 
-    def __init__(self, step: int, modules: list[str], sizes: dict[int, int], reason: str) -> None:
+    def __init__(self, step: int, modules: list[str], sizes: dict[int, int], axes: set[Axis], reason: str) -> None:
         super().__init__(reason)
-        self.step, self.modules, self.sizes, self.reason = step, modules, sizes, reason
+        self.step, self.modules, self.sizes, self.axes, self.reason = step, modules, sizes, axes, reason
 
 
 class _Rehearsal(Recorder):
@@ -78,9 +91,17 @@ class _Rehearsal(Recorder):
             modules.append(self.tape.calls[call].module)
             call = self.tape.calls[call].parent
         sizes: dict[int, int] = {}
+        axes: set[Axis] = set()
         if step < len(self.script.ops):
-            sizes = _changes(self.analysis, self.script.ops[step], self.sizes)
-        return _DepartureError(step, modules, sizes, reason)
+            op = self.script.ops[step]
+            sizes = _changes(self.analysis, op, self.sizes)
+            around = [axis for value in _around(op) for axis in self.analysis.flow.of(value)]
+            axes = {leaf for axis in around for leaf in axis.leaves() if leaf in self.sizes}
+        return _DepartureError(step, modules, sizes, axes, reason)
+
+
+def _around(op: Op) -> list[Value]:
+    return [*(out for out in op.outputs if out is not None), *op.tensors]
 
 
 def _changes(analysis: Analysis, op: Op, sizes: Sizes) -> dict[int, int]:
@@ -89,7 +110,7 @@ def _changes(analysis: Analysis, op: Op, sizes: Sizes) -> dict[int, int]:
     literal = analysis.flow.literals.get(id(op))
     if literal is not None:
         found[literal[1].size] = literal[1].resized(sizes)
-    for value in (*(out for out in op.outputs if out is not None), *op.tensors):
+    for value in _around(op):
         for axis in analysis.flow.of(value):
             for part in (axis, *axis.leaves()):
                 new = part.resized(sizes)
@@ -107,11 +128,11 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
         sizes: The new sizes.
 
     Raises:
-        NotApplicable: If the forward would not do what it did, whatever settings are changed.
+        CannotFollow: If the forward would not do what it did, whatever settings are changed.
     """
     try:
         return _rehearse(model, analysis, sizes, together=True)
-    except NotApplicable:  # layers of one class need not all follow
+    except CannotFollow:  # layers of one class need not all follow
         return _rehearse(model, analysis, sizes, together=False)
 
 
@@ -122,9 +143,10 @@ def _rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes, *, together: b
         while departure is not None:
             repaired = _repaired(model, analysis, script, sizes, settings, departure, together)
             if repaired is None:
-                raise NotApplicable(
+                raise CannotFollow(
                     f"The forward of '{departure.modules[0] if departure.modules else ''}' keeps a size that cannot "
-                    f"follow: {departure.reason}."
+                    f"follow: {departure.reason}.",
+                    departure.axes,
                 )
             settings, departure = repaired
     return [setting for setting in settings if read_setting(model, setting) != setting.value]
