@@ -409,7 +409,7 @@ def test_what_is_no_identity_any_more_goes_only_if_told():
 
 def test_a_layer_of_the_models_own_leaves_its_place():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     apply(model, "deepen", "1", TOKENS)  # goes with the layer it stands behind
     there = {"site": "1", "optimizer": optimizer, "example_inputs": TOKENS}
@@ -419,6 +419,7 @@ def test_a_layer_of_the_models_own_leaves_its_place():
     result = evolve.mutate(model, "remove", preserves="no", **there)
     assert result.record.params_after == 6 * 8 + 8 + 8 * 3 + 3
     assert list(model.state_dict()) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert not model[1].training  # as what stood there
     assert torch.equal(model(TOKENS), model[3](F.relu(model[0](TOKENS))))
     again = evolve.mutate(model, "remove", preserves="no", **there)
     assert "has been taken out already" in again.message

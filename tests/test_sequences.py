@@ -18,7 +18,7 @@ from evolve.surgery.verify import difference
 from evolve.testing import ZOO, variants
 from evolve.testing.snapshot import Snapshot, check_optimizer
 
-SEQUENCES = int(os.environ.get("EVOLVE_SEQUENCES", "1000"))
+SEQUENCES = int(os.environ.get("EVOLVE_SEQUENCES", "1000"))  # fewer while you work on something
 SETTINGS = settings(
     max_examples=SEQUENCES,
     derandomize=True,

@@ -45,6 +45,8 @@ def test_one_and_the_same_axis():
     assert [leaf.marks["fixed"] for leaf in a.leaves()] == ["first", "first"]
     with pytest.raises(MismatchError, match="sizes 6 and 5"):
         unify(a, Axis(5))
+    with pytest.raises(MismatchError, match="sizes 5 and 6"):
+        unify(Axis(5), a)
 
 
 def test_products_meet_at_common_factors():

@@ -391,7 +391,7 @@ def _orthogonal():
     return nn.Sequential(parametrizations.orthogonal(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3))
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("build", [_weight_norm, _spectral_norm, _old_weight_norm, _orthogonal])
 @pytest.mark.parametrize("operator", ["widen", "narrow"])
 def test_weights_that_are_computed_from_others_are_handled_or_refused(operator, build):
