@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from evolve.structure.axes import Axis, MismatchError, unify
 from evolve.structure.flow import Flow
@@ -93,7 +94,7 @@ def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
     return sorted(groups, key=lambda group: min(order.get(slot.name, 0) for slot in group.slots))
 
 
-def _heed_modules(model: nn.Module, flow: Flow) -> None:
+def _heed_modules(model: nn.Module, flow: Flow) -> None:  # noqa: PLR0912 - one for each kind of module
     """What PyTorch's own modules demand beyond what the run shows."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -103,6 +104,10 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:
                 for axis in flow.sources.get(prefix + key, ()):
                     for leaf in axis.leaves():
                         leaf.marks["fixed"] = "a recurrent layer"  # says more than what the operations met with
+        elif isinstance(module, ParametrizationList):
+            for key, buffer in module.named_buffers():
+                for axis in flow.sources.get(prefix + key, ()) if buffer.dim() > 1 else ():
+                    axis.mark("fixed", "a parametrization computes a weight from it")
         elif isinstance(module, nn.MultiheadAttention):
             # It asserts that its width is heads x head width: both sides of the output projection change together.
             for weight in ("out_proj.weight", "q_proj_weight"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -54,9 +55,9 @@ def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[S
     groups = _conv_groups(analysis, sizes)
     changed = changed_sources(analysis, sizes)
     found = []
+    names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
     for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        shapes = {key: changed[prefix + key] for key in _LAYER_TENSORS if prefix + key in changed}
+        shapes = {key: changed[source] for key, source in _tensors_of(module, names) if source in changed}
         if shapes:
             found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
     found += _norms_without_tensors(model, analysis, sizes)
@@ -80,7 +81,26 @@ def _norms_without_tensors(model: nn.Module, analysis: Analysis, sizes: Sizes) -
                 yield Setting(call.module, attribute, None, channels.resized(sizes))
 
 
-_LAYER_TENSORS = ("weight", "running_mean", "out_proj.weight", "k_proj_weight", "v_proj_weight")
+def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
+    """Yields the tensors that tell a layer's sizes, and their names in the model; tied ones have another layer's."""
+    own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
+    for key, places in _LAYER_TENSORS.items():
+        found = next((own[place] for place in places if place in own), None)
+        if found is not None and id(found) in names:
+            yield key, names[id(found)]
+
+
+# Where a layer keeps the tensors that tell its sizes; a weight may be computed from one of the same shape.
+_LAYER_TENSORS = {
+    "weight": (
+        *("weight", "parametrizations.weight.original", "parametrizations.weight.original1"),
+        *("weight_v", "weight_orig"),
+    ),
+    "running_mean": ("running_mean",),
+    "out_proj.weight": ("out_proj.weight",),
+    "k_proj_weight": ("k_proj_weight",),
+    "v_proj_weight": ("v_proj_weight",),
+}
 
 
 def changed_sources(analysis: Analysis, sizes: Sizes) -> dict[str, Shape]:

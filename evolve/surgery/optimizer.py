@@ -125,7 +125,10 @@ def _cut_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, cut
     for key, value in state.items():
         if isinstance(value, Tensor) and value.dim() > 0 and (value.numel() > 1 or tuple(value.shape) == old_shape):
             _refuse_factored(key, value, old_shape, cuts[0].name)
-            state[key] = recut_state(value, cuts, _POWERS.get(key, 0))
+            power = _POWERS.get(key, 0)
+            if key == "momentum_buffer" and "square_avg" in state:  # RMSprop: of steps, which are normalised already
+                power = 0
+            state[key] = recut_state(value, cuts, power, level=key == "step_size")  # Rprop cannot grow a step of zero
 
 
 def _refuse_factored(key: str, value: Tensor, old_shape: Shape, name: str) -> None:

@@ -86,25 +86,28 @@ def f_dims(memory_format: torch.memory_format) -> int:
     return 4 if memory_format == torch.channels_last else 5
 
 
-def recut_state(value: Tensor, cuts: Iterable[Cut], power: int) -> Tensor:
+def recut_state(value: Tensor, cuts: Iterable[Cut], power: int, *, level: bool = False) -> Tensor:
     """Returns an optimizer's tensor for a parameter that was cut.
 
-    What was added starts at zero, as with a new optimizer; what does not scale with gradients (a step size of each
-    element) starts at its mean.
+    What was added starts at zero, as with a new optimizer.
 
     Args:
         value: Of the parameter's old shape.
         cuts: What was done to the parameter.
         power: 1 for averages of gradients, 2 for averages of their squares, 0 for what does not scale with them.
+        level: Start what was added at the mean instead.
     """
     for cut in cuts:
         if power == 0:
-            value = recut(value, Cut(cut.name, cut.axis, cut.source, fill=_mean))
+            value = recut(value, Cut(cut.name, cut.axis, cut.source, fill=_mean if level else None))
             continue
-        slopes = value if power == 1 else value.sqrt()
+        squares = power == 2 and bool(cut.joined)  # of a sum of gradients, by way of the gradients
         factors = cut.gradients
+        if factors is not None and power == 2 and not squares:
+            factors = factors.square()
+        slopes = value.sqrt() if squares else value
         slopes = recut(slopes, Cut(cut.name, cut.axis, cut.source, values=factors, merged=cut.joined))
-        value = slopes if power == 1 else slopes.square()
+        value = slopes.square() if squares else slopes
     return value
 
 
