@@ -74,7 +74,8 @@ def compiled():
 
 
 def test_every_operator_is_tried():
-    assert {operator for _, operator, _, _ in CHANGES.values()} == set(operators.names())
+    built_in = {name for name in operators.names() if operators.get(name).__module__.startswith("evolve.")}
+    assert {operator for _, operator, _, _ in CHANGES.values()} == built_in
 
 
 @torch.no_grad()

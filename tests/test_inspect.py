@@ -280,7 +280,7 @@ def test_text_keeps_within_the_terminal(width):
     ]
     kept = lines.index("  32  any copy          features.0")
     assert lines[kept + 1].strip() == "features.{0,1} → features.4"
-    assert any(line.startswith("kernel     kept             3  features.{0,4,8}") for line in lines)
+    assert any(re.match(r"kernel +kept +3  features\.\{0,4,8\}", line) for line in lines)
     assert "What was done" not in result.stdout
 
 
