@@ -136,13 +136,9 @@ class Widen(MutationOperator):
         wanted = group.size + options.add if options.add else math.ceil(group.size * (options.factor or 2.0) - 1e-9)
         if options.init == "split" and group.statistic:
             copies = math.ceil(wanted / group.size)
-            fitting = (k for k in range(copies, copies + multiple) if k * group.size % multiple == 0)
-            found = next(fitting, None)
-            if found is None:
-                raise NotApplicable(
-                    f"No whole copies of the {group.size} of '{group.name}' are a multiple of {multiple}."
-                )
-            return found * group.size
+            while copies * group.size % multiple:
+                copies += 1
+            return copies * group.size
         size: int = math.ceil(wanted / multiple) * multiple
         return size + (size - group.size) % 2 if options.init == "twins" else size
 
