@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from evolve.errors import EvolveError, NotApplicable
 from evolve.lineage import TensorSpec
 from evolve.operators import Change, MutationOperator
+from evolve.operators.regroup import structure_of
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
@@ -72,11 +73,16 @@ def carry_out(
     gradients = [(parameter, parameter.grad, parameter.shape) for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = None  # an operator may run a backward pass; the gradients that stood here come back
-    before = first_look(model, inputs, attempt.seed, loss)
-    attempt.flops_before = before.flops
+    before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups)
+    attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    trained, train_error = _train_outputs_before(model, inputs, attempt.seed, operator.redraws)
+    # Other widths that pass in eval mode pass in train mode where the forward asks for no mode; nothing is promised.
+    alike = operator.preserves == "no" and operator.on_groups and not structure_of(model, before).asks_mode
+    still = operator.redraws and (not operator.on_groups or structure_of(model, before).drops)
+    trained, train_error = None, None
+    if inputs is not None and not alike:
+        trained, train_error = _train_outputs_before(model, inputs, attempt.seed, still)
 
     table = ParameterTable(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
@@ -96,15 +102,15 @@ def carry_out(
         _check_limit_known(limits)
         return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change.cuts
 
-    after = _second_look(model, inputs, attempt.seed)
-    attempt.flops_after = after.flops
-    _check_limit("FLOPs", after.flops, limits.flops if limits else None)
+    after = _second_look(model, inputs, attempt.seed, plain="flops" in attempt.plan)
+    attempt.flops_after = attempt.plan.get("flops", after.flops)
+    _check_limit("FLOPs", attempt.flops_after, limits.flops if limits else None)
     pairs = [("eval", before.outputs, after.outputs)]
-    if train_error is None:
-        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=operator.redraws)))
-    _check_outputs(model, inputs, operator, pairs, attempt)
+    if train_error is None and not alike:
+        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=still)))
+    _check_outputs(model, inputs, operator, pairs, attempt, still)
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
-    if before.reached(site):
+    if operator.on_groups or before.reached(site):
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
         if fresh or len(ParameterTable(model).by_name) != len(table.by_name):  # other widths alone break no backward
             _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
@@ -115,9 +121,11 @@ def carry_out(
     return " ".join([change.message, measured, *remarks]), change.cuts
 
 
-def first_look(model: nn.Module, inputs: Inputs | None, seed: int, loss: Loss | None = None) -> Probe:
+def first_look(
+    model: nn.Module, inputs: Inputs | None, seed: int, loss: Loss | None = None, *, plain: bool = False
+) -> Probe:
     try:
-        return probe(model, inputs, seed, loss)
+        return probe(model, inputs, seed, loss, plain=plain)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
         fault = f"{type(error).__name__}: {error}"
@@ -126,17 +134,15 @@ def first_look(model: nn.Module, inputs: Inputs | None, seed: int, loss: Loss | 
         ) from error
 
 
-def _second_look(model: nn.Module, inputs: Inputs, seed: int) -> Probe:
+def _second_look(model: nn.Module, inputs: Inputs, seed: int, *, plain: bool) -> Probe:
     try:
-        return probe(model, inputs, seed)
+        return probe(model, inputs, seed, plain=plain)
     except Exception as error:  # whatever a user's forward makes of the change
         raise RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
 
 
-def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int, still: bool) -> tuple[Any, str | None]:
+def _train_outputs_before(model: nn.Module, inputs: Inputs, seed: int, still: bool) -> tuple[Any, str | None]:
     """Returns the outputs in train mode, or why there are none: the user's model may not train on this batch."""
-    if inputs is None:
-        return None, None
     try:
         return train_outputs(model, inputs, seed, still=still), None
     except Exception as error:
@@ -175,6 +181,7 @@ def _check_outputs(
     operator: MutationOperator,
     pairs: list[tuple[str, Any, Any]],
     attempt: Attempt,
+    still: bool,
 ) -> None:
     for mode, old, new in pairs:
         if operator.preserves != "no":
@@ -186,7 +193,7 @@ def _check_outputs(
         allowed = tolerance(old, operator.preserves)
         if allowed is not None and delta.relative > allowed:
             if operator.preserves == "exact":
-                training, still = mode == "train", operator.redraws
+                training = mode == "train"
                 allowed = max(allowed, rounding(model, inputs, new, attempt.seed, training=training, still=still))
             if delta.relative <= allowed:
                 continue

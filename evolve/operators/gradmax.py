@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
-from evolve.operators.regroup import Place, Regrouping, Step, places_of, regroup, regroup_plan
+from evolve.operators.regroup import Place, Places, Regrouping, Step, regroup, regroup_plan
 from evolve.structure.analysis import Analysis
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe, loss_gradients
@@ -43,7 +43,7 @@ def steepest(model: nn.Module, analysis: Analysis, group: Group, seen: Probe, co
     """
     gradients = loss_gradients(model, seen)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    makers = [p for p in places_of(analysis, group) if not p.reads and p.name in parameters]
+    makers = [p for p in Places(analysis).of(group) if not p.reads and p.name in parameters]
     makers = [place for place in makers if parameters[place.name].dim() > 1]
     if not makers:
         raise NotApplicable(f"init: gradmax needs weights that make '{group.name}'; there are only vectors.")

@@ -15,10 +15,10 @@ from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
 from evolve.operators.regroup import (
     Place,
+    Places,
     Regrouping,
     Step,
     groups_at,
-    places_of,
     regroup,
     regroup_plan,
     structure_of,
@@ -83,8 +83,8 @@ class Narrow(MutationOperator):
         analysis = structure_of(model, probe)
         found = [group for group in analysis.changeable if group.size > 1]
         if self.options.criterion == "redundant":
-            held = _Tensors(model)
-            found = [group for group in found if _Members(held, analysis, group).redundant()]
+            held = _Tensors(model, analysis)
+            found = [group for group in found if _Members(held, group).redundant()]
         return [group.name for group in found]
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
@@ -96,8 +96,8 @@ class Narrow(MutationOperator):
         if not groups:
             raise NotApplicable("No group of the model has anything to take out.")
         gradients = loss_gradients(model, probe) if self.options.criterion == "taylor" else {}
-        held = _Tensors(model)
-        changes = [self._narrower(_Members(held, analysis, group), gradients) for group in groups]
+        held = _Tensors(model, analysis)
+        changes = [self._narrower(_Members(held, group), gradients) for group in groups]
         return regroup_plan(model, analysis, changes)
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -109,10 +109,10 @@ class Narrow(MutationOperator):
 
     def _narrower(self, members: _Members, gradients: Mapping[str, Tensor]) -> Regrouping:
         gone = self._gone(members, gradients)
-        kept = [position for position in range(members.group.size) if position not in gone]
+        kept = set(range(members.group.size)) - gone
         copies = members.copies()
         merged = [(position, copies[position]) for position in sorted(gone) if copies.get(position) in kept]
-        return Regrouping(members.group, [Step(kept, merged=merged)])
+        return Regrouping(members.group, [Step(sorted(kept), merged=merged)])
 
     def _gone(self, members: _Members, gradients: Mapping[str, Tensor]) -> set[int]:
         options, group = self.options, members.group
@@ -160,9 +160,10 @@ class Narrow(MutationOperator):
 
 
 class _Tensors:
-    """The parameters and buffers of a model by name, and which of them are scales of a BatchNorm."""
+    """The parameters and buffers of a model by name, which of them are scales of a BatchNorm, and who lies where."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, analysis: Analysis) -> None:
+        self.places = Places(analysis)
         self.parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.all = {**dict(model.named_buffers()), **self.parameters}
         norms = (name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
@@ -174,16 +175,16 @@ class _Tensors:
         if (name, axis) not in self._squares:
             tensor = self.all[name].detach()
             tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-            self._squares[name, axis] = _squares(tensor, axis)
+            self._squares[name, axis] = _squares(tensor, axis).double().cpu()
         return self._squares[name, axis]
 
 
 class _Members:
     """What the members of a group hold, one by one."""
 
-    def __init__(self, held: _Tensors, analysis: Analysis, group: Group) -> None:
+    def __init__(self, held: _Tensors, group: Group) -> None:
         self.held, self.group = held, group
-        self.places = places_of(analysis, group)
+        self.places = held.places.of(group)
 
     def matrices(self) -> list[tuple[Place, Tensor]]:
         """Returns the weights of the group; its vectors where it has nothing else."""
@@ -256,19 +257,15 @@ class _Members:
         return found
 
     def _alike(self) -> list[list[int]]:
-        """Returns runs of members that may be copies of one another, by a random number that equal members share."""
+        """Returns runs of members that may be copies of one another, by a number that equal members share."""
         generator = torch.Generator().manual_seed(0)
         prints = torch.zeros(self.group.size, dtype=torch.float64)
         for place in self.places:
             if not place.reads:
-                tensor = self.held.all[place.name]
-                rest = [size for axis, size in enumerate(tensor.shape) if axis != place.axis]
-                weights = torch.randn(rest, generator=generator).to(tensor)
-                rows = tensor.movedim(place.axis, 0)
-                members = place.members(torch.tensordot(rows, weights, dims=tensor.dim() - 1) if rest else rows)
-                prints += (members * torch.randn(members.shape[1], generator=generator, dtype=torch.float64)).sum(dim=1)
+                members = place.members(self.held.squares(place.name, place.axis))
+                prints += members @ torch.randn(members.shape[1], generator=generator, dtype=torch.float64)
         values, order = (found.tolist() for found in prints.sort(stable=True))
-        near = 1e-5 * max(abs(values[0]), abs(values[-1]))
+        near = 1e-6 * max(abs(values[0]), abs(values[-1]))
         runs = [[order[0]]]
         for (before, value), member in zip(pairwise(values), order[1:], strict=True):
             if value - before > near:
@@ -293,12 +290,11 @@ class _Members:
 
 def _squares(tensor: Tensor, axis: int) -> Tensor:
     """Returns the sum of squares over all axes but one."""
-    if axis + 1 < tensor.dim():
-        norms: Tensor = torch.linalg.vector_norm(tensor.flatten(axis + 1), dim=-1)
-        squares = norms.square()
-    else:
-        squares = tensor.square()
-    return squares.flatten(0, axis - 1).sum(dim=0) if axis else squares
+    if axis == 0:
+        norms: Tensor = torch.linalg.vector_norm(tensor.reshape(len(tensor), -1), dim=1)
+        return norms.square()
+    rows = tensor.reshape(tensor.shape[:axis].numel(), -1)  # whole rows are added up much faster than columns
+    return rows.square().sum(dim=0).view(tensor.shape[axis], -1).sum(dim=1)
 
 
 def _over_rest(tensor: Tensor, axis: int) -> Tensor:

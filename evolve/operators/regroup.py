@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
+from evolve.structure.axes import Axis
 from evolve.structure.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.rehearsal import CannotFollow, rehearse
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
-from evolve.surgery.layout import Move, holds, layout_of, members, moved
+from evolve.surgery.layout import Move, holds, layout_of, members, moved, positions
 from evolve.surgery.resize import Cut, resize
 
 # Makes the values of new positions: called with the name of the tensor, the axis they lie along, whether the model sums
@@ -45,7 +46,10 @@ def structure_of(model: nn.Module, probe: Probe) -> Analysis:
         raise NotApplicable(
             "The structure of a model shows when it runs, and no probe batch is known: pass example_inputs."
         )
-    return analyse(model, probe.inputs)
+    if "structure" not in probe.found:
+        probe.found["structure"] = analyse(model, probe.inputs)
+    structure: Analysis = probe.found["structure"]
+    return structure
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
             for change in changes
         ],
         "settings": [[s.module, s.attribute, s.position, s.value] for s in settings],
+        "flops": analysis.flops({change.group.axis: change.size for change in changes}),
         "unseen": _unseen(model, analysis, changes),
         "left_out": [change.group.name for change in wanted if change not in changes],
     }
@@ -146,7 +151,8 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = Non
     cuts = []
     for number in range(len(plan["groups"][0]["steps"])):
         moves = {group["name"]: _Moves(group["steps"][number]) for group in plan["groups"]}
-        cuts += [_cut(place, moves, sizes, fill) for place in plan["places"]]
+        shared = any(move.shared is not move.plain for move in moves.values())
+        cuts += [_cut(place, moves, sizes, fill, shared=shared) for place in plan["places"]]
         sizes = {name: len(move.plain.source) for name, move in moves.items()}
     resize(model, cuts)
     change_settings(model, [Setting(*setting) for setting in plan["settings"]])
@@ -166,10 +172,19 @@ class _Moves:
         self.merged = torch.tensor(step["merged"]).view(-1, 2)
 
 
-def _cut(place: Mapping[str, Any], moves: Mapping[str, _Moves], sizes: Mapping[str, int], fill: Filler | None) -> Cut:
+def _cut(
+    place: Mapping[str, Any],
+    moves: Mapping[str, _Moves],
+    sizes: Mapping[str, int],
+    fill: Filler | None,
+    *,
+    shared: bool,
+) -> Cut:
     name, axis, layout, readers = place["name"], place["axis"], place["layout"], place["reads"]
     read = moved(layout, sizes, lambda group: moves[group].shared if group in readers else moves[group].plain)
-    made = moved(layout, sizes, lambda group: moves[group].plain if group in readers else moves[group].shared)
+    made = read
+    if shared:
+        made = moved(layout, sizes, lambda group: moves[group].plain if group in readers else moves[group].shared)
     merged: list[tuple[Tensor, Tensor]] = []
     joined: list[tuple[Tensor, Tensor]] = []
     for group, move in moves.items():
@@ -210,14 +225,28 @@ class Place:
         return positions.double().cpu()[self.index]
 
 
-def places_of(analysis: Analysis, group: Group) -> list[Place]:
-    """Returns where a group lies as the model stands."""
-    found = []
-    for slot in group.slots:
-        layout = layout_of(analysis.flow.sources[slot.name][slot.axis], {group.axis: group.name})
-        index = members(layout, group.name, {group.name: group.size})
-        found.append(Place(slot.name, slot.axis, index, slot.reads))
-    return found
+class Places:
+    """Where groups lie as the model stands.
+
+    Args:
+        analysis: The structure of the model.
+    """
+
+    def __init__(self, analysis: Analysis) -> None:
+        self._sources = analysis.flow.sources
+        self._known: dict[tuple[str, int], dict[Axis, Tensor]] = {}
+
+    def of(self, group: Group) -> list[Place]:
+        """Returns the places of a group."""
+        return [
+            Place(slot.name, slot.axis, self._positions(slot.name, slot.axis)[group.axis], slot.reads)
+            for slot in group.slots
+        ]
+
+    def _positions(self, name: str, axis: int) -> dict[Axis, Tensor]:
+        if (name, axis) not in self._known:  # an axis of a DenseNet holds dozens of groups
+            self._known[name, axis] = positions(self._sources[name][axis])
+        return self._known[name, axis]
 
 
 def told(plan: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Everything that is known of a model's structure, from two recorded runs: groups, costs, calls."""
+"""Everything that is known of a model's structure, from recorded runs: groups, costs, calls."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import flop_registry
 
 import evolve.structure.rules_compute
 import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
@@ -23,7 +24,7 @@ from evolve.structure.groups import Group, find_groups
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.quiet import undisturbed
 from evolve.structure.recorder import record
-from evolve.structure.tape import Shape, Tape
+from evolve.structure.tape import Shape, Tape, Value
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,9 @@ class Analysis:
 
     Attributes:
         inputs: The arguments of the recorded runs.
-        tapes: The run in eval mode and the one in train mode; the latter is missing where the model cannot train on
+        tapes: The run in eval mode, and the one in train mode where the forward asks for the mode and can train on
             these inputs.
+        drops: Whether dropout may be at work in train mode.
         flow: The axes of every tensor.
         groups: What can change together, groups that cannot (with the reason) included.
     """
@@ -57,10 +59,14 @@ class Analysis:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = inputs
         self.tapes: list[Tape] = [record(model, inputs, training=False)]
-        try:
-            self.tapes.append(record(model, inputs, training=True))
-        except Exception as error:  # such as BatchNorm with one value per channel
-            logger.debug("%s does not run in train mode on these inputs: %s", type(model).__name__, error)
+        if self.tapes[0].asks_mode:
+            try:
+                self.tapes.append(record(model, inputs, training=True))
+            except Exception as error:  # such as BatchNorm with one value per channel
+                logger.debug("%s does not run in train mode on these inputs: %s", type(model).__name__, error)
+        self.drops = self.asks_mode or any(
+            isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()
+        )
         self.flow = Flow()
         for tape in self.tapes:
             self.flow.follow(tape)
@@ -68,6 +74,16 @@ class Analysis:
         self._by_name = {group.name: group for group in self.groups}
         self._parameters = _parameters_by_module(model)
         self._names = [name for name, _ in model.named_parameters()]
+
+    @property
+    def asks_mode(self) -> bool:
+        """Whether the forward may do something else in train mode, beyond what BatchNorm and dropout do."""
+        return any(tape.asks_mode for tape in self.tapes)
+
+    @property
+    def asks_size(self) -> bool:
+        """Whether the forward may look at a size, or keep one in another place than PyTorch's own layers do."""
+        return any(tape.asks_size for tape in self.tapes)
 
     @property
     def unreached(self) -> list[str]:
@@ -99,6 +115,23 @@ class Analysis:
     def shape_of(self, source: str, sizes: Mapping[Axis, int]) -> Shape:
         """Returns the shape of a parameter or buffer if plain axes had other sizes."""
         return tuple(axis.resized(sizes) for axis in self.flow.sources[source])
+
+    def flops(self, sizes: Mapping[Axis, int]) -> int:
+        """Returns the FLOPs of a forward pass of one sample (2 a multiply-accumulate) if plain axes had other sizes."""
+
+        def shape(value: Any) -> Any:
+            if isinstance(value, Value):
+                return tuple(axis.resized(sizes) for axis in self.flow.of(value))
+            return value
+
+        total = 0
+        for op in self.tapes[0].ops:
+            if op.flops:
+                out = tuple(shape(value) for value in op.outputs)
+                kwargs = {key: shape(value) for key, value in op.kwargs.items()}
+                count = flop_registry[op.func._overloadpacket]
+                total += count(*map(shape, op.args), **kwargs, out_val=out if len(out) > 1 else out[0])
+        return total // max(self.inputs.batch_size, 1)
 
     @cached_property
     def costs(self) -> dict[str, Cost]:

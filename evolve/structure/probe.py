@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,11 +36,13 @@ class Probe:
 
     Attributes:
         inputs: The probe batch; None where none is known.
-        calls: Calls of each submodule by dotted name, in the order in which they happened.
-        flops: FLOPs of one forward pass of one sample (2 per multiply-accumulate); None where nothing ran.
+        calls: Calls of each submodule by dotted name, in the order in which they happened; empty for operators on
+            groups, which learn all they need from the recorded runs.
+        flops: FLOPs of one forward pass of one sample (2 per multiply-accumulate); None where they were not counted.
         outputs: What the model gave, in eval mode.
         loss: Makes a scalar of the model's outputs on the probe batch, for operators that look at gradients; None where
             none was given.
+        found: What has been found out about the model since, for whoever needs it again.
     """
 
     inputs: Inputs | None
@@ -48,6 +50,7 @@ class Probe:
     flops: int | None
     outputs: Any = None
     loss: Loss | None = None
+    found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def reached(self, site: Site) -> bool:
         """Whether the probe batch came by the site."""
@@ -69,14 +72,25 @@ class Probe:
         return taken, given
 
 
-def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: Loss | None = None) -> Probe:
-    """Runs the model once in eval mode on the probe batch; the model is left as it was."""
+def probe(
+    model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: Loss | None = None, *, plain: bool = False
+) -> Probe:
+    """Runs the model once in eval mode on the probe batch; the model is left as it was.
+
+    Args:
+        model: The model.
+        inputs: The probe batch; None looks at nothing.
+        seed: Of all that is drawn.
+        loss: For the probe.
+        plain: Note the outputs alone. Counting FLOPs by the operation takes a quarter of a forward pass.
+    """
     if inputs is None:
         return Probe(None, {}, None, loss=loss)
-    counter = FlopCounter()
     with undisturbed(model), preserved_rng(model, seed), torch.no_grad():
         model.eval()
-        with recorded_calls(model) as calls, counter:
+        if plain:
+            return Probe(inputs, {}, None, model(*inputs.args, **inputs.kwargs), loss)
+        with recorded_calls(model) as calls, FlopCounter() as counter:
             outputs = model(*inputs.args, **inputs.kwargs)
     return Probe(inputs, calls, counter.total // max(inputs.batch_size, 1), outputs, loss)
 

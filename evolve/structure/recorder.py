@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -25,79 +24,15 @@ from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.reading import Reader
 from evolve.structure.shortcuts import shortcut
-from evolve.structure.tape import Call, Op, Tape, Tie, Value
+from evolve.structure.tape import Call, Op, Tape, Value
 
 logger = logging.getLogger(__name__)
 
 
-class _SizeOf(int):
-    """A size that knows which axis it was read from."""
-
-    value: Value
-    axis: int
-
-
-class _SettingOf(int):
-    """An integer that knows which attribute of which module it is."""
-
-    name: tuple[str, str]
-
-
-class _SizeReader(TorchFunctionMode):
-    """Notes where the sizes come from that a forward gives to a view.
-
-    `x.reshape(batch, length, width)` with the width of the block's input says that the two are one, and two views by
-    `self.heads` that they are; nothing else does.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()
-        self._recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one function of torch."""
-        out = func(*args, **(kwargs or {}))
-        if func in _READS:
-            value = self._recorder.value(args[0])
-            if isinstance(out, torch.Size):
-                return torch.Size([self._told(value, axis, size) for axis, size in enumerate(out)])
-            return self._told(value, args[1] if len(args) > 1 else kwargs["dim"], out) if type(out) is int else out
-        if func in _VIEWS and isinstance(out, Tensor):
-            told = args[1:] if not isinstance(args[-1], (tuple, list)) else args[-1]
-            if len(told) == out.dim():
-                self._note(self._recorder.value(out), told)
-        return out
-
-    def _note(self, out: Value, told: Any) -> None:
-        tape = self._recorder.tape
-        for axis, size in enumerate(told):
-            if isinstance(size, _SizeOf):
-                tape.ties.setdefault(len(tape.ops), []).append(Tie(out, axis, size.value, size.axis))
-            elif isinstance(size, _SettingOf):
-                first = tape.settings.setdefault(size.name, (out, axis))
-                tape.ties.setdefault(len(tape.ops), []).append(Tie(out, axis, *first))
-
-    def _told(self, value: Value, axis: int, size: int) -> int:
-        told = _SizeOf(size)
-        told.value, told.axis = value, axis
-        return told
-
-
 _aten = torch.ops.aten
 _TURNING = {_aten.transpose_, _aten.t_, _aten.swapaxes_, _aten.squeeze_, _aten.unsqueeze_}
-_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
-_VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
-
-
-def _name_settings(model: nn.Module) -> None:
-    """Lets every integer that a module keeps know its name; `undisturbed` puts the plain ones back."""
-    for name, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if type(value) is int and value > 1:
-                named = _SettingOf(value)
-                named.name = (name, attribute)
-                vars(module)[attribute] = named
 
 
 class Recorder(TorchDispatchMode):
@@ -117,8 +52,14 @@ class Recorder(TorchDispatchMode):
         self._values: dict[int, Value] = {}
         self._alive: list[Any] = []  # ids are unique only among living objects
         self._stack = [-1]
+        self._modules: list[nn.Module] = []
         self._names = {id(module): name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
         self._sources = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
+
+    @property
+    def innermost(self) -> nn.Module | None:
+        """The module whose forward is running."""
+        return self._modules[-1] if self._modules else None
 
     def value(self, tensor: Tensor, made_by: int | None = None) -> Value:
         """Returns the value that stands for a tensor."""
@@ -194,8 +135,10 @@ class Recorder(TorchDispatchMode):
             call = Call(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
             self.tape.calls.append(call)
             self._stack.append(len(self.tape.calls) - 1)
+            self._modules.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._modules.pop()
             call = self.tape.calls[self._stack.pop()]
             call.outputs = self._tensors(output)
             call.ops = (call.ops[0], len(self.tape.ops))
@@ -239,14 +182,16 @@ def _record(model: nn.Module, inputs: Inputs, training: bool, *, faked: bool, to
 
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(training)
+        reader = Reader(recorder)
         if told:
-            _name_settings(model)
+            reader.watch(model)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
-        reader = _SizeReader(recorder) if told else contextlib.nullcontext()
-        with fake or contextlib.nullcontext(), recorder, recorder.modules(), reader:
+        listening = reader if told else contextlib.nullcontext()
+        with fake or contextlib.nullcontext(), recorder, recorder.modules(), listening:
             outputs = model(*args, **kwargs)
     tape.inputs = recorder._tensors((args, kwargs))
     tape.outputs = recorder._tensors(outputs)
+    tape.asks_mode |= tape.real  # a forward that looks at values may take another way in train mode
     return tape
 
 

@@ -130,6 +130,8 @@ def rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting
     Raises:
         CannotFollow: If the forward would not do what it did, whatever settings are changed.
     """
+    if not analysis.asks_size:
+        return _changed(model, known_settings(model, analysis, sizes))
     try:
         return _rehearse(model, analysis, sizes, together=True)
     except CannotFollow:  # layers of one class need not all follow
@@ -149,6 +151,10 @@ def _rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes, *, together: b
                     departure.axes,
                 )
             settings, departure = repaired
+    return _changed(model, settings)
+
+
+def _changed(model: nn.Module, settings: list[Setting]) -> list[Setting]:
     return [setting for setting in settings if read_setting(model, setting) != setting.value]
 
 

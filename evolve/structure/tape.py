@@ -117,6 +117,8 @@ class Tape:
         settings: For integers that modules keep, by module and attribute: a tensor and its axis that got this size.
         training: The mode of the run.
         real: Whether it had to be recorded on real tensors.
+        asks_size: Whether the forward may have looked at a size; likewise `asks_mode` for the mode, layers that act on
+            each channel alone in either (BatchNorm, dropout) left out.
     """
 
     training: bool
@@ -128,6 +130,8 @@ class Tape:
     ties: dict[int, list[Tie]] = field(default_factory=dict)
     settings: dict[tuple[str, str], tuple[Value, int]] = field(default_factory=dict)
     real: bool = False
+    asks_size: bool = True
+    asks_mode: bool = True
 
     def modules_of(self, op: Op) -> list[str]:
         """Returns the names of the modules that an operation ran in, innermost first."""

@@ -6,8 +6,9 @@ A layout is a size (positions that stay), the name of a group, or a list: `["*",
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -24,9 +25,18 @@ def layout_of(axis: Axis, names: Mapping[Axis, str]) -> Layout:
     axis = axis.resolved()
     if axis.kind == "plain":
         return names.get(axis, axis.size)
-    if not any(leaf in names for leaf in axis.leaves()):
+    parts = [layout_of(part, names) for part in axis.parts]
+    if all(isinstance(part, int) for part in parts):
         return axis.size
-    return ["*" if axis.kind == "product" else "+", *(layout_of(part, names) for part in axis.parts)]
+    if axis.kind == "product":
+        return ["*", *parts]
+    joined: list[Layout] = []
+    for part in parts:  # what stays is one run, however many groups it consists of
+        if joined and isinstance(part, int) and isinstance(joined[-1], int):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return ["+", *joined]
 
 
 def length(layout: Layout, sizes: Mapping[str, int]) -> int:
@@ -61,18 +71,22 @@ def moved(layout: Layout, sizes: Mapping[str, int], move_of: Callable[[str], Mov
     kind, *parts = layout
     found = [moved(part, sizes, move_of) for part in parts]
     lengths = [length(part, sizes) for part in parts]
+    if kind == "+":
+        return _one_after_the_other(found, lengths)
     joined = found[0]
-    for index, move in enumerate(found[1:], 1):
-        joined = _behind(joined, move, sum(lengths[:index])) if kind == "+" else _within(joined, move, lengths[index])
+    for move, size in zip(found[1:], lengths[1:], strict=True):
+        joined = _within(joined, move, size)
     return joined
 
 
-def _behind(one: Move, other: Move, start: int) -> Move:
-    source = torch.where(other.source < 0, -1, other.source + start)
-    factors = None
-    if one.factors is not None or other.factors is not None:
-        factors = torch.cat([_factors(one), _factors(other)])
-    return Move(torch.cat([one.source, source]), factors)
+def _one_after_the_other(moves: Sequence[Move], lengths: Sequence[int]) -> Move:
+    starts = torch.tensor([0, *accumulate(lengths[:-1])])
+    counts = torch.tensor([len(move.source) for move in moves])
+    source = torch.cat([move.source for move in moves])
+    source = torch.where(source < 0, -1, source + starts.repeat_interleave(counts))
+    if all(move.factors is None for move in moves):
+        return Move(source)
+    return Move(source, torch.cat([_factors(move) for move in moves]))
 
 
 def _within(outer: Move, inner: Move, size: int) -> Move:
@@ -109,6 +123,29 @@ def members(layout: Layout, group: str, sizes: Mapping[str, int]) -> Tensor:
         found.append((outer * len(behind) + behind).flatten(1))
         break  # of a group that is multiplied with itself the outer factor tells the members apart
     return torch.cat(found, dim=1)
+
+
+def positions(axis: Axis) -> dict[Axis, Tensor]:
+    """Returns the positions of an axis that belong to each member of the plain axes in it, as `members` does."""
+    axis = axis.resolved()
+    if axis.kind == "plain":
+        return {axis: torch.arange(axis.size)[:, None]}
+    parts, found = axis.parts, dict[Axis, Tensor]()
+    if axis.kind == "sum":
+        start, runs = 0, dict[Axis, list[Tensor]]()
+        for part in parts:
+            for leaf, index in positions(part).items():
+                runs.setdefault(leaf, []).append(index + start)
+            start += part.size
+        return {leaf: torch.cat(i, dim=1) if len(i) > 1 else i[0] for leaf, i in runs.items()}
+    for number, part in enumerate(parts):
+        before = torch.arange(prod(other.size for other in parts[:number]))
+        behind = torch.arange(prod(other.size for other in parts[number + 1 :]))
+        for leaf, index in positions(part).items():
+            if leaf not in found:  # of one that is multiplied with itself the outer factor tells the members apart
+                outer = before[:, None, None] * part.size + index[:, None, :, None]
+                found[leaf] = (outer * len(behind) + behind).flatten(1)
+    return found
 
 
 def holds(layout: Layout, group: str) -> bool:

@@ -98,11 +98,13 @@ def reconcile(
     living = {id(parameter) for parameter in after.values()}
     if isinstance(optimizer, torch.optim.LBFGS) and any(p not in before for p in after.values()):
         raise NotApplicable("LBFGS keeps one flattened history of all parameters, which cannot follow new ones.")
-    followed = {id(after[cut.name]) for cut in cuts if cut.name in after}
+    own: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        own.setdefault(cut.name, []).append(cut)
+    followed = {id(after[name]) for name in own if name in after}
     for name, parameter in model.named_parameters():
-        own = [cut for cut in cuts if cut.name == name]
-        if own:
-            _cut_state(optimizer, parameter, before.shapes[id(parameter)], own)
+        if name in own:
+            _cut_state(optimizer, parameter, before.shapes[id(parameter)], own[name])
     for name, parameter in after.items():
         old = before.by_name.get(name)
         if old is None or id(parameter) in followed:

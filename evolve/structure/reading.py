@@ -1,0 +1,165 @@
+"""What a forward reads beside the values of its tensors: their sizes, integers that modules keep, the mode it runs in.
+
+Where it reads none of them, nothing in it can go against other sizes, and training differs from evaluation in nothing
+but what BatchNorm and dropout do: one recorded run tells all there is to know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import activation, batchnorm, conv, dropout, linear, normalization, pooling
+from torch.overrides import TorchFunctionMode
+
+from evolve.structure.tape import Tie, Value
+
+if TYPE_CHECKING:
+    from evolve.structure.recorder import Recorder
+
+
+class _Told(int):
+    """An integer that knows where it comes from; who compares it with another one asks for a size."""
+
+    reader: Reader
+
+    def _ask(self) -> int:
+        self.reader.tape.asks_size = True
+        return int(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self._ask() == other
+
+    def __ne__(self, other: object) -> bool:
+        return self._ask() != other
+
+    def __lt__(self, other: int) -> bool:
+        return self._ask() < other
+
+    def __le__(self, other: int) -> bool:
+        return self._ask() <= other
+
+    def __gt__(self, other: int) -> bool:
+        return self._ask() > other
+
+    def __ge__(self, other: int) -> bool:
+        return self._ask() >= other
+
+    __hash__ = int.__hash__
+
+
+class _SizeOf(_Told):
+    """A size that knows which axis it was read from."""
+
+    value: Value
+    axis: int
+
+
+class _SettingOf(_Told):
+    """An integer that knows which attribute of which module it is."""
+
+    name: tuple[str, str]
+
+
+class _Mode:
+    """Stands for `training` and notes that it was looked at."""
+
+    def __init__(self, reader: Reader, training: bool) -> None:
+        self._reader, self._training = reader, training
+
+    def __bool__(self) -> bool:
+        self._reader.tape.asks_mode = True
+        return self._training
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Reader(TorchFunctionMode):
+    """Notes on the recorder's tape what a forward reads, and where the sizes come from that it gives to a view.
+
+    `x.reshape(batch, length, width)` with the width of the block's input says that the two are one, and two views by
+    `self.heads` that they are; nothing else does.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.tape = recorder.tape
+        self._recorder = recorder
+
+    def watch(self, model: nn.Module) -> None:
+        """Lets every integer of a module know its name, and every mode tell; `undisturbed` puts plain ones back."""
+        self.tape.asks_size = self.tape.asks_mode = False
+        for name, module in model.named_modules():
+            for attribute, value in vars(module).items():
+                if type(value) is int and value > 1:
+                    named = _SettingOf(value)
+                    named.name, named.reader = (name, attribute), self
+                    vars(module)[attribute] = named
+            if type(module) not in _MODAL:
+                vars(module)["training"] = _Mode(self, module.training)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one function of torch."""
+        args = tuple(bool(arg) if type(arg) is _Mode else arg for arg in args)
+        kwargs = {key: bool(arg) if type(arg) is _Mode else arg for key, arg in (kwargs or {}).items()}
+        if func not in _SIZELESS and type(self._recorder.innermost) not in _SETTLED:
+            self.tape.asks_size = True
+        out = func(*args, **kwargs)
+        if func in _READS:
+            value = self._recorder.value(args[0])
+            if isinstance(out, torch.Size):
+                return torch.Size([self._told(value, axis, size) for axis, size in enumerate(out)])
+            return self._told(value, args[1] if len(args) > 1 else kwargs["dim"], out) if type(out) is int else out
+        if func in _VIEWS and isinstance(out, Tensor):
+            told = args[1:] if not isinstance(args[-1], (tuple, list)) else args[-1]
+            if len(told) == out.dim():
+                self._note(self._recorder.value(out), told)
+        return out
+
+    def _note(self, out: Value, told: Any) -> None:
+        for axis, size in enumerate(told):
+            if isinstance(size, _SizeOf):
+                self.tape.ties.setdefault(len(self.tape.ops), []).append(Tie(out, axis, size.value, size.axis))
+            elif isinstance(size, _SettingOf):
+                first = self.tape.settings.setdefault(size.name, (out, axis))
+                self.tape.ties.setdefault(len(self.tape.ops), []).append(Tie(out, axis, *first))
+
+    def _told(self, value: Value, axis: int, size: int) -> int:
+        told = _SizeOf(size)
+        told.value, told.axis, told.reader = value, axis, self
+        return told
+
+
+_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
+_VIEWS = {Tensor.view, Tensor.reshape, torch.reshape}
+
+# Functions that take no size of channels or units from their caller, whoever calls them.
+_POINTWISE = ("relu", "relu_", "sigmoid", "tanh", "add", "add_", "mul", "mul_", "sub", "sub_", "neg", "exp", "abs")
+_OPERATORS = ("__add__", "__iadd__", "__radd__", "__mul__", "__imul__", "__rmul__", "__sub__", "__isub__", "__rsub__")
+_FUNCTIONAL = (
+    *("relu", "relu6", "gelu", "silu", "mish", "elu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "sigmoid"),
+    *("tanh", "softplus", "dropout", "dropout2d", "linear", "batch_norm", "max_pool2d", "avg_pool2d"),
+    *("adaptive_avg_pool2d", "adaptive_max_pool2d", "cross_entropy"),
+)
+_SIZELESS = {
+    *(getattr(Tensor, name) for name in (*_POINTWISE, *_OPERATORS, "flatten", "dim", "contiguous", "detach", "clone")),
+    *(getattr(torch, name) for name in _POINTWISE if hasattr(torch, name)),
+    *(getattr(F, name) for name in _FUNCTIONAL),
+    *(torch.cat, torch.concat, torch.flatten, torch.dropout, torch.is_floating_point),
+    *(Tensor.device.__get__, Tensor.dtype.__get__, Tensor.is_cuda.__get__, Tensor.requires_grad.__get__),  # type: ignore[attr-defined]
+    *(Tensor.ndim.__get__, Tensor.is_floating_point, Tensor.is_contiguous),  # type: ignore[attr-defined]
+}
+# PyTorch's own layers whose sizes are known to follow their tensors (`settings.py`), and those that keep none.
+_SETTLED = {
+    *(conv.Conv1d, conv.Conv2d, conv.Conv3d, conv.ConvTranspose1d, conv.ConvTranspose2d, conv.ConvTranspose3d),
+    *(linear.Linear, linear.Identity, nn.Embedding, nn.Flatten, normalization.LayerNorm, normalization.GroupNorm),
+    *(getattr(module, name) for module in (batchnorm, dropout, pooling) for name in module.__all__),
+    *(getattr(activation, name) for name in activation.__all__ if name not in {"MultiheadAttention", "GLU"}),
+}
+# Layers that read their mode and whose operations act on each channel or value alone in either.
+_MODAL = {getattr(module, name) for module in (batchnorm, dropout) for name in module.__all__}
