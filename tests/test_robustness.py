@@ -214,3 +214,98 @@ def test_a_look_leaves_no_trace_in_statistics_generators_and_gradients(example_i
     assert all(torch.equal(a, b) for a, b in zip(statistics, model[1].buffers(), strict=True))
     assert model.evolved.residual_0.norm.num_batches_tracked == 0
     assert all(m.training for m in model.modules())
+
+
+class Padded(nn.Module):
+    """A transformer encoder over tokens, some of which are padding; outputs where there is none."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, 5)
+        self.double()
+
+    def forward(self, tokens, padding=None):
+        return self.head(self.encoder(self.embedding(tokens), src_key_padding_mask=padding))
+
+
+def padded_outputs(model, tokens, padding):
+    """Fused and plain, with a mask and without; the fused forward cuts off what is padding in all samples."""
+    model.eval()
+    with torch.no_grad():
+        fused = model(tokens, padding), model(tokens)
+    plain = model(tokens, padding), model(tokens)
+    length = fused[0].shape[1]
+    return [out[:, :length][~padding[:, :length]] for out in (fused[0], plain[0])] + [fused[1], plain[1]]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("operator", "site", "options"),
+    [
+        ("widen", "embedding", {"init": "random", "add": 1}),  # five heads, which the fused forward does not take
+        ("widen", "encoder.layers.0.linear1", {}),
+        ("narrow", "encoder.layers.1.linear1", {"factor": 0.5}),
+        ("residual", "encoder.layers.0", {}),
+        ("residual", "encoder.layers.1.linear2", {}),
+        ("deepen", "encoder", {}),
+        ("attention", "encoder", {}),
+    ],
+)
+def test_padding_in_a_transformer_encoder(operator, site, options, masked):
+    model, tokens = Padded(), torch.arange(21).remainder(20).view(3, 7)
+    padding = torch.arange(7)[None] >= torch.tensor([[4], [7], [6]])
+    before = padded_outputs(model, tokens, padding)
+    inputs = {"tokens": tokens, "padding": padding} if masked else tokens
+    result = evolve.mutate(model, operator, site=site, example_inputs=inputs, seed=0, **options)
+    assert result.success, result.message
+    after = padded_outputs(model, tokens, padding)
+    assert torch.allclose(after[0], after[1], atol=1e-10)
+    if result.record.preserves == "exact":
+        for one, other in zip(before, after, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+    model.train()(tokens, padding).sum().backward()
+
+
+class Compiled(nn.Module):
+    """A part of it is a ScriptModule."""
+
+    def __init__(self, build):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(4, 8)
+        self.middle = build(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+        self.wide = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.wide(self.middle(self.stem(x)))))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit")
+@pytest.mark.parametrize("build", [torch.jit.script, lambda part: torch.jit.trace(part, torch.ones(2, 8))])
+def test_script_modules_inside_stay_as_they_are(build):
+    x = torch.randn(2, 4)
+    model = Compiled(build)
+    optimizer = torch.optim.Adam(model.parameters())
+    assert evolve.sites(model, "widen", example_inputs=x) == ["wide"]
+    assert evolve.sites(model, "residual", example_inputs=x) == ["stem", "wide", "head"]
+    before = model(x)
+    for operator, site in [("widen", "*"), ("residual", "wide"), ("branch", "stem")]:
+        result = evolve.mutate(model, operator, site=site, example_inputs=x, optimizer=optimizer)
+        assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-6)
+    state = fingerprint(model, optimizer)
+    for operator, site, words in [
+        ("widen", "stem", "a ScriptModule, whose code cannot be changed, keeps it"),
+        ("widen", "middle.0", "'middle.0' is a ScriptModule or lies in one"),
+        ("residual", "middle", "'middle' is a ScriptModule or lies in one"),
+    ]:
+        result = evolve.mutate(model, operator, site=site, example_inputs=x, optimizer=optimizer)
+        assert result.status == "not_applicable"
+        assert words in result.message
+    assert fingerprint(model, optimizer) == state

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from evolve.errors import NotApplicable
 from evolve.structure.inputs import Inputs
-from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.sites import Site
 
 Shape = tuple[int, ...]
@@ -74,7 +74,7 @@ def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: Loss | N
     if inputs is None:
         return Probe(None, {}, None, loss=loss)
     counter = FlopCounter()
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad():
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused():
         model.eval()
         with recorded_calls(model) as calls, counter:
             outputs = model(*inputs.args, **inputs.kwargs)
@@ -137,6 +137,8 @@ def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[Call]]]:
 
     try:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and no blocks
+                continue
             handles.append(module.register_forward_hook(note(name), with_kwargs=True))
         yield calls
     finally:

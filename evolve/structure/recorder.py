@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.inputs import Inputs
-from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.shortcuts import shortcut
 from evolve.structure.tape import Call, Op, Tape, Tie, Value
 
@@ -256,13 +256,10 @@ def plain_operations() -> Iterator[None]:
 
     Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here.
     """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with unfused(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
         log.disabled = disabled

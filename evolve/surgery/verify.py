@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from evolve.structure.inputs import Inputs
 from evolve.structure.probe import output_tensors
-from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 
 # Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -131,7 +131,7 @@ def rounding(
     with undisturbed(model), preserved_rng(model, seed):
         other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
     quiet = WithoutDropout() if still else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), quiet:
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused(), quiet:
         model.train(training)
         nudged = model(*other.args, **other.kwargs)
     return min(_ROUNDINGS * difference(outputs, nudged).relative, _MOST_ROUNDING)
