@@ -309,3 +309,52 @@ def test_script_modules_inside_stay_as_they_are(build):
         assert result.status == "not_applicable"
         assert words in result.message
     assert fingerprint(model, optimizer) == state
+
+
+class Watcher:
+    """What users hang on a layer: keeps activations and numbers."""
+
+    def __init__(self, module, before):
+        self.kinds, self.last = set(), None
+        add = module.register_forward_pre_hook if before else module.register_forward_hook
+        self.handle = add(self.before if before else self.after)
+
+    def before(self, module, args):
+        self.after(module, args, args[0])
+
+    def after(self, module, args, out):
+        self.kinds.add(type(out))
+        self.last = out.detach().numpy(), float(out.detach().sum())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_hooks_that_look_on_see_real_tensors_only(before):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(2, 4)
+    unwatched = [(group.name, group.size, group.fixed) for group in evolve.analyse(model, x).groups]
+    watcher = Watcher(model[1], before)
+    analysis = evolve.analyse(model, x)
+    assert [(group.name, group.size, group.fixed) for group in analysis.groups] == unwatched
+    assert not any(tape.real for tape in analysis.tapes)
+    result = evolve.mutate(model, "widen", site="0", example_inputs=x)
+    assert result.success, result.message
+    assert watcher.kinds == {torch.Tensor}
+    model(torch.ones(5, 4))
+    assert watcher.last[0].shape == (5, 16)
+    watcher.handle.remove()
+    assert not model[1]._forward_hooks
+    assert not model[1]._forward_pre_hooks
+
+
+def test_hooks_that_change_the_forward_are_a_part_of_it():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
+    assert evolve.analyse(model, x).group("0").mixed == ""
+    model[1].register_forward_hook(lambda module, args, out: out.softmax(-1))
+    assert "a softmax over it" in evolve.analyse(model, x).group("0").mixed
+    model[1]._forward_hooks.clear()
+    model[1].register_forward_hook(lambda module, args, out: (out.mul_(2), None)[1])
+    assert [op.name for op in evolve.analyse(model, x).tapes[0].ops].count("aten.mul_") == 1
+    model[1]._forward_hooks.clear()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[0])
+    assert "0.weight_g" in evolve.analyse(model, x).flow.sources

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from evolve.structure.configs import rewrite_configs
+from evolve.structure.hooks import leave_out
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.shortcuts import shortcut
@@ -39,9 +41,9 @@ class _SizeOf(int):
 
 
 class _SettingOf(int):
-    """An integer that knows which attribute of which module it is."""
+    """An integer that knows which attribute of which module it is, and at which position in it."""
 
-    name: tuple[str, str]
+    name: tuple[str, str, int | None]
 
 
 class _SizeReader(TorchFunctionMode):
@@ -95,9 +97,14 @@ def _name_settings(model: nn.Module) -> None:
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if type(value) is int and value > 1:
-                named = _SettingOf(value)
-                named.name = (name, attribute)
-                vars(module)[attribute] = named
+                vars(module)[attribute] = _named(name, attribute, None, value)
+    rewrite_configs(model, lambda config, *place: _named(*place))
+
+
+def _named(module: str, attribute: str, position: int | None, value: int) -> _SettingOf:
+    named = _SettingOf(value)
+    named.name = (module, attribute, position)
+    return named
 
 
 class Recorder(TorchDispatchMode):
@@ -212,23 +219,24 @@ class Recorder(TorchDispatchMode):
         return [self.value(leaf) for leaf in flat if isinstance(leaf, Tensor)]
 
 
-def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:
+def record(model: nn.Module, inputs: Inputs, *, training: bool, observers: Set[int] = frozenset()) -> Tape:
     """Records one run of the model; it is left as it was.
 
     Args:
         model: Any module, on any device, `meta` too.
         inputs: Arguments of the run.
         training: The mode to run it in.
+        observers: Hooks to leave out, from `observing_hooks`.
     """
     for faked, told in ((True, True), (True, False), (False, True)):
         try:
-            return _record(model, inputs, training, faked=faked, told=told)
+            return _record(model, inputs, training, observers, faked=faked, told=told)
         except Exception as error:  # the forward looks at values, or wants plain integers, or does not run at all
             logger.debug("%s cannot be recorded (fake tensors: %s): %s", type(model).__name__, faked, error)
-    return _record(model, inputs, training, faked=False, told=False)
+    return _record(model, inputs, training, observers, faked=False, told=False)
 
 
-def _record(model: nn.Module, inputs: Inputs, training: bool, *, faked: bool, told: bool) -> Tape:
+def _record(model: nn.Module, inputs: Inputs, training: bool, observers: Set[int], *, faked: bool, told: bool) -> Tape:
     """Records a run, on fake tensors or not, with integers that tell where they come from or without."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
     tape = Tape(training, real=fake is None)
@@ -239,6 +247,7 @@ def _record(model: nn.Module, inputs: Inputs, training: bool, *, faked: bool, to
 
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(training)
+        leave_out(model, observers)
         if told:
             _name_settings(model)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
