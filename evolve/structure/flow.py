@@ -79,7 +79,7 @@ class Flow:
             self._fix_new(value, "an axis of the model's input")
         for position, op in enumerate(tape.ops):
             self._tie(tape, position)
-            self._step(op)
+            self._step(op, tape)
         self._tie(tape, len(tape.ops))
         for value in tape.outputs:
             for axis in self.of(value):
@@ -127,13 +127,19 @@ class Flow:
         else:
             axis.mark("mixed", "an activation is multiplied with a constant over it")
 
-    def _step(self, op: Op) -> None:
+    def _step(self, op: Op, tape: Tape) -> None:
         tensors = op.tensors
         rule_ = _rule_for(op)
         self._contracted.clear()
         if rule_ is None:
             self.unknown.add(op.name)
-            self._give_up(op, f"there is no rule for {op.name}")
+            computed = any("parametrizations" in name.split(".") for name in tape.modules_of(op))
+            self._give_up(
+                op,
+                f"a parametrization computes a weight by {op.name}, which has no rule"
+                if computed
+                else f"there is no rule for {op.name}",
+            )
         else:
             try:
                 rule_(self, op)

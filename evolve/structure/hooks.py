@@ -1,10 +1,10 @@
 """Which of a user's hooks belong to the model's function, and which only look on.
 
-A forward hook may be a part of the forward: `torch.nn.utils.weight_norm`, `spectral_norm` and pruning compute a weight in
-one, others exchange inputs or outputs. Those have to run while a model is recorded. One that stores activations or
-prints statistics must not: it would keep a fake tensor where it expects a real one, or fail on it (`.item()`). So where a
-model has hooks, it is run on real tensors once in each mode, to see which of them do something to the forward: return a
-value, write to a tensor, or set an attribute of their module. The others are left out of recorded runs.
+A forward hook may be a part of the forward: `torch.nn.utils.weight_norm`, `spectral_norm` and pruning compute a weight
+in one, others exchange inputs or outputs. Those have to run while a model is recorded. One that stores activations or
+prints statistics must not: it would keep a fake tensor where it expects a real one, or fail on it (`.item()`). So where
+a model has hooks, it is run on real tensors once in each mode, to see which of them do something to the forward: return
+a value, write to a tensor, or set an attribute of their module. The others are left out of recorded runs.
 """
 
 from __future__ import annotations

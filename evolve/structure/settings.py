@@ -107,7 +107,7 @@ def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[s
 _LAYER_TENSORS = {
     "weight": (
         *("weight", "parametrizations.weight.original", "parametrizations.weight.original1"),
-        *("weight_v", "weight_orig"),
+        *("weight_orig", "weight_v"),
     ),
     "running_mean": ("running_mean",),
     "out_proj.weight": ("out_proj.weight",),
