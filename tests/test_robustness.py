@@ -5,6 +5,7 @@ import torch
 from fingerprints import fingerprint
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import evolve
 
@@ -358,3 +359,107 @@ def test_hooks_that_change_the_forward_are_a_part_of_it():
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(model[0])
     assert "0.weight_g" in evolve.analyse(model, x).flow.sources
+
+
+def test_a_site_that_takes_integers_offers_no_shortcut():
+    model, x = nn.Sequential(nn.EmbeddingBag(20, 6), nn.Linear(6, 4)), torch.arange(12).view(2, 6)
+    assert evolve.sites(model, "residual", example_inputs=x) == ["1"]
+    assert evolve.sites(model, "branch", example_inputs=x) == ["1"]
+    result = evolve.mutate(model, "residual", site="0", example_inputs=x)
+    assert result.status == "not_applicable"
+    assert "takes integers" in result.message
+
+
+class Graph(nn.Module):
+    """A graph network over a sparse matrix of neighbours."""
+
+    def __init__(self, layout):
+        super().__init__()
+        torch.manual_seed(0)
+        neighbours = torch.eye(5) + torch.eye(5).roll(1, 0)
+        self.register_buffer("neighbours", neighbours.to_sparse_csr() if layout == "csr" else neighbours.to_sparse())
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.second(torch.relu(torch.sparse.mm(self.neighbours, self.first(x))))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_sparse_buffers(layout):
+    model, x = Graph(layout), torch.randn(5, 6)
+    before, buffer = model(x), model.neighbours
+    for operator, site in [("widen", "first"), ("residual", "first"), ("deepen", "second")]:
+        result = evolve.mutate(model, operator, site=site, example_inputs=x, seed=0)
+        assert result.success, result.message
+    assert model.first.out_features == 16
+    assert torch.allclose(model(x), before, atol=1e-6)
+    assert model.neighbours is buffer
+    with evolve.transaction(model) as change:
+        model.neighbours.mul_(2)
+        change.rollback()
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_momentum_follows():
+    torch.manual_seed(0)
+    x = torch.arange(12).view(2, 6)
+    model = nn.Sequential(nn.Embedding(20, 6, sparse=True), nn.Linear(6, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    old, before = optimizer.state[model[0].weight]["momentum_buffer"].to_dense().clone(), model(x)
+    result = evolve.mutate(model, "widen", site="0", optimizer=optimizer, example_inputs=x, factor=1.5, seed=0)
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-6)
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"]
+    step = result.record.plan["groups"][0]["steps"][0]
+    assert momentum.is_sparse
+    assert torch.allclose(momentum.to_dense(), old[:, step["source"]] * torch.tensor(step["shares"]))
+    model(x).square().sum().backward()
+    optimizer.step()
+
+
+class Checkpointed(nn.Module):
+    """Runs its middle anew in the backward pass, in the reentrant way."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(6, 6)
+        self.middle = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.middle, self.stem(x), use_reentrant=True))
+
+
+@pytest.mark.parametrize(
+    ("operator", "site", "options"),
+    [("residual", "middle", {}), ("deepen", "stem", {}), ("widen", "middle.0", {"init": "gradmax"})],
+)
+def test_reentrant_checkpoints(operator, site, options):
+    model, x = Checkpointed(), torch.randn(4, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).square().sum().backward()
+    steps = []
+    model.stem.weight.register_post_accumulate_grad_hook(steps.append)
+    before, gradient = model(x), model.stem.weight.grad.clone()
+    result = evolve.mutate(
+        model,
+        operator,
+        site=site,
+        optimizer=optimizer,
+        example_inputs=x,
+        loss=lambda out: out.square().sum(),
+        seed=0,
+        **options,
+    )
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-6)
+    assert torch.equal(model.stem.weight.grad, gradient)
+    assert steps == []
+    model(x).square().sum().backward()
+    assert len(steps) == 1

@@ -314,6 +314,27 @@ def test_control_flow_that_looks_at_values_is_recorded_on_real_tensors():
     assert real("chain") == [False, False]
 
 
+def test_a_shuffle_of_channels_leaves_them_free():
+    class Shuffle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.side, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            kept, changed = self.first(x).chunk(2, 1)
+            x = torch.cat([kept, self.side(changed)], 1)
+            n, channels, height, width = x.shape
+            x = x.view(n, 2, channels // 2, height, width).transpose(1, 2)
+            return self.last(x.reshape(n, channels, height, width))
+
+    model, x = Shuffle(), torch.randn(2, 3, 5, 5)
+    before = model(x)
+    assert evolve.analyse(model, x).group("first").size == 4
+    assert evolve.mutate(model, "widen", site="first", example_inputs=x)
+    assert (model.first.out_channels, model.side.in_channels, model.last.in_channels) == (16, 8, 16)
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
 def test_costs_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 5))
     costs = evolve.analyse(model, torch.zeros(2, 3, 4, 4)).costs

@@ -6,6 +6,7 @@ operation without a rule fixes every axis it touches.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,6 +89,8 @@ class Flow:
     def _tie(self, tape: Tape, position: int) -> None:
         for tie in tape.ties.get(position, ()):
             one, other = self.of(tie.value)[tie.axis], self.of(tie.other)[tie.other_axis]
+            if one.kind == other.kind == "product" and Counter(one.parts) == Counter(other.parts):
+                continue  # of one size already, whatever the order: a shuffle of channels
             try:
                 unify(one, other)
             except MismatchError:

@@ -76,8 +76,7 @@ class ModuleState:
             grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
             tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
         self._tensors = [
-            (tensor, tensor.data, tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad)
-            for tensor in tensors.values()
+            (tensor, _data_of(tensor), tensor.detach().clone(), tensor.requires_grad) for tensor in tensors.values()
         ]
 
     def restore(self) -> None:
@@ -98,10 +97,21 @@ class ModuleState:
         with torch.no_grad():
             for tensor, data, value, requires_grad in self._tensors:
                 data.copy_(value)
-                if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype:
+                if _elsewhere(tensor, data):
                     exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
+
+
+def _data_of(tensor: Tensor) -> Tensor:
+    """The memory of a tensor; a sparse one has none that another could stand for."""
+    return tensor.data if tensor.layout == torch.strided else tensor
+
+
+def _elsewhere(tensor: Tensor, data: Tensor) -> bool:
+    if tensor is data:
+        return False
+    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
 
 
 def exchange(tensor: Tensor, data: Tensor) -> None:

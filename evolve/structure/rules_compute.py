@@ -42,13 +42,13 @@ def pointwise(flow: Flow, op: Op) -> None:
             flow.give(out, axes)
 
 
-@rule("mm", "bmm", "dot", "vdot", "mv")
+@rule("mm", "_sparse_mm", "bmm", "dot", "vdot", "mv")
 def _mm(flow: Flow, op: Op) -> None:
     one, two = op.args[:2]
     flow.give(op.outputs[0], _product(flow, one, two))
 
 
-@rule("addmm", "addmm_", "baddbmm", "baddbmm_", "addmv", "addbmm")
+@rule("addmm", "addmm_", "_sparse_addmm", "baddbmm", "baddbmm_", "addmv", "addbmm")
 def _addmm(flow: Flow, op: Op) -> None:
     if op.name == "aten.addbmm":
         raise MismatchError("a sum over a batch")

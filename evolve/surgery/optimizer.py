@@ -60,7 +60,7 @@ def _copy_list(value: Any) -> Any:
 
 def _clone(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone(memory_format=torch.preserve_format)
+        return value.detach().clone()
     return value.copy() if isinstance(value, (list, dict)) else value
 
 
@@ -129,7 +129,10 @@ def _cut_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, cut
             power = _POWERS.get(key, 0)
             if key == "momentum_buffer" and "square_avg" in state:  # RMSprop: of steps, which are normalised already
                 power = 0
-            state[key] = recut_state(value, cuts, power, level=key == "step_size")  # Rprop cannot grow a step of zero
+            level = key == "step_size"  # Rprop cannot grow a step of zero
+            dense = value.to_dense() if value.is_sparse else value  # as of an embedding with sparse gradients
+            cut = recut_state(dense, cuts, power, level=level)
+            state[key] = cut.to_sparse(value.sparse_dim()) if value.is_sparse else cut
 
 
 def _refuse_factored(key: str, value: Tensor, old_shape: Shape, name: str) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from evolve.structure.inputs import Inputs
-from evolve.structure.probe import output_tensors
+from evolve.structure.probe import gradients_of, output_tensors
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 
 # Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
@@ -150,7 +150,7 @@ def gradient_faults(
         # A random weight per output value: a plain sum is constant where the model ends in a softmax.
         loss = sum((t * torch.randn_like(t)).sum() for t in outputs if t.is_floating_point())
         try:
-            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)  # type: ignore[arg-type]
+            gradients = gradients_of(model, loss, list(trainable.values()))  # type: ignore[arg-type]
         except RuntimeError as error:  # such as an in-place operation on what another one has kept
             return [f"a backward pass fails ({error})"]
     faults = []
