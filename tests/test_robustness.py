@@ -463,3 +463,26 @@ def test_reentrant_checkpoints(operator, site, options):
     assert steps == []
     model(x).square().sum().backward()
     assert len(steps) == 1
+
+
+class Mixed(nn.Module):
+    """Computes in half precision between inputs and outputs of single precision."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.second(torch.relu(self.first(x)))
+        return self.last(x.float())
+
+
+def test_autocast_in_a_forward_rounds_as_half_precision_does():
+    model, x = Mixed(), torch.randn(4, 6)
+    before = model(x)
+    result = evolve.mutate(model, "widen", site="first", example_inputs=x, seed=0)
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-2)
+    assert result.record.max_abs_diff > 1e-5

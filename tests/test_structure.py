@@ -314,6 +314,25 @@ def test_control_flow_that_looks_at_values_is_recorded_on_real_tensors():
     assert real("chain") == [False, False]
 
 
+@pytest.mark.parametrize("correction", [0, 1])
+def test_an_unbiased_variance_is_not_kept_by_copies(correction):
+    class Spread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.first(x)
+            return self.last(x / x.std(-1, correction=correction, keepdim=True))
+
+    model, x = Spread(), torch.randn(2, 4)
+    group = evolve.analyse(model, x).group("first")
+    assert bool(group.mixed) == (correction == 1)
+    assert bool(group.statistic) == (correction == 0)
+    result = evolve.mutate(model, "widen", site="first", example_inputs=x)
+    assert result.status == ("applied" if correction == 0 else "not_applicable")
+
+
 def test_a_shuffle_of_channels_leaves_them_free():
     class Shuffle(nn.Module):
         def __init__(self):
