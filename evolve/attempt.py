@@ -19,7 +19,7 @@ from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
 from evolve.structure.sites import Site, resolve
-from evolve.surgery.optimizer import ParameterTable, optimizer_faults, reconcile
+from evolve.surgery.optimizer import ParameterTable, left_behind, optimizer_faults, reconcile
 from evolve.surgery.resize import Cut
 from evolve.surgery.verify import difference, gradient_faults, rounding, structure_faults, tolerance, train_outputs
 
@@ -110,6 +110,8 @@ def carry_out(
         pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=still)))
     _check_outputs(model, inputs, operator, pairs, attempt, still)
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
+    if optimizer is not None and (remark := left_behind(optimizer, table, held)):
+        remarks.append(remark)
     if operator.on_groups or before.reached(site):
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
         if fresh or len(ParameterTable(model).by_name) != len(table.by_name):  # other widths alone break no backward

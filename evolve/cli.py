@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,16 +110,17 @@ def inspect(
         from evolve.report.inspect import inspect_model
         from evolve.report.inspect_view import inspection_view, sites_view
 
-        opened = open_model(target, option or [], device=resolve_device(device))
-        with _hinted("If its input is the reason, give the shape: --shape 2,3,224,224."):
-            facts = inspect_model(
-                opened.model,
-                target,
-                shapes=[_shape(text) for text in shape or []] or opened.shapes,
-                operator=operator,
-                measure=latency,
-                records=opened.records,
-            )
+        with redirect_stdout(sys.stderr):  # what a user's model prints is no part of the answer
+            opened = open_model(target, option or [], device=resolve_device(device))
+            with _hinted("If its input is the reason, give the shape: --shape 2,3,224,224."):
+                facts = inspect_model(
+                    opened.model,
+                    target,
+                    shapes=[_shape(text) for text in shape or []] or opened.shapes,
+                    operator=operator,
+                    measure=latency,
+                    records=opened.records,
+                )
         if as_json:
             typer.echo(json.dumps(facts.as_json(), indent=2))
         else:

@@ -46,6 +46,15 @@ class Tokens(nn.Module):
     def forward(self, x):
         return self.out(self.embed(x))
 
+class Loud(Tokens):
+    def __init__(self):
+        super().__init__()
+        print("made")
+
+    def forward(self, x):
+        print("called")
+        return super().forward(x)
+
 three = 3
 """
 
@@ -395,6 +404,14 @@ def test_import_paths_options_and_shapes(own):
     assert [(group["name"], group["size"]) for group in found["groups"]] == [("left", 10)]
     tokens = as_json(f"{own}.Tokens", "--shape", "3,7")
     assert tokens["modules"][0]["outputs"] == [[3, 7, 3]]
+
+
+def test_what_a_model_prints_is_not_part_of_the_answer(own):
+    assert as_json("inspected_models:Loud")["modules"][0]["parameters"] == 67
+    result = run("inspected_models:Loud")
+    assert "called" not in result.stdout
+    assert "made\n" in result.stderr
+    assert "called\n" in result.stderr
 
 
 def test_a_configuration(tmp_path):

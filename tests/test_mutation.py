@@ -475,6 +475,72 @@ def test_new_parameters_join_the_group_of_their_neighbours():
     assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.1, 0.15]
 
 
+class MatrixAndScalar(torch.optim.Optimizer):
+    """As users write it: groups for matrices, which are made orthogonal, and groups for the rest, in one optimizer."""
+
+    def __init__(self, groups):
+        super().__init__(groups, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                step = torch.linalg.qr(p.grad)[0] if group["use_muon"] else p.grad.sign()
+                p.sub_(step, alpha=group["lr"])
+
+
+def perceptron():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.LayerNorm(8))
+
+
+def test_vectors_do_not_join_a_group_that_takes_matrices_alone():
+    model = perceptron()
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = list(model[3].parameters())
+    optimizer = MatrixAndScalar([{"params": matrices, "use_muon": True}, {"params": vectors, "use_muon": False}])
+    assert evolve.mutate(model, "residual", site="2", optimizer=optimizer)
+    assert evolve.mutate(model, "branch", site="0", optimizer=optimizer)
+    assert {p.dim() for p in optimizer.param_groups[0]["params"]} == {2}
+    assert len(optimizer.param_groups[0]["params"]) > len(matrices)
+    assert {p.dim() for p in optimizer.param_groups[1]["params"]} <= {0, 1}
+    assert len(optimizer.param_groups[1]["params"]) > len(vectors)
+    model(torch.randn(4, 6)).square().sum().backward()
+    optimizer.step()
+
+
+def test_where_matrices_alone_can_be_stepped_vectors_are_refused():
+    model = perceptron()
+    optimizer = torch.optim.Muon([p for p in model.parameters() if p.dim() == 2])
+    model(torch.randn(4, 6)).square().sum().backward()
+    optimizer.step()
+    before = fingerprint(model, optimizer)
+    result = evolve.mutate(model, "residual", site="2", optimizer=optimizer)
+    assert result.status == "not_applicable"
+    assert "'evolved.residual_0.gate'" in result.message
+    assert "Muon" in result.message
+    assert "matrices" in result.message
+    assert fingerprint(model, optimizer) == before
+
+
+def test_what_another_optimizer_may_hold_is_told():
+    model = perceptron()
+    muon = torch.optim.Muon([p for p in model.parameters() if p.dim() == 2])
+    adam = torch.optim.AdamW(model[3].parameters())
+    result = evolve.mutate(model, "widen", site="0", optimizer=adam)
+    assert result
+    assert "2 parameters that changed are not in this AdamW ('0.weight', '2.weight')" in result.message
+    model = perceptron()
+    muon = torch.optim.Muon([p for p in model.parameters() if p.dim() == 2])
+    model(torch.randn(4, 6)).square().sum().backward()
+    muon.step()
+    result = evolve.mutate(model, "widen", site="0", optimizer=muon)
+    assert result
+    assert "not in this" not in result.message
+    model(torch.randn(4, 6)).square().sum().backward()
+    muon.step()
+
+
 def test_named_parameters_keep_their_names_in_the_optimizer():
     model = small()
     optimizer = torch.optim.Adam(model.named_parameters(), lr=1e-2)

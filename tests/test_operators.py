@@ -446,6 +446,23 @@ def test_remove_says_why_not(site, words):
     assert words in result.message
 
 
+def test_a_layer_that_is_kept_in_a_plain_list_stays():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.layers = nn.Linear(4, 4), [nn.Linear(4, 4)]
+            self.registered = nn.ModuleList(self.layers)
+
+        def forward(self, x):
+            return self.layers[0](self.first(x))
+
+    model, x = Listed(), torch.randn(2, 4)
+    result = evolve.mutate(model, "remove", site="registered.0", example_inputs=x)
+    assert result.status == "not_applicable"
+    assert "'registered.0' is also kept in 'layers'" in result.message
+    assert len(list(model.parameters())) == 4
+
+
 def test_a_part_of_a_block_stays_in_it():
     model = cnn()
     apply(model, "deepen", "0", IMAGES)

@@ -1,5 +1,9 @@
 """Integers that modules keep follow the sizes they mean, and no others; what the probe did not show is said."""
 
+import copy
+from dataclasses import dataclass, field
+
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -188,3 +192,103 @@ def test_a_mutation_in_inference_mode_leaves_a_model_that_trains():
     model(torch.randn(3, 4)).square().sum().backward()
     optimizer.step()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@dataclass(eq=False)
+class Part:
+    width: int = 8
+
+
+@dataclass(eq=False)
+class Config:
+    """Sizes for all layers; 16 is a number of positions too."""
+
+    heads: int = 4
+    sizes: list = field(default_factory=lambda: [16, 24])
+    positions: int = 16
+    part: Part = field(default_factory=Part)
+    more: dict = field(default_factory=lambda: {"inner": 20})
+
+
+class Attends(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+class Configured(nn.Module):
+    """Its forward, and those of its layers, read sizes from one config."""
+
+    def __init__(self, config):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config, self.part = config, config.part
+        self.embed = nn.Linear(5, 16)
+        self.layers = nn.ModuleList(Attends(config) for _ in range(2))
+        self.up, self.down, self.inner, self.head = (
+            nn.Linear(16, 24),
+            nn.Linear(24, 8),
+            nn.Linear(8, 20),
+            nn.Linear(20, 3),
+        )
+
+    def forward(self, x):
+        x = self.embed(x[:, : self.config.positions])
+        for layer in self.layers:
+            x = layer(x)
+        x = self.up(x.reshape(len(x), -1, self.config.sizes[0])).relu().unflatten(-1, (self.config.sizes[-1], 1))
+        x = self.down(x.squeeze(-1)).unflatten(-1, (self.part.width, 1)).squeeze(-1)
+        return self.head(self.inner(x).relu().unflatten(-1, (self.config.more["inner"], 1)).flatten(-2))
+
+
+@pytest.mark.parametrize(
+    ("site", "read", "size"),
+    [
+        ("layers.0.qkv", lambda config: config.heads, 4),
+        ("embed", lambda config: config.sizes[0], 16),
+        ("up", lambda config: config.sizes[1], 24),
+        ("down", lambda config: config.part.width, 8),
+        ("inner", lambda config: config.more["inner"], 20),
+    ],
+)
+def test_integers_in_configs_follow(site, read, size):
+    config, x = Config(), torch.randn(2, 6, 5)
+    model, other = Configured(config), Configured(config)
+    before = model(x)
+    result = evolve.mutate(model, "widen", site=site, example_inputs=x, seed=0)
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-5)
+    assert read(model.config) == read(model.layers[1].config) == 2 * size
+    assert model.layers[0].config is model.config
+    assert model.part is model.config.part
+    assert type(read(model.config)) is int
+    assert model.config.positions == 16
+    assert read(config) == size  # another model may go by it
+    assert other.config is config
+    assert torch.equal(other(x), before)
+    rebuilt = Configured(config)
+    evolve.replay(rebuilt, [result.record])
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(rebuilt(x), model(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+def test_configs_come_back():
+    config, x = Config(), torch.randn(2, 6, 5)
+    model = Configured(config)
+    evolve.analyse(model, x)
+    refused = evolve.mutate(model, "widen", site="up", example_inputs=x, limits=evolve.Limits(params=10))
+    assert refused.status == "rejected"
+    with evolve.transaction(model) as change:
+        assert evolve.mutate(model, "widen", site="up", example_inputs=x)
+        change.rollback()
+    assert all(module.config is config for module in (model, *model.layers))
+    assert config.sizes == [16, 24]
+    assert all(type(size) is int for size in (*config.sizes, config.heads, config.part.width))

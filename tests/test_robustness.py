@@ -5,6 +5,7 @@ import torch
 from fingerprints import fingerprint
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import evolve
 
@@ -214,3 +215,274 @@ def test_a_look_leaves_no_trace_in_statistics_generators_and_gradients(example_i
     assert all(torch.equal(a, b) for a, b in zip(statistics, model[1].buffers(), strict=True))
     assert model.evolved.residual_0.norm.num_batches_tracked == 0
     assert all(m.training for m in model.modules())
+
+
+class Padded(nn.Module):
+    """A transformer encoder over tokens, some of which are padding; outputs where there is none."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 16)
+        layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(16, 5)
+        self.double()
+
+    def forward(self, tokens, padding=None):
+        return self.head(self.encoder(self.embedding(tokens), src_key_padding_mask=padding))
+
+
+def padded_outputs(model, tokens, padding):
+    """Fused and plain, with a mask and without; the fused forward cuts off what is padding in all samples."""
+    model.eval()
+    with torch.no_grad():
+        fused = model(tokens, padding), model(tokens)
+    plain = model(tokens, padding), model(tokens)
+    length = fused[0].shape[1]
+    return [out[:, :length][~padding[:, :length]] for out in (fused[0], plain[0])] + [fused[1], plain[1]]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(
+    ("operator", "site", "options"),
+    [
+        ("widen", "embedding", {"init": "random", "add": 1}),  # five heads, which the fused forward does not take
+        ("widen", "encoder.layers.0.linear1", {}),
+        ("narrow", "encoder.layers.1.linear1", {"factor": 0.5}),
+        ("residual", "encoder.layers.0", {}),
+        ("residual", "encoder.layers.1.linear2", {}),
+        ("deepen", "encoder", {}),
+        ("attention", "encoder", {}),
+    ],
+)
+def test_padding_in_a_transformer_encoder(operator, site, options, masked):
+    model, tokens = Padded(), torch.arange(21).remainder(20).view(3, 7)
+    padding = torch.arange(7)[None] >= torch.tensor([[4], [7], [6]])
+    before = padded_outputs(model, tokens, padding)
+    inputs = {"tokens": tokens, "padding": padding} if masked else tokens
+    result = evolve.mutate(model, operator, site=site, example_inputs=inputs, seed=0, **options)
+    assert result.success, result.message
+    after = padded_outputs(model, tokens, padding)
+    assert torch.allclose(after[0], after[1], atol=1e-10)
+    if result.record.preserves == "exact":
+        for one, other in zip(before, after, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-10)
+    model.train()(tokens, padding).sum().backward()
+
+
+class Compiled(nn.Module):
+    """A part of it is a ScriptModule."""
+
+    def __init__(self, build):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(4, 8)
+        self.middle = build(nn.Sequential(nn.Linear(8, 8), nn.ReLU()))
+        self.wide = nn.Linear(8, 16)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.wide(self.middle(self.stem(x)))))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*torch.jit")
+@pytest.mark.parametrize("build", [torch.jit.script, lambda part: torch.jit.trace(part, torch.ones(2, 8))])
+def test_script_modules_inside_stay_as_they_are(build):
+    x = torch.randn(2, 4)
+    model = Compiled(build)
+    optimizer = torch.optim.Adam(model.parameters())
+    assert evolve.sites(model, "widen", example_inputs=x) == ["wide"]
+    assert evolve.sites(model, "residual", example_inputs=x) == ["stem", "wide", "head"]
+    before = model(x)
+    for operator, site in [("widen", "*"), ("residual", "wide"), ("branch", "stem")]:
+        result = evolve.mutate(model, operator, site=site, example_inputs=x, optimizer=optimizer)
+        assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-6)
+    state = fingerprint(model, optimizer)
+    for operator, site, words in [
+        ("widen", "stem", "a ScriptModule, whose code cannot be changed, keeps it"),
+        ("widen", "middle.0", "'middle.0' is a ScriptModule or lies in one"),
+        ("residual", "middle", "'middle' is a ScriptModule or lies in one"),
+    ]:
+        result = evolve.mutate(model, operator, site=site, example_inputs=x, optimizer=optimizer)
+        assert result.status == "not_applicable"
+        assert words in result.message
+    assert fingerprint(model, optimizer) == state
+
+
+class Watcher:
+    """What users hang on a layer: keeps activations and numbers."""
+
+    def __init__(self, module, before):
+        self.kinds, self.last = set(), None
+        add = module.register_forward_pre_hook if before else module.register_forward_hook
+        self.handle = add(self.before if before else self.after)
+
+    def before(self, module, args):
+        self.after(module, args, args[0])
+
+    def after(self, module, args, out):
+        self.kinds.add(type(out))
+        self.last = out.detach().numpy(), float(out.detach().sum())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_hooks_that_look_on_see_real_tensors_only(before):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(2, 4)
+    unwatched = [(group.name, group.size, group.fixed) for group in evolve.analyse(model, x).groups]
+    watcher = Watcher(model[1], before)
+    analysis = evolve.analyse(model, x)
+    assert [(group.name, group.size, group.fixed) for group in analysis.groups] == unwatched
+    assert not any(tape.real for tape in analysis.tapes)
+    result = evolve.mutate(model, "widen", site="0", example_inputs=x)
+    assert result.success, result.message
+    assert watcher.kinds == {torch.Tensor}
+    model(torch.ones(5, 4))
+    assert watcher.last[0].shape == (5, 16)
+    watcher.handle.remove()
+    assert not model[1]._forward_hooks
+    assert not model[1]._forward_pre_hooks
+
+
+def test_hooks_that_change_the_forward_are_a_part_of_it():
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
+    assert evolve.analyse(model, x).group("0").mixed == ""
+    model[1].register_forward_hook(lambda module, args, out: out.softmax(-1))
+    assert "a softmax over it" in evolve.analyse(model, x).group("0").mixed
+    model[1]._forward_hooks.clear()
+    model[1].register_forward_hook(lambda module, args, out: (out.mul_(2), None)[1])
+    assert [op.name for op in evolve.analyse(model, x).tapes[0].ops].count("aten.mul_") == 1
+    model[1]._forward_hooks.clear()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[0])
+    assert "0.weight_g" in evolve.analyse(model, x).flow.sources
+
+
+def test_a_site_that_takes_integers_offers_no_shortcut():
+    model, x = nn.Sequential(nn.EmbeddingBag(20, 6), nn.Linear(6, 4)), torch.arange(12).view(2, 6)
+    assert evolve.sites(model, "residual", example_inputs=x) == ["1"]
+    assert evolve.sites(model, "branch", example_inputs=x) == ["1"]
+    result = evolve.mutate(model, "residual", site="0", example_inputs=x)
+    assert result.status == "not_applicable"
+    assert "takes integers" in result.message
+
+
+class Graph(nn.Module):
+    """A graph network over a sparse matrix of neighbours."""
+
+    def __init__(self, layout):
+        super().__init__()
+        torch.manual_seed(0)
+        neighbours = torch.eye(5) + torch.eye(5).roll(1, 0)
+        self.register_buffer("neighbours", neighbours.to_sparse_csr() if layout == "csr" else neighbours.to_sparse())
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.second(torch.relu(torch.sparse.mm(self.neighbours, self.first(x))))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_sparse_buffers(layout):
+    model, x = Graph(layout), torch.randn(5, 6)
+    before, buffer = model(x), model.neighbours
+    for operator, site in [("widen", "first"), ("residual", "first"), ("deepen", "second")]:
+        result = evolve.mutate(model, operator, site=site, example_inputs=x, seed=0)
+        assert result.success, result.message
+    assert model.first.out_features == 16
+    assert torch.allclose(model(x), before, atol=1e-6)
+    assert model.neighbours is buffer
+    with evolve.transaction(model) as change:
+        model.neighbours.mul_(2)
+        change.rollback()
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_sparse_momentum_follows():
+    torch.manual_seed(0)
+    x = torch.arange(12).view(2, 6)
+    model = nn.Sequential(nn.Embedding(20, 6, sparse=True), nn.Linear(6, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    old, before = optimizer.state[model[0].weight]["momentum_buffer"].to_dense().clone(), model(x)
+    result = evolve.mutate(model, "widen", site="0", optimizer=optimizer, example_inputs=x, factor=1.5, seed=0)
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-6)
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"]
+    step = result.record.plan["groups"][0]["steps"][0]
+    assert momentum.is_sparse
+    assert torch.allclose(momentum.to_dense(), old[:, step["source"]] * torch.tensor(step["shares"]))
+    model(x).square().sum().backward()
+    optimizer.step()
+
+
+class Checkpointed(nn.Module):
+    """Runs its middle anew in the backward pass, in the reentrant way."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Linear(6, 6)
+        self.middle = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(checkpoint(self.middle, self.stem(x), use_reentrant=True))
+
+
+@pytest.mark.parametrize(
+    ("operator", "site", "options"),
+    [("residual", "middle", {}), ("deepen", "stem", {}), ("widen", "middle.0", {"init": "gradmax"})],
+)
+def test_reentrant_checkpoints(operator, site, options):
+    model, x = Checkpointed(), torch.randn(4, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).square().sum().backward()
+    steps = []
+    model.stem.weight.register_post_accumulate_grad_hook(steps.append)
+    before, gradient = model(x), model.stem.weight.grad.clone()
+    result = evolve.mutate(
+        model,
+        operator,
+        site=site,
+        optimizer=optimizer,
+        example_inputs=x,
+        loss=lambda out: out.square().sum(),
+        seed=0,
+        **options,
+    )
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-6)
+    assert torch.equal(model.stem.weight.grad, gradient)
+    assert steps == []
+    model(x).square().sum().backward()
+    assert len(steps) == 1
+
+
+class Mixed(nn.Module):
+    """Computes in half precision between inputs and outputs of single precision."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            x = self.second(torch.relu(self.first(x)))
+        return self.last(x.float())
+
+
+def test_autocast_in_a_forward_rounds_as_half_precision_does():
+    model, x = Mixed(), torch.randn(4, 6)
+    before = model(x)
+    result = evolve.mutate(model, "widen", site="first", example_inputs=x, seed=0)
+    assert result.success, result.message
+    assert torch.allclose(model(x), before, atol=1e-2)
+    assert result.record.max_abs_diff > 1e-5

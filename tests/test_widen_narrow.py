@@ -5,7 +5,7 @@ import torch
 from fingerprints import fingerprint
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import evolve
 from evolve.errors import EvolveError
@@ -419,6 +419,37 @@ def test_weight_norm_is_widened_exactly():
     assert result, result.message
     assert model[0].weight.shape == (12, 4)
     assert torch.allclose(model(X), before, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, lambda layer: prune.l1_unstructured(layer, "weight", 0.5)])
+def test_gradmax_beside_weights_that_a_hook_computes(norm):
+    model = nn.Sequential(norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 3))
+    optimizer = step(model, torch.optim.Adam(model.parameters()))
+    before = model(X)
+    loss = lambda out: out.square().sum()  # noqa: E731
+    result = evolve.mutate(
+        model, "widen", site="0", init="gradmax", optimizer=optimizer, example_inputs=X, loss=loss, seed=0
+    )
+    assert result.success, result.message
+    assert torch.allclose(model(X), before, atol=1e-6)
+    step(model, optimizer)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_an_old_spectral_norm_computes_is_widened():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.utils.spectral_norm(nn.Linear(6, 3)))
+    result = evolve.mutate(model, "widen", site="0", init="random", example_inputs=X, seed=0)
+    assert result.success, result.message
+    assert model[2].in_features == model[2].weight_orig.shape[1] == model[2].weight_v.shape[0] == 12
+
+
+def test_an_orthogonal_weight_says_why_it_stays():
+    result = evolve.mutate(_orthogonal(), "widen", site="0.parametrizations.weight.0", example_inputs=X)
+    assert "a parametrization computes a weight from it" in result.message
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), parametrizations.orthogonal(nn.Linear(6, 6)))
+    result = evolve.mutate(model, "widen", site="0", example_inputs=X)
+    assert "a parametrization computes a weight by aten.linalg_matrix_exp, which has no rule" in result.message
 
 
 def test_magnitude_takes_the_smallest_of_makers_and_readers():

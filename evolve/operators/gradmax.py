@@ -84,7 +84,7 @@ def _reader_gradients(
 ) -> Tensor:
     """Puts new units into a copy of the model, unread, and returns the gradients of their readers, (units, values)."""
     plan = regroup_plan(model, analysis, [Regrouping(group, [Step([*range(group.size), *[-1] * count])])])
-    candidate = copy.deepcopy(model)
+    candidate = _copied(model)
 
     def fill(name: str, axis: int, reads: bool, old: Tensor, shape: tuple[int, ...]) -> Tensor:
         if (name, axis) in directions:
@@ -103,6 +103,12 @@ def _reader_gradients(
     if not found:
         raise NotApplicable(f"init: gradmax finds no gradient where '{group.name}' is read.")
     return torch.cat(found, dim=1)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """Returns a copy; weights that hooks compute (weight norm, pruning) are plain values in it until they run again."""
+    kept = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
 
 
 def _rows(tensor: Tensor, place: Place) -> Tensor:

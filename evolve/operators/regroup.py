@@ -18,6 +18,7 @@ from evolve.structure.probe import Probe
 from evolve.structure.rehearsal import CannotFollow, rehearse
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
+from evolve.surgery.attach import part_from_nested_tensors
 from evolve.surgery.layout import Move, holds, layout_of, members, moved, positions
 from evolve.surgery.resize import Cut, resize
 
@@ -156,6 +157,7 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = Non
         sizes = {name: len(move.plain.source) for name, move in moves.items()}
     resize(model, cuts)
     change_settings(model, [Setting(*setting) for setting in plan["settings"]])
+    part_from_nested_tensors(model)
     return sum(parameter.numel() for parameter in model.parameters()) - before, cuts
 
 

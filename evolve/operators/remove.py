@@ -73,6 +73,12 @@ class Remove(MutationOperator):
         if shapes is None or shapes[0] != shapes[1]:
             told = "is not reached by the probe batch" if shapes is None else f"maps {shapes[0]} to {shapes[1]}"
             raise NotApplicable(f"'{site.name}' {told}; only what keeps the shape of its input can be taken out.")
+        holder = _held_elsewhere(model, site.module)
+        if holder is not None:
+            raise NotApplicable(
+                f"'{site.name}' is also kept in {holder}, a plain attribute, by which the forward may go on calling "
+                "it. Keep modules in an nn.ModuleList or nn.ModuleDict."
+            )
         return {"inserted": False}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -91,3 +97,17 @@ class Remove(MutationOperator):
         gone = sum(count for key, count in before.items() if key not in kept)
         what = type(site.module).__name__
         return Change(f"Removed '{site.name}' ({what}, -{gone:,} parameters).", -gone)
+
+
+def _held_elsewhere(model: nn.Module, part: nn.Module) -> str | None:
+    """Returns where a module is kept beside the tables of modules, as in a plain list, None where it is not."""
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute == "_modules":
+                continue
+            items = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            )
+            if any(item is part for item in items):
+                return f"'{name}.{attribute}'" if name else f"'{attribute}'"
+    return None

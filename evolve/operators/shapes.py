@@ -58,6 +58,8 @@ def site_shape(site: Site, probe: Probe) -> SiteShape:
         )
     if len(taken) < 2 or 0 in (*taken, *given):
         raise NotApplicable(f"'{site.name}' maps {taken} to {given}: there is no channel axis or it is empty.")
+    if probe.calls[site.ends[0]][0].counts:
+        raise NotApplicable(f"'{site.name}' takes integers, which no block can compute with. Choose a site behind it.")
     layout = _layout(site, taken)
     if layout == "features_last":
         if taken[:-1] != given[:-1]:

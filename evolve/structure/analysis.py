@@ -21,6 +21,7 @@ from evolve.errors import NotApplicable, did_you_mean
 from evolve.structure.axes import Axis
 from evolve.structure.flow import Flow
 from evolve.structure.groups import Group, find_groups
+from evolve.structure.hooks import observing_hooks
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.quiet import undisturbed
 from evolve.structure.recorder import record
@@ -49,6 +50,7 @@ class Analysis:
 
     Attributes:
         inputs: The arguments of the recorded runs.
+        observers: Forward hooks that were left out of them, because they only look on.
         tapes: The run in eval mode, and the one in train mode where the forward asks for the mode and can train on
             these inputs.
         drops: Whether dropout may be at work in train mode.
@@ -58,10 +60,11 @@ class Analysis:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.inputs = inputs
-        self.tapes: list[Tape] = [record(model, inputs, training=False)]
+        self.observers = observing_hooks(model, inputs)
+        self.tapes: list[Tape] = [record(model, inputs, training=False, observers=self.observers)]
         if self.tapes[0].asks_mode:
             try:
-                self.tapes.append(record(model, inputs, training=True))
+                self.tapes.append(record(model, inputs, training=True, observers=self.observers))
             except Exception as error:  # such as BatchNorm with one value per channel
                 logger.debug("%s does not run in train mode on these inputs: %s", type(model).__name__, error)
         self.drops = self.asks_mode or any(
@@ -216,6 +219,7 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
                 if isinstance(value, (int, str, tuple, float)) and key != "training" and _hashable(value)
             ),
             tuple(id(link) for link in getattr(module, "_evolve_links", ())),
+            (*module._forward_pre_hooks, *module._forward_hooks),
         )
         for name, module in model.named_modules()
     )

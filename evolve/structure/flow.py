@@ -6,6 +6,7 @@ operation without a rule fixes every axis it touches.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,7 @@ class Flow:
             self._fix_new(value, "an axis of the model's input")
         for position, op in enumerate(tape.ops):
             self._tie(tape, position)
-            self._step(op)
+            self._step(op, tape)
         self._tie(tape, len(tape.ops))
         for value in tape.outputs:
             for axis in self.of(value):
@@ -88,6 +89,8 @@ class Flow:
     def _tie(self, tape: Tape, position: int) -> None:
         for tie in tape.ties.get(position, ()):
             one, other = self.of(tie.value)[tie.axis], self.of(tie.other)[tie.other_axis]
+            if one.kind == other.kind == "product" and Counter(one.parts) == Counter(other.parts):
+                continue  # of one size already, whatever the order: a shuffle of channels
             try:
                 unify(one, other)
             except MismatchError:
@@ -127,13 +130,19 @@ class Flow:
         else:
             axis.mark("mixed", "an activation is multiplied with a constant over it")
 
-    def _step(self, op: Op) -> None:
+    def _step(self, op: Op, tape: Tape) -> None:
         tensors = op.tensors
         rule_ = _rule_for(op)
         self._contracted.clear()
         if rule_ is None:
             self.unknown.add(op.name)
-            self._give_up(op, f"there is no rule for {op.name}")
+            computed = any("parametrizations" in name.split(".") for name in tape.modules_of(op))
+            self._give_up(
+                op,
+                f"a parametrization computes a weight by {op.name}, which has no rule"
+                if computed
+                else f"there is no rule for {op.name}",
+            )
         else:
             try:
                 rule_(self, op)

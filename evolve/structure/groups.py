@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -104,6 +105,10 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:  # noqa: PLR0912 - one 
                 for axis in flow.sources.get(prefix + key, ()):
                     for leaf in axis.leaves():
                         leaf.marks["fixed"] = "a recurrent layer"  # says more than what the operations met with
+        elif isinstance(module, torch.jit.ScriptModule):
+            for key in (*own, *(key for key, _ in module.named_buffers(recurse=False))):
+                for axis in flow.sources.get(prefix + key, ()):
+                    axis.mark("fixed", "a ScriptModule, whose code cannot be changed, keeps it")
         elif isinstance(module, ParametrizationList):
             for key, buffer in module.named_buffers():
                 for axis in flow.sources.get(prefix + key, ()) if buffer.dim() > 1 else ():

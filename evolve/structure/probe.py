@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from evolve.errors import NotApplicable
 from evolve.structure.inputs import Inputs
-from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.sites import Site
 
 Shape = tuple[int, ...]
@@ -24,10 +24,16 @@ Loss = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a submodule: shape of its first tensor argument and of its output, None where it is no tensor."""
+    """One call of a submodule.
+
+    Attributes:
+        input: Shape of its first argument, None where it is no tensor; likewise `output`.
+        counts: Whether its first argument holds integers, such as the numbers of tokens.
+    """
 
     input: Shape | None
     output: Shape | None
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ def probe(
     """
     if inputs is None:
         return Probe(None, {}, None, loss=loss)
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad():
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused():
         model.eval()
         if plain:
             return Probe(inputs, {}, None, model(*inputs.args, **inputs.kwargs), loss)
@@ -132,8 +138,52 @@ def loss_gradients(model: nn.Module, seen: Probe) -> dict[str, Tensor]:
     with undisturbed(model), preserved_rng(model, 0), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         value = seen.loss(model(*seen.inputs.args, **seen.inputs.kwargs))
-        gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        gradients = gradients_of(model, value, list(named.values()))
     return {name: gradient for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
+
+
+def gradients_of(model: nn.Module, value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
+    """Returns the gradients of a scalar, dense ones; None where it does not depend on a parameter.
+
+    Nothing is accumulated and nothing is stepped, also where parts of the model are checkpointed in the reentrant way:
+    they run again in a backward pass of their own, which knows nothing but `backward()`.
+    """
+    if not _reentrant(value):
+        return [_dense(gradient) for gradient in torch.autograd.grad(value, parameters, allow_unused=True)]
+    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
+    tables = [table for parameter in model.parameters() if (table := parameter._post_accumulate_grad_hooks)]
+    hooks = [dict(table) for table in tables]  # such as an optimizer that steps in the backward pass
+    try:
+        for parameter, _ in kept:
+            parameter.grad = None
+        for table in tables:
+            table.clear()
+        value.backward()
+        return [_dense(parameter.grad) for parameter in parameters]
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        for table, copy in zip(tables, hooks, strict=True):
+            table.update(copy)
+
+
+def _reentrant(value: Tensor) -> bool:
+    """Whether a part of what made a value is checkpointed in the reentrant way."""
+    seen: set[Any] = set()
+    waiting = [value.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
 
 
 @contextmanager
@@ -145,12 +195,14 @@ def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[Call]]]:
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             first = args[0] if args else next(iter(kwargs.values()), None)
-            calls.setdefault(name, []).append(Call(_shape(first), _shape(output)))
+            calls.setdefault(name, []).append(Call(_shape(first), _shape(output), _counts(first)))
 
         return hook
 
     try:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and no blocks
+                continue
             handles.append(module.register_forward_hook(note(name), with_kwargs=True))
         yield calls
     finally:
@@ -160,6 +212,10 @@ def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[Call]]]:
 
 def _shape(value: Any) -> Shape | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
 def output_tensors(outputs: Any) -> list[Tensor]:

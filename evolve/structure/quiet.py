@@ -68,14 +68,15 @@ class ModuleState:
             # Most tables are empty (hooks of all kinds): copying those would be most of the work.
             tables = {k: v.copy() if v else _NOTHING for k, v in attributes.items() if type(v) in _TABLES}
             self._modules.append((module, module.__class__, attributes, tables))
+        scripted = (module for module in model.modules() if isinstance(module, torch.jit.ScriptModule))
+        self._modes = [(module, module.training) for module in scripted]  # not among their attributes in Python
         tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
         if parameters:
             tensors |= {id(parameter): parameter for parameter in model.parameters()}
             grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
             tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
         self._tensors = [
-            (tensor, tensor.data, tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad)
-            for tensor in tensors.values()
+            (tensor, _data_of(tensor), tensor.detach().clone(), tensor.requires_grad) for tensor in tensors.values()
         ]
 
     def restore(self) -> None:
@@ -91,13 +92,26 @@ class ModuleState:
                 table = attributes[key]
                 if table or copy:
                     _restore_table(table, copy)
+        for module, training in self._modes:
+            module.training = training
         with torch.no_grad():
             for tensor, data, value, requires_grad in self._tensors:
                 data.copy_(value)
-                if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype:
+                if _elsewhere(tensor, data):
                     exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
+
+
+def _data_of(tensor: Tensor) -> Tensor:
+    """The memory of a tensor; a sparse one has none that another could stand for."""
+    return tensor.data if tensor.layout == torch.strided else tensor
+
+
+def _elsewhere(tensor: Tensor, data: Tensor) -> bool:
+    if tensor is data:
+        return False
+    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
 
 
 def exchange(tensor: Tensor, data: Tensor) -> None:
@@ -123,6 +137,21 @@ def _restore_table(table: Any, copy: Any) -> None:
     elif isinstance(table, (MutableMapping, set)):
         table.clear()
         table.update(copy)
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Lets PyTorch's transformer layers call their parts, as they do in training.
+
+    In eval mode without gradients they may run as one fused kernel instead. Encoders then hand nested tensors without
+    the padding from layer to layer, which have no shape, and leave out what is padding.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules import activation, batchnorm, conv, dropout, linear, normalization, pooling
 from torch.overrides import TorchFunctionMode
 
+from evolve.structure.configs import rewrite_configs
 from evolve.structure.tape import Tie, Value
 
 if TYPE_CHECKING:
@@ -58,9 +59,9 @@ class _SizeOf(_Told):
 
 
 class _SettingOf(_Told):
-    """An integer that knows which attribute of which module it is."""
+    """An integer that knows which attribute of which module it is, and at which position in it."""
 
-    name: tuple[str, str]
+    name: tuple[str, str, int | None]
 
 
 class _Mode:
@@ -97,11 +98,10 @@ class Reader(TorchFunctionMode):
         for name, module in model.named_modules():
             for attribute, value in vars(module).items():
                 if type(value) is int and value > 1:
-                    named = _SettingOf(value)
-                    named.name, named.reader = (name, attribute), self
-                    vars(module)[attribute] = named
+                    vars(module)[attribute] = self._named(name, attribute, None, value)
             if type(module) not in _MODAL:
                 vars(module)["training"] = _Mode(self, module.training)
+        rewrite_configs(model, lambda config, *place: self._named(*place))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of torch."""
@@ -128,6 +128,11 @@ class Reader(TorchFunctionMode):
             elif isinstance(size, _SettingOf):
                 first = self.tape.settings.setdefault(size.name, (out, axis))
                 self.tape.ties.setdefault(len(self.tape.ops), []).append(Tie(out, axis, *first))
+
+    def _named(self, module: str, attribute: str, position: int | None, value: int) -> int:
+        named = _SettingOf(value)
+        named.name, named.reader = (module, attribute, position), self
+        return named
 
     def _told(self, value: Value, axis: int, size: int) -> int:
         told = _SizeOf(size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from evolve.structure.hooks import leave_out
 from evolve.structure.inputs import Inputs
-from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.reading import Reader
 from evolve.structure.shortcuts import shortcut
 from evolve.structure.tape import Call, Op, Tape, Value
@@ -155,23 +156,24 @@ class Recorder(TorchDispatchMode):
         return [self.value(leaf) for leaf in flat if isinstance(leaf, Tensor)]
 
 
-def record(model: nn.Module, inputs: Inputs, *, training: bool) -> Tape:
+def record(model: nn.Module, inputs: Inputs, *, training: bool, observers: Set[int] = frozenset()) -> Tape:
     """Records one run of the model; it is left as it was.
 
     Args:
         model: Any module, on any device, `meta` too.
         inputs: Arguments of the run.
         training: The mode to run it in.
+        observers: Hooks to leave out, from `observing_hooks`.
     """
     for faked, told in ((True, True), (True, False), (False, True)):
         try:
-            return _record(model, inputs, training, faked=faked, told=told)
+            return _record(model, inputs, training, observers, faked=faked, told=told)
         except Exception as error:  # the forward looks at values, or wants plain integers, or does not run at all
             logger.debug("%s cannot be recorded (fake tensors: %s): %s", type(model).__name__, faked, error)
-    return _record(model, inputs, training, faked=False, told=False)
+    return _record(model, inputs, training, observers, faked=False, told=False)
 
 
-def _record(model: nn.Module, inputs: Inputs, training: bool, *, faked: bool, told: bool) -> Tape:
+def _record(model: nn.Module, inputs: Inputs, training: bool, observers: Set[int], *, faked: bool, told: bool) -> Tape:
     """Records a run, on fake tensors or not, with integers that tell where they come from or without."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
     tape = Tape(training, real=fake is None)
@@ -182,6 +184,7 @@ def _record(model: nn.Module, inputs: Inputs, training: bool, *, faked: bool, to
 
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(training)
+        leave_out(model, observers)
         reader = Reader(recorder)
         if told:
             reader.watch(model)
@@ -201,13 +204,10 @@ def plain_operations() -> Iterator[None]:
 
     Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here.
     """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     log = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, log.disabled = log.disabled, True
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with unfused(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
         log.disabled = disabled

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes import Axis
+from evolve.structure.configs import config_integers
 from evolve.structure.flow import keeps_no_size
+from evolve.structure.hooks import leave_out
 from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.recorder import Recorder, plain_operations
 from evolve.structure.settings import Setting, Sizes, change_settings, changed_sources, known_settings, read_setting
@@ -187,9 +190,9 @@ def _repaired(
     """
     modules = dict(model.named_modules())
     around = {**_source_changes(analysis, sizes), **found.sizes}
-    for name in found.modules:
+    for matches, name in product((_matching, _matching_in_configs), found.modules):
         for changes in (found.sizes, around):
-            matching = list(_matching(name, modules[name], changes, settings))
+            matching = list(matches(name, modules[name], changes, settings))
             trials = [*([one] for one in matching), *([matching] if len(matching) > 1 else [])]
             for trial in trials:
                 siblings = [_with_siblings(trial, modules, analysis, sizes)] if together else []
@@ -207,6 +210,8 @@ def _with_siblings(
     owners = {name.rpartition(".")[0] for name in changed_sources(analysis, sizes)}
     found = list(trial)
     for setting in trial:
+        if "." in setting.attribute:  # in a config, which layers share or do not
+            continue
         module = modules[setting.module]
         for name, other in modules.items():
             inside = name == "" or any(owner == name or owner.startswith(f"{name}.") for owner in owners)
@@ -228,6 +233,16 @@ def _matching(name: str, module: nn.Module, changes: Mapping[int, int], known: l
                 yield Setting(name, attribute, position, changes[item])
 
 
+def _matching_in_configs(
+    name: str, module: nn.Module, changes: Mapping[int, int], known: list[Setting]
+) -> Iterator[Setting]:
+    """Yields the settings that equal an old size in the configs that a module holds."""
+    changed = {(setting.module, setting.attribute, setting.position) for setting in known}
+    for path, position, item in config_integers(module):
+        if item in changes and (name, path, position) not in changed:
+            yield Setting(name, path, position, changes[item])
+
+
 def _source_changes(analysis: Analysis, sizes: Sizes) -> dict[int, int]:
     changes = {axis.size: size for axis, size in sizes.items()}
     for axes in analysis.flow.sources.values():
@@ -245,6 +260,7 @@ def _run(
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(script.training)
+        leave_out(model, analysis.observers)
         change_settings(model, settings)
         with fake:
             _exchange(model, analysis, sizes)

@@ -42,13 +42,13 @@ def pointwise(flow: Flow, op: Op) -> None:
             flow.give(out, axes)
 
 
-@rule("mm", "bmm", "dot", "vdot", "mv")
+@rule("mm", "_sparse_mm", "bmm", "dot", "vdot", "mv")
 def _mm(flow: Flow, op: Op) -> None:
     one, two = op.args[:2]
     flow.give(op.outputs[0], _product(flow, one, two))
 
 
-@rule("addmm", "addmm_", "baddbmm", "baddbmm_", "addmv", "addbmm")
+@rule("addmm", "addmm_", "_sparse_addmm", "baddbmm", "baddbmm_", "addmv", "addbmm")
 def _addmm(flow: Flow, op: Op) -> None:
     if op.name == "aten.addbmm":
         raise MismatchError("a sum over a batch")
@@ -174,7 +174,13 @@ def _group_norm(flow: Flow, op: Op) -> None:
             flow.give(statistic, [axes[0], group])
 
 
-_REDUCTIONS = {"mean": "statistic", "var": "statistic", "std": "statistic", "var_mean": "statistic"}
+_REDUCTIONS = {
+    "mean": "statistic",
+    "var": "statistic",
+    "std": "statistic",
+    "var_mean": "statistic",
+    "std_mean": "statistic",
+}
 
 
 @rule("mean", "sum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "argmax", "argmin", "prod")
@@ -187,9 +193,12 @@ def _reduction(flow: Flow, op: Op) -> None:
     axes = flow.of(value)
     dims = dims_of(op, len(axes))
     name = op.name.removeprefix("aten.")
+    kind, reason = _REDUCTIONS.get(name, "mixed"), f"a {name} over it"
+    if ("var" in name or "std" in name) and op.argument("correction", op.argument("unbiased", True)) not in (0, False):
+        kind, reason = "mixed", f"{reason}, divided by one less than the number of positions"
     for dim in dims:
         if axes:
-            axes[dim].mark(_REDUCTIONS.get(name, "mixed"), f"a {name} over it")
+            axes[dim].mark(kind, reason)
     keep = bool(op.argument("keepdim", False))
     kept = [
         Axis(1, fixed="an axis of size 1") if dim in dims else axis

@@ -11,6 +11,7 @@ from torch import nn
 
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes import Axis
+from evolve.structure.configs import config_at, fields_of, rewrite_configs
 from evolve.structure.tape import Shape
 
 Sizes = Mapping[Axis, int]
@@ -22,7 +23,7 @@ class Setting:
 
     Attributes:
         module: Dotted name of the module.
-        attribute: Its attribute.
+        attribute: Its attribute; a dotted name for a field of a config that it holds.
         position: Position in the attribute's tuple; None where it is a plain integer.
         value: The new value.
     """
@@ -35,19 +36,31 @@ class Setting:
 
 def read_setting(model: nn.Module, setting: Setting) -> Any:
     """Returns the present value of a setting."""
-    value = getattr(model.get_submodule(setting.module), setting.attribute, None)
+    module = model.get_submodule(setting.module)
+    path, _, field = setting.attribute.rpartition(".")
+    value = fields_of(config_at(module, path))[field] if path else getattr(module, field, None)
     return value[setting.position] if isinstance(value, (tuple, list)) and setting.position is not None else value
 
 
 def change_settings(model: nn.Module, settings: list[Setting]) -> None:
     """Gives modules their new integers."""
+    in_configs: dict[tuple[int, str, int | None], int] = {}
     for setting in settings:
         module = model.get_submodule(setting.module)
+        path, _, field = setting.attribute.rpartition(".")
+        if path:
+            in_configs[id(config_at(module, path)), field, setting.position] = setting.value
+            continue
         value: Any = setting.value
         if setting.position is not None:
             old = getattr(module, setting.attribute)
             value = type(old)(setting.value if i == setting.position else item for i, item in enumerate(old))
         setattr(module, setting.attribute, value)
+    if in_configs:
+        rewrite_configs(
+            model,
+            lambda config, _, path, position, old: in_configs.get((id(config), path.rpartition(".")[2], position), old),
+        )
 
 
 def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[Setting]:
@@ -62,10 +75,10 @@ def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[S
             found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
     found += _norms_without_tensors(model, analysis, sizes)
     for tape in analysis.tapes:
-        for (name, attribute), (value, position) in tape.settings.items():
+        for (name, attribute, place), (value, position) in tape.settings.items():
             axis = analysis.flow.of(value)[position]
             if axis.resized(sizes) != axis.size:
-                found.append(Setting(name, attribute, None, axis.resized(sizes)))
+                found.append(Setting(name, attribute, place, axis.resized(sizes)))
     return list(dict.fromkeys(found))
 
 
@@ -94,7 +107,7 @@ def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[s
 _LAYER_TENSORS = {
     "weight": (
         *("weight", "parametrizations.weight.original", "parametrizations.weight.original1"),
-        *("weight_v", "weight_orig"),
+        *("weight_orig", "weight_v"),
     ),
     "running_mean": ("running_mean",),
     "out_proj.weight": ("out_proj.weight",),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from evolve.errors import NotApplicable, did_you_mean
@@ -77,6 +78,11 @@ def resolve(model: nn.Module, name: str, *, groups: bool = False) -> Site:
         return Site(name, owner, part=int(part))
     target = parent if span else name
     module = _submodule(model, target)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise NotApplicable(
+            f"'{name}' is a ScriptModule or lies in one: its code cannot be changed. Put the Python module in its "
+            "place, and script the model again afterwards."
+        )
     if module is None:
         known = dict(model.named_modules())
         raise NotApplicable(
@@ -100,7 +106,8 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
     """The submodule called `name`, None where there is none; `named_modules` would go through all of them."""
     module: nn.Module | None = model
     for part in name.split(".") if name else ():
-        module = module._modules.get(part) if module is not None else None
+        known = module is not None and part in module._modules
+        module = module._modules[part] if known and module is not None else None
     return module
 
 
@@ -111,7 +118,12 @@ def _runs_as_sequential(module: nn.Module) -> bool:
 
 
 def parametrised(model: nn.Module) -> Iterator[str]:
-    """Yields the names of the submodules that hold parameters, outermost first; the root is not among them."""
+    """Yields the names of the submodules that hold parameters, outermost first; the root is not among them.
+
+    Neither are ScriptModules, which cannot be changed.
+    """
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         if name not in ("", STORE) and next(module.parameters(), None) is not None:
             yield name

@@ -114,7 +114,8 @@ class Tape:
         parameters: The parameters and buffers that were used, by name.
         inputs: Tensors among the model's arguments; likewise `outputs`.
         ties: Axes that got the size of another axis because the forward said so, by the number of operations before.
-        settings: For integers that modules keep, by module and attribute: a tensor and its axis that got this size.
+        settings: For integers that modules keep, by module, attribute and position in it: a tensor and its axis that
+            got this size.
         training: The mode of the run.
         real: Whether it had to be recorded on real tensors.
         asks_size: Whether the forward may have looked at a size; likewise `asks_mode` for the mode, layers that act on
@@ -128,7 +129,7 @@ class Tape:
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     ties: dict[int, list[Tie]] = field(default_factory=dict)
-    settings: dict[tuple[str, str], tuple[Value, int]] = field(default_factory=dict)
+    settings: dict[tuple[str, str, int | None], tuple[Value, int]] = field(default_factory=dict)
     real: bool = False
     asks_size: bool = True
     asks_mode: bool = True

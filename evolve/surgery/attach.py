@@ -195,6 +195,21 @@ def call_parts_around(model: nn.Module, part: nn.Module) -> None:
             module.use_nested_tensor = False  # type: ignore[assignment]  # only fused layers understand them
 
 
+def part_from_nested_tensors(model: nn.Module) -> None:
+    """Lets PyTorch's transformer encoders go without nested tensors where a layer has an odd number of heads.
+
+    Their fused forward takes even numbers only, which an encoder looks at when it is made, not when it runs.
+
+    Args:
+        model: The root.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and getattr(module, "use_nested_tensor", False):
+            attentions = (layer for layer in module.modules() if isinstance(layer, nn.MultiheadAttention))
+            if any(attention.num_heads % 2 for attention in attentions):
+                module.use_nested_tensor = False
+
+
 def detach(model: nn.Module, name: str) -> int:
     """Takes a block out again that `attach` set to work.
 

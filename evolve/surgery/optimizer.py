@@ -7,7 +7,7 @@ of their neighbours. This is the only place where optimizer state is touched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def _copy_list(value: Any) -> Any:
 
 def _clone(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone(memory_format=torch.preserve_format)
+        return value.detach().clone()
     return value.copy() if isinstance(value, (list, dict)) else value
 
 
@@ -92,7 +92,8 @@ def reconcile(
         cuts: How axes were made anew.
 
     Raises:
-        NotApplicable: If the optimizer's state cannot follow (flattened or factored over other shapes).
+        NotApplicable: If the optimizer's state cannot follow (flattened or factored over other shapes), or if it takes
+            matrices alone and others were added.
     """
     after = dict(model.named_parameters(remove_duplicate=False))
     living = {id(parameter) for parameter in after.values()}
@@ -130,7 +131,10 @@ def _cut_state(optimizer: Optimizer, parameter: Parameter, old_shape: Shape, cut
             power = _POWERS.get(key, 0)
             if key == "momentum_buffer" and "square_avg" in state:  # RMSprop: of steps, which are normalised already
                 power = 0
-            state[key] = recut_state(value, cuts, power, level=key == "step_size")  # Rprop cannot grow a step of zero
+            level = key == "step_size"  # Rprop cannot grow a step of zero
+            dense = value.to_dense() if value.is_sparse else value  # as of an embedding with sparse gradients
+            cut = recut_state(dense, cuts, power, level=level)
+            state[key] = cut.to_sparse(value.sparse_dim()) if value.is_sparse else cut
 
 
 def _refuse_factored(key: str, value: Tensor, old_shape: Shape, name: str) -> None:
@@ -183,12 +187,23 @@ def _drop(optimizer: Optimizer, gone: Iterable[Parameter]) -> None:
 
 
 def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site: str) -> None:
-    """New trainable parameters join the group that most of their neighbours of the same kind are in."""
+    """New trainable parameters join the group that most of their neighbours of the same kind are in.
+
+    Raises:
+        NotApplicable: If no group takes one of them.
+    """
     held = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     parent = site.rpartition(".")[0] if ":" in site else site
     prefix = f"{parent}." if parent else ""
 
-    def home(parameter: Parameter) -> dict[str, Any]:
+    def home(name: str, parameter: Parameter) -> dict[str, Any]:
+        open_ = [index for index, group in enumerate(optimizer.param_groups) if _takes(group, parameter)]
+        if not open_:
+            raise NotApplicable(
+                f"No group of this {type(optimizer).__name__} takes the new parameter '{name}' of shape "
+                f"{tuple(parameter.shape)}: they are for matrices. Add a group for the rest where the optimizer knows "
+                "one, or pass the optimizer that steps the model's vectors."
+            )
         for neighbours in (
             [p for n, p in before.by_name.items() if n.startswith(prefix)],
             list(before.by_name.values()),
@@ -196,20 +211,58 @@ def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site:
             for same_kind in (True, False):  # weights apart from biases and norms: weight decay often tells them apart
                 votes = Counter(
                     index
-                    for index, group in enumerate(optimizer.param_groups)
+                    for index in open_
                     for p in neighbours
-                    if held.get(id(p)) is group and (not same_kind or (p.dim() > 1) == (parameter.dim() > 1))
+                    if held.get(id(p)) is optimizer.param_groups[index]
+                    and (not same_kind or (p.dim() > 1) == (parameter.dim() > 1))
                 )
                 if votes:
                     return optimizer.param_groups[votes.most_common(1)[0][0]]
-        return optimizer.param_groups[0]
+        return optimizer.param_groups[open_[0]]
 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter not in before and id(parameter) not in held:
-            group = home(parameter)
+            group = home(name, parameter)
             group["params"].append(parameter)
             if "param_names" in group:
                 group["param_names"].append(name)
+
+
+def _takes(group: Mapping[str, Any], parameter: Parameter) -> bool:
+    """Whether a group can step a parameter of this rank.
+
+    Muon (Jordan et al. 2024) makes steps orthogonal by `ns_steps` of an iteration that only knows matrices, and raises
+    for anything else; optimizers that hold the rest as well tell the two by a flag `use_muon`.
+    """
+    orthogonal = group.get("use_muon", "ns_steps" in group)
+    return not orthogonal or parameter.dim() in {held.dim() for held in group["params"]} | {2}
+
+
+def left_behind(optimizer: Optimizer, before: ParameterTable, held_before: set[int]) -> str:
+    """Says which trainable parameters changed shape that this optimizer never held: another one may hold their state.
+
+    Args:
+        optimizer: After the change.
+        before: The parameters before the change.
+        held_before: Ids of the parameters that the optimizer held before.
+
+    Returns:
+        A sentence, "" where there are none.
+    """
+    changed = {
+        id(parameter): f"'{name}'"
+        for name, parameter in before.by_name.items()
+        if parameter.requires_grad
+        and id(parameter) not in held_before
+        and tuple(parameter.shape) != before.shapes[id(parameter)]
+    }
+    if not changed:
+        return ""
+    names = ", ".join(list(changed.values())[:3]) + (", ..." if len(changed) > 3 else "")
+    return (
+        f"{len(changed)} parameters that changed are not in this {type(optimizer).__name__} ({names}): if another "
+        "optimizer steps them, give it new state for them."
+    )
 
 
 def optimizer_faults(

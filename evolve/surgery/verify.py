@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.inputs import Inputs
-from evolve.structure.probe import output_tensors
-from evolve.structure.quiet import preserved_rng, undisturbed
+from evolve.structure.probe import gradients_of, output_tensors
+from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 
 # Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -44,6 +45,25 @@ class WithoutDropout(TorchDispatchMode):
         if func is torch.ops.aten.bernoulli_.float:  # a mask is then divided by its probability
             return args[0].fill_(args[1] if len(args) > 1 else 0.5)
         return func(*args, **(kwargs or {}))
+
+
+class _Precision(TorchDispatchMode):
+    """Notes in which types matrices are multiplied: autocast in a forward computes in half precision.
+
+    Attributes:
+        kinds: The types so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kinds: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one operation and notes its type."""
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.kinds |= {leaf.dtype for leaf in output_tensors(out)}
+        return out
 
 
 def train_outputs(model: nn.Module, inputs: Inputs, seed: int, *, still: bool = False) -> Any:
@@ -112,7 +132,8 @@ def rounding(
     """Returns how far rounding may carry this model's outputs, relative to the largest.
 
     The model is run on inputs that differ by one rounding; what that does to the outputs, a few times over (every layer
-    of a changed model rounds anew), is what rounding can do. BatchNorm over few values makes much of it.
+    of a changed model rounds anew), is what rounding can do. BatchNorm over few values makes much of it. A model that
+    computes in half precision between inputs and outputs of single precision gets the bound of half precision.
 
     Args:
         model: The model.
@@ -131,10 +152,11 @@ def rounding(
     with undisturbed(model), preserved_rng(model, seed):
         other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
     quiet = WithoutDropout() if still else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), quiet:
+    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused(), quiet, _Precision() as seen:
         model.train(training)
         nudged = model(*other.args, **other.kwargs)
-    return min(_ROUNDINGS * difference(outputs, nudged).relative, _MOST_ROUNDING)
+    coarsest = max((EXACT.get(kind, 0.0) for kind in seen.kinds), default=0.0)
+    return max(min(_ROUNDINGS * difference(outputs, nudged).relative, _MOST_ROUNDING), coarsest)
 
 
 def gradient_faults(
@@ -150,7 +172,7 @@ def gradient_faults(
         # A random weight per output value: a plain sum is constant where the model ends in a softmax.
         loss = sum((t * torch.randn_like(t)).sum() for t in outputs if t.is_floating_point())
         try:
-            gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)  # type: ignore[arg-type]
+            gradients = gradients_of(model, loss, list(trainable.values()))  # type: ignore[arg-type]
         except RuntimeError as error:  # such as an in-place operation on what another one has kept
             return [f"a backward pass fails ({error})"]
     faults = []
