@@ -101,20 +101,6 @@ def probe(
     return Probe(inputs, calls, counter.total // max(inputs.batch_size, 1), outputs, loss)
 
 
-def count_flops(model: nn.Module, example_inputs: Any) -> int:
-    """Returns the FLOPs of one forward pass of one sample; the model is left as it was.
-
-    Raises:
-        NotApplicable: If the model fails on the example inputs.
-    """
-    try:
-        return probe(model, as_inputs(model, example_inputs)).flops or 0
-    except Exception as error:  # whatever a user's forward raises
-        raise NotApplicable(
-            f"FLOPs cannot be counted: {type(model).__name__} fails on the probe batch: {type(error).__name__}: {error}"
-        ) from error
-
-
 class FlopCounter(TorchDispatchMode):
     """Counts the FLOPs of what runs while it is open, by the formulas of `torch.utils.flop_counter`.
 
