@@ -177,8 +177,11 @@ def flops_of(steps):
         ({"steps": 16}, {"name": "at", "options": {"progress": [0.25, 0.5]}}),
         ({"flops": flops_of(80)}, {"name": "every", "options": {"progress": 0.1, "stop": 0.5}}),
         ({"flops": flops_of(80)}, {"name": "every", "options": {"steps": 5}}),
+        ({"steps": 40}, {"name": "plateau", "options": {"patience": 1, "min_delta": 0.2}}),
+        ({"steps": 40}, {"name": "gap", "options": {"longest": 0.3, "middle": 0}}),
+        ({"steps": 100}, {"name": "gain", "options": {"promise": 0.5, "worth": 0, "cost": 1.1}}),
     ],
-    ids=["steps", "flops, by progress", "flops, by steps"],
+    ids=["steps", "flops, by progress", "flops, by steps", "plateau", "gap", "gain"],
 )
 def test_other_budgets_resume(tmp_path, budget, schedule):
     training = TrainingConfig(**budget, device="cpu", seed=3)
@@ -187,7 +190,7 @@ def test_other_budgets_resume(tmp_path, budget, schedule):
     one = make(tmp_path / "one", **settings)
     assert one.run().applied > 1
     assert one.state.progress == 1
-    for step in range(1, one.state.step, 3):
+    for step in range(1, one.state.step, max(one.state.step // 5, 1)):
         folder = tmp_path / f"stopped at {step}"
         stop_after(make(folder, **settings), step).run()
         two = make(folder, **settings).restore()

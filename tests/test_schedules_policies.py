@@ -45,10 +45,13 @@ def test_counting_schedules(name, options, expected):
 
 def test_plateau_waits_and_begins_anew():
     losses = [1.0, 0.8, 0.81, 0.80, 0.79, 0.79, 0.79, 0.9]
-    schedule = ScheduleConfig(name="plateau", options={"patience": 2}).build()
+    plain = {"patience": 2, "smoothing": 0.0}
+    schedule = ScheduleConfig(name="plateau", options={**plain, "min_delta": 0.0}).build()
     assert due(schedule, losses=losses) == [(4, 12), (7, 21)]
-    schedule = ScheduleConfig(name="plateau", options={"patience": 2, "min_delta": 0.1}).build()
-    assert due(schedule, losses=losses) == [(4, 12), (6, 18), (8, 24)]
+    schedule = ScheduleConfig(name="plateau", options={**plain, "min_delta": 0.3}).build()
+    assert due(schedule, losses=losses) == [(3, 9), (6, 18)]  # a fifth is not three tenths
+    higher = ScheduleConfig(name="plateau", options={**plain, "mode": "max"}).build()
+    assert due(higher, losses=[0.5, 0.7, 0.705, 0.706, 0.8, 0.7, 0.7, 0.7]) == [(4, 12), (7, 21)]
     with pytest.raises(EvolveError, match="watches 'accuracy', which is not among val_loss"):
         due(ScheduleConfig(name="plateau", options={"metric": "accuracy"}).build())
 

@@ -1,69 +1,16 @@
-"""When a mutation is due."""
+"""Schedules that count: every so many, or at given ones."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from evolve.budget import whole
-from evolve.config import Named
-from evolve.errors import EvolveError
-from evolve.options import TypedOptions, check_options
-from evolve.registry import Registry
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Where a run stands after an optimizer step.
-
-    Attributes:
-        epoch: Epochs finished.
-        step: Optimizer steps made.
-        epoch_end: Whether this step was the last of its epoch.
-        history: One mapping of metrics for each finished epoch.
-        progress: Which part of the run's budget is spent, from 0 to 1.
-    """
-
-    epoch: int
-    step: int
-    epoch_end: bool
-    history: Sequence[Mapping[str, Any]] = ()
-    progress: float = 0.0
-
-
-class Schedule(ABC):
-    """Says after each optimizer step whether a mutation is due.
-
-    Attributes:
-        name: Registered name.
-        Options: Typed options.
-    """
-
-    name: ClassVar[str]
-    Options: ClassVar[type[TypedOptions]] = TypedOptions
-
-    def __init__(self, **options: Any) -> None:
-        self.options: Any = self.Options(**options)
-
-    @abstractmethod
-    def due(self, clock: Clock) -> str | None:
-        """Returns the reason why a mutation is due now, or None."""
-
-    def state(self) -> dict[str, Any]:
-        """Returns what a resumed run needs, as JSON values."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
-        """Takes up what `state` returned."""
-
-
-schedules: Registry[type[Schedule]] = Registry("schedule", "evolve.schedules")
-
+from evolve.options import TypedOptions
+from evolve.schedules.base import Clock, Schedule, schedules
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -156,62 +103,3 @@ class At(Schedule):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up how many parts of the budget were reached."""
         self._reached = state["reached"]
-
-
-@schedules.register("plateau")
-class Plateau(Schedule):
-    """When a metric has not improved for `patience` epochs; a mutation starts the count anew."""
-
-    name = "plateau"
-
-    class Options(TypedOptions):
-        """The metric of the epoch's line to watch, which way is better, and by how much at least."""
-
-        metric: str = "val_loss"
-        mode: Literal["min", "max"] = "min"
-        patience: PositiveInt = 3
-        min_delta: float = 0.0
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._best: float | None = None
-        self._waited = 0
-
-    def due(self, clock: Clock) -> str | None:
-        """Returns the reason when patience is at its end."""
-        if not clock.epoch_end:
-            return None
-        value = clock.history[-1].get(self.options.metric)
-        if value is None:
-            known = ", ".join(k for k, v in clock.history[-1].items() if isinstance(v, float))
-            raise EvolveError(f"Schedule 'plateau' watches '{self.options.metric}', which is not among {known}.")
-        sign = 1 if self.options.mode == "max" else -1
-        if self._best is None or sign * (value - self._best) > self.options.min_delta:
-            self._best, self._waited = value, 0
-            return None
-        self._waited += 1
-        if self._waited < self.options.patience:
-            return None
-        self._waited = 0
-        return f"{self.options.metric} not better than {self._best:.4g} for {self.options.patience} epochs"
-
-    def state(self) -> dict[str, Any]:
-        """Returns the best value and the epochs waited."""
-        return {"best": self._best, "waited": self._waited}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up the best value and the epochs waited."""
-        self._best, self._waited = state["best"], state["waited"]
-
-
-class ScheduleConfig(Named):
-    """A schedule by name with its options."""
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        check_options(self, schedules)
-        return self
-
-    def build(self) -> Schedule:
-        """Returns the schedule."""
-        return schedules.get(self.name)(**self.options)
