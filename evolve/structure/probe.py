@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from evolve.errors import NotApplicable
-from evolve.structure.inputs import Inputs, as_inputs
+from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.sites import Site
 
