@@ -59,9 +59,10 @@ class ModuleState:
         model: The model to remember.
         parameters: Remember the values of parameters and their gradients too, not only of buffers. Doubles the memory
             they take.
+        device: Where to keep the copies; None for where the tensors are.
     """
 
-    def __init__(self, model: nn.Module, *, parameters: bool) -> None:
+    def __init__(self, model: nn.Module, *, parameters: bool, device: torch.device | None = None) -> None:
         self._modules: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = []
         for module in model.modules():
             attributes = dict(vars(module))
@@ -76,7 +77,7 @@ class ModuleState:
             grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
             tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
         self._tensors = [
-            (tensor, _data_of(tensor), tensor.detach().clone(), tensor.requires_grad) for tensor in tensors.values()
+            (tensor, _data_of(tensor), copied(tensor, device), tensor.requires_grad) for tensor in tensors.values()
         ]
 
     def restore(self) -> None:
@@ -112,6 +113,12 @@ def _elsewhere(tensor: Tensor, data: Tensor) -> bool:
     if tensor is data:
         return False
     return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
+
+
+def copied(tensor: Tensor, device: torch.device | None = None) -> Tensor:
+    """Returns the values of a tensor in memory of their own, in the same layout; None for the device it is on."""
+    values = tensor.detach()
+    return values.clone() if device in (None, tensor.device) else values.to(device)
 
 
 def exchange(tensor: Tensor, data: Tensor) -> None:

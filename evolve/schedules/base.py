@@ -1,0 +1,94 @@
+"""What a schedule is, and what it may know of a run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from evolve.errors import EvolveError
+from evolve.options import TypedOptions
+from evolve.registry import Registry
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where a run stands after an optimizer step.
+
+    Attributes:
+        epoch: Epochs finished.
+        step: Optimizer steps made.
+        epoch_end: Whether this step was the last of its epoch.
+        history: One mapping of metrics for each finished epoch.
+        progress: Which part of the run's budget is spent, from 0 to 1.
+    """
+
+    epoch: int
+    step: int
+    epoch_end: bool
+    history: Sequence[Mapping[str, Any]] = ()
+    progress: float = 0.0
+
+    def metric(self, name: str, schedule: str) -> float:
+        """Returns a metric of the last finished epoch.
+
+        Args:
+            name: Its key in the epoch's line.
+            schedule: Who asks for it.
+
+        Raises:
+            EvolveError: If there is none of this name.
+        """
+        value = self.history[-1].get(name)
+        if value is None:
+            known = ", ".join(k for k, v in self.history[-1].items() if isinstance(v, float))
+            raise EvolveError(f"Schedule '{schedule}' watches '{name}', which is not among {known}.")
+        return float(value)
+
+
+class Schedule(ABC):
+    """Says after each optimizer step whether a mutation is due.
+
+    Attributes:
+        name: Registered name.
+        Options: Typed options.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[TypedOptions]] = TypedOptions
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options(**options)
+
+    @abstractmethod
+    def due(self, clock: Clock) -> str | None:
+        """Returns the reason why a mutation is due now, or None."""
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
+        """Takes up what `state` returned."""
+
+
+schedules: Registry[type[Schedule]] = Registry("schedule", "evolve.schedules")
+
+
+class Average:
+    """An exponential moving average that weighs its first values right (as the moments in Adam, Kingma and Ba 2015).
+
+    Args:
+        keep: Share of the old average that stays when a value comes in; 0 keeps the last value alone.
+    """
+
+    def __init__(self, keep: float) -> None:
+        self._keep = keep
+        self.total = self.weight = 0.0
+
+    def add(self, value: float) -> float:
+        """Takes a value in and returns the average."""
+        self.total = self._keep * self.total + value
+        self.weight = self._keep * self.weight + 1
+        return self.total / self.weight
