@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
+from evolve.children import Nursery
 from evolve.data import as_batches
 from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
@@ -27,6 +28,7 @@ from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.progress import Progress
 from evolve.run import Meter, OutputConfig, RunResult, begin_folder
 from evolve.schedules import Clock, Schedule
+from evolve.situation import RunSituation
 from evolve.structure.probe import count_parameters
 from evolve.training import (
     Batch,
@@ -232,7 +234,7 @@ class Evolver:
             "reason": reason,
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
-        answers = self.round.attempt(self.model, self.state.optimizer, note)
+        answers = self.round.attempt(self.model, self.state.optimizer, note, self._situation())
         if not answers:
             logger.warning("A mutation was due (%s), but there was none to try.", reason)
         for answer in answers:
@@ -241,6 +243,13 @@ class Evolver:
             place_model(self.model, self.training)
             if self.state.ema:
                 self.state.ema.follow(self.model, answers[-1].cuts)
+
+    def _situation(self) -> RunSituation:
+        """What the policy can ask about the run as it stands."""
+        state, accumulate = self.state, self.training.accumulate
+        nursery = Nursery(state, self.train, self.val, self.round.mutate, self.round.seed, accumulate)
+        example = self.train.example(self.evolution.probe)
+        return RunSituation(state, self.train, example, self.lineage.records, self.history, nursery)
 
     def _saves_at(self, epoch: int) -> bool:
         return self.finished or epoch % self.output.checkpoint_every == 0

@@ -1,0 +1,102 @@
+"""What a score is, and what the scores share: slopes of would-be weights, estimated on two halves of the samples.
+
+A sum of squares of noisy slopes is large where there is nothing but noise, and the larger the more weights there are.
+So the samples are halved, and the product of the two halves' slopes stands for the square: noise of one half has
+nothing to do with that of the other, and cancels. Where input weights are turned to be the best, only the first half
+decides.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from evolve.registry import Registry
+from evolve.scores.addition import Addition, Reading
+
+_TURNS = 2  # steps in which input weights are turned
+
+
+class Score(ABC):
+    """Values what a candidate would add, before it is built.
+
+    Attributes:
+        name: Registered name.
+        turned: Whether the units' input weights are turned towards the largest slope first, or taken as drawn.
+        adds_up: Whether the gains of units add up, so that those that are looked at stand for all; else they share it.
+    """
+
+    name: ClassVar[str]
+    turned: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
+
+    @abstractmethod
+    def of(self, reading: Reading) -> Tensor:
+        """Returns the gain at one place that reads the units; the more the better."""
+
+    def value(self, added: Addition) -> float:
+        """Returns the gain at all places together, for all units that would be added."""
+        directions = added.directions
+        if directions is not None and self.turned:
+            directions = steepest(added, directions)
+        with torch.no_grad():
+            gain = float(sum(self.of(reading) for reading in added.readings(directions)))
+        return gain * added.units / len(directions) if directions is not None and self.adds_up else gain
+
+
+scores: Registry[type[Score]] = Registry("score", "evolve.scores")
+
+
+def halves(reading: Reading) -> tuple[Tensor, Tensor]:
+    """Returns the slope of the loss with respect to the reading weights, (values, outputs), from either half."""
+    units, even = reading.units.flatten(1), (reading.samples % 2 == 0).to(reading.units.device)[:, None]
+    first = (units * even).T @ reading.slopes
+    whole = units.T @ reading.slopes
+    return first * reading.stands_for, (whole - first) * reading.stands_for
+
+
+def steepest(added: Addition, directions: Tensor) -> Tensor:
+    """Turns input weights towards the largest slope of the reading weights, by the samples of the first half.
+
+    The slope is linear in the input weights as far as the activation is: then each step is one of a power iteration,
+    which ends in the first singular vectors (GradMax, Evci et al. 2022). Weights keep their size, and no two of them
+    become the same.
+    """
+    norm = directions.norm(dim=1, keepdim=True)
+    for _ in range(_TURNS):
+        with torch.enable_grad():
+            leaf = directions.detach().requires_grad_()
+            found = sum(halves(reading)[0].square().sum() for reading in added.readings(leaf))
+            (slope,) = torch.autograd.grad(found, leaf)  # type: ignore[arg-type]
+        if not bool(torch.isfinite(slope).all()) or float(slope.norm()) == 0.0:
+            break
+        directions = _apart(slope) * norm
+    return directions.detach()
+
+
+def _apart(rows: Tensor) -> Tensor:
+    """Returns unit rows that are orthogonal as far as there is room for them, in the order of their size."""
+    order = rows.norm(dim=1).argsort(descending=True)
+    size = min(rows.shape)
+    basis = torch.linalg.qr(rows[order[:size]].T.double()).Q.T.to(rows)
+    new = torch.empty_like(rows)
+    new[order[:size]] = basis
+    new[order[size:]] = -basis[torch.arange(len(rows) - size) % size]  # the other side of the activation
+    return new
+
+
+def solved(gram: Tensor, values: Tensor, ridge: float = 1e-2) -> Tensor:
+    """Returns gram^-1 values, in float64, with a ridge relative to the mean of the diagonal."""
+    gram, values = gram.double(), values.double()
+    diagonal = float(gram.diagonal().mean())
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solution: Tensor = torch.linalg.solve(gram + (ridge * diagonal + 1e-30) * eye, values)
+    return solution
+
+
+def without(present: Tensor, values: Tensor) -> Tensor:
+    """Returns what of `values` the present features do not account for, row by row (least squares)."""
+    return values - present @ solved(present.T @ present, present.T @ values).to(values)
