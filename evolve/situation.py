@@ -91,16 +91,13 @@ class RunSituation:
 
     @cached_property
     def _order(self) -> dict[str, int]:
-        """The modules that call no others, and those around them, by when they are first called."""
+        """The modules by when they are first called."""
         calls = analyse(self.state.model, as_inputs(self.state.model, self.example)).tapes[0].calls
-        order: dict[str, int] = {}
-        for call in calls:
-            order.setdefault(call.module, len(order))
-        order.pop("", None)
-        return order
+        names = dict.fromkeys(call.module for call in calls if call.module)
+        return {name: position for position, name in enumerate(names)}
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
-        """Trains a mutated copy of the model a little and returns its held-out loss; None if the mutation is refused."""
+        """Trains a mutated copy of the model a little and returns its held-out loss; None if it is refused."""
         child = self.nursery.raised(candidate, steps)
         if child is None:
             return None

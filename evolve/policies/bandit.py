@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -21,8 +22,8 @@ Arm = tuple[str, str]  # an operator, and a region of the model
 class Bandit(Policy):
     """An upper confidence bound over arms, each an operator in a region of the model (UCB1, Auer et al. 2002).
 
-    The reward of a mutation is what it took off the logarithm of the held-out loss beyond what the epoch before had
-    taken off, per share of FLOPs that it added. A mutation that was refused has the reward 0. All of it is read off the
+    The reward of a mutation is by how much the logarithm of the held-out loss falls in an epoch after it, until the next
+    one, over the share of FLOPs that it added. A mutation that was refused has the reward 0. All of it is read off the
     log, so that a resumed run knows what the stopped one knew.
     """
 
@@ -34,7 +35,7 @@ class Bandit(Policy):
         regions: PositiveInt = 3
         exploration: NonNegativeFloat = 0.5
         metric: str = "val_loss"
-        least_flops: PositiveFloat = 0.1
+        least_flops: PositiveFloat = 0.25
         seed: NonNegativeInt = 0
 
     def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
@@ -66,32 +67,26 @@ class Bandit(Policy):
 
     def rewards(self, records: Sequence[Record], history: Sequence[Mapping[str, Any]]) -> dict[Arm, list[float]]:
         """Returns the rewards of each arm so far, those that no epoch has shown yet left out."""
+        turns = [record for record in records if record.choice is not None and record.choice.policy == self.name]
         found: dict[Arm, list[float]] = {}
-        for record in records:
-            if record.choice is None or record.choice.policy != self.name:
-                continue
-            reward = self._reward(record, history) if record.success else 0.0
+        for record, after in zip_longest(turns, turns[1:]):
+            end = len(history) if after is None else after.epoch or 0
+            reward = self._reward(record, history, end) if record.success else 0.0
             if reward is not None:
-                region = record.choice.chosen.note.partition(",")[0]
-                found.setdefault((record.operator, region), []).append(reward)
+                found.setdefault(_arm(record), []).append(reward)
         return found
 
-    def _reward(self, record: Record, history: Sequence[Mapping[str, Any]]) -> float | None:
+    def _reward(self, record: Record, history: Sequence[Mapping[str, Any]], end: int) -> float | None:
+        """The reward of a mutation by the epochs from it on until `end`; None where there are none."""
         at = record.epoch or 0
-        if at >= len(history):
+        if end <= at or at < 1:
             return None
-        gain = self._drop(history, at) - self._drop(history, at - 1)
-        least: float = self.options.least_flops
+        old, new = self._metric(history[at - 1]), self._metric(history[end - 1])
+        fall = math.log(max(old, 1e-12) / max(new, 1e-12)) / (end - at)
         before, after = record.flops_before or 0, record.flops_after or 0
         share = (after - before) / before if before else 0.0
-        return gain / max(share, least)
-
-    def _drop(self, history: Sequence[Mapping[str, Any]], epoch: int) -> float:
-        """By how much the logarithm of the loss fell in an epoch."""
-        if epoch < 1:
-            return 0.0
-        old, new = (self._metric(line) for line in history[epoch - 1 : epoch + 1])
-        return math.log(max(old, 1e-12) / max(new, 1e-12))
+        least: float = self.options.least_flops
+        return fall / max(share, least)
 
     def _metric(self, line: Mapping[str, Any]) -> float:
         value = line.get(self.options.metric)
@@ -103,6 +98,11 @@ class Bandit(Policy):
     def _region(self, depth: float | None) -> str:
         count = self.options.regions
         return "everywhere" if depth is None else f"region {int(depth * count) + 1} of {count}"
+
+
+def _arm(record: Record) -> Arm:
+    note = record.choice.chosen.note if record.choice else ""
+    return record.operator, note.partition(",")[0]
 
 
 def _told(arm: Arm, played: int) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, ClassVar, Protocol
 
 from pydantic import model_validator
@@ -133,6 +135,19 @@ class Policy(ABC):
 
 
 policies: Registry[type[Policy]] = Registry("policy", "evolve.policies")
+
+
+def drawn(candidates: Sequence[Candidate], count: int, chance: random.Random) -> list[Candidate]:
+    """Draws without repetition: operators in turn, in random order, each at random ones of its sites."""
+    rows: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        rows.setdefault(candidate.entry, []).append(candidate)
+    for row in rows.values():
+        chance.shuffle(row)
+    entries = list(rows)
+    chance.shuffle(entries)
+    turns = [candidate for turn in zip_longest(*(rows[entry] for entry in entries)) for candidate in turn if candidate]
+    return turns[:count]
 
 
 def untried(candidates: Sequence[Candidate], situation: Situation) -> list[Candidate]:

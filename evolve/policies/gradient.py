@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from evolve.lineage import Weighed
 from evolve.options import TypedOptions
-from evolve.policies.base import Candidate, Choice, Policy, Promise, Situation, policies, untried
+from evolve.policies.base import Candidate, Choice, Policy, Promise, Situation, drawn, policies
 
 
 @policies.register("gradient")
 class Gradient(Policy):
-    """The candidate with the highest score; those that have none come last."""
+    """The candidate with the highest score; those that have none come last.
+
+    Where there are more candidates than are weighed, they are drawn: operators in turn, each at random sites.
+    """
 
     name = "gradient"
 
     class Options(TypedOptions):
-        """The score, what it is divided by, and the batches that it looks at."""
+        """The score, what it is divided by, batches that it looks at, most candidates weighed, seed of their draw."""
 
-        score: Literal["gradmax", "sensli", "senn", "tiny"] = "gradmax"
+        score: Literal["gradmax", "sensli", "senn", "tiny"] = "senn"
         per: Literal["flops", "params"] | None = None
-        batches: PositiveInt = 1
+        batches: PositiveInt = 2
+        candidates: PositiveInt = 16
+        seed: NonNegativeInt = 0
 
     def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
         """Returns the candidate with the highest score."""
         options = self.options
+        chance = random.Random(f"{options.seed} {len(situation.records) - len(situation.tried)}")
         weighed = [
             (candidate, situation.promise(candidate, options.score, options.batches))
-            for candidate in untried(candidates, situation)
+            for candidate in drawn(candidates, options.candidates, chance)
+            if candidate not in situation.tried
         ]
         if not weighed:
             return None

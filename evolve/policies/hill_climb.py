@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evolve.lineage import Weighed
 from evolve.options import TypedOptions
-from evolve.policies.base import Candidate, Choice, Policy, Situation, policies
+from evolve.policies.base import Candidate, Choice, Policy, Situation, drawn, policies
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class HillClimb(Policy):
         chance = random.Random(f"{self.options.seed} {len(situation.records)}")
         weighed: list[tuple[float, Candidate | None]] = []
         refused: list[Weighed] = []
-        for candidate in [*_drawn(candidates, self.options.children, chance), None]:
+        for candidate in [*drawn(candidates, self.options.children, chance), None]:
             loss = situation.child(candidate, self.options.steps)
             if loss is not None:
                 weighed.append((loss, candidate))
@@ -64,15 +64,3 @@ class HillClimb(Policy):
             for value, candidate in others
         ]
         return Choice(best, f"held-out loss after {self.options.steps} steps", loss, "", [*told, *refused])
-
-
-def _drawn(candidates: Sequence[Candidate], count: int, chance: random.Random) -> list[Candidate]:
-    """Draws without repetition, every operator as likely as the others."""
-    left = list(candidates)
-    drawn: list[Candidate] = []
-    while left and len(drawn) < count:
-        entry = chance.choice(sorted({candidate.entry for candidate in left}))
-        one = chance.choice([candidate for candidate in left if candidate.entry == entry])
-        left.remove(one)
-        drawn.append(one)
-    return drawn

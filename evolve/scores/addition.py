@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from evolve.errors import NotApplicable
+from evolve.errors import NotApplicable, UnknownNameError
 from evolve.registry import Registry
 from evolve.scores.evidence import Evidence
 
-UNITS = 16  # of each candidate are looked at; where it would add more, they stand for the others
-ROWS = 2048  # places, of all samples together, at which new units and slopes are held against each other
+UNITS = 8  # of each candidate are looked at; where it would add more, they stand for the others
+ROWS = 4096  # places, of all samples together, at which new units and slopes are held against each other
 
 
 @dataclass
@@ -45,14 +44,15 @@ class Addition:
     """What a candidate would add.
 
     Attributes:
-        readings: Gives what is read where, for units with these input weights.
+        readings: Gives what is read where, for units with these input weights; where it is told so, of every second
+            sample alone and without what is present.
         directions: Input weights as they would be drawn, (units, values); None where what is read is there already.
         units: How many units would be added; as many directions stand for them.
         params: Parameters that would be added, about.
         flops: FLOPs of one sample's forward pass that would be added, about.
     """
 
-    readings: Callable[[Tensor | None], list[Reading]]
+    readings: Callable[[Tensor | None, bool], list[Reading]]
     directions: Tensor | None
     units: int
     params: int
@@ -69,15 +69,11 @@ def addition(evidence: Evidence, operator: str, site: str, options: dict[str, ob
     Raises:
         NotApplicable: If nothing is known of what it adds, or the site does not show it.
     """
-    if operator not in additions:
-        raise NotApplicable(f"No score knows what '{operator}' adds. Those of {', '.join(additions)} are known.")
-    return additions.get(operator)(evidence, site, options)
-
-
-def thinned(units: Tensor, most: int = 256) -> Tensor:
-    """Returns features by row, flattened; of more than `most` as many random sums of them."""
-    flat = units.detach().flatten(1)
-    if flat.shape[1] <= most:
-        return flat
-    sums = torch.randn(flat.shape[1], most, dtype=flat.dtype).to(flat.device) / flat.shape[1] ** 0.5
-    return flat.matmul(sums)
+    try:
+        describe = additions.get(operator)
+    except UnknownNameError as error:
+        raise NotApplicable(
+            f"No score knows what '{operator}' adds; known are {', '.join(additions)}. Register a description of it in "
+            "evolve.scores.additions."
+        ) from error
+    return describe(evidence, site, options)

@@ -17,7 +17,7 @@ from torch import Tensor
 from evolve.registry import Registry
 from evolve.scores.addition import Addition, Reading
 
-_TURNS = 2  # steps in which input weights are turned
+_TURNS = 1  # steps in which input weights are turned
 
 
 class Score(ABC):
@@ -43,7 +43,7 @@ class Score(ABC):
         if directions is not None and self.turned:
             directions = steepest(added, directions)
         with torch.no_grad():
-            gain = float(sum(self.of(reading) for reading in added.readings(directions)))
+            gain = float(sum(self.of(reading) for reading in added.readings(directions, False)))
         return gain * added.units / len(directions) if directions is not None and self.adds_up else gain
 
 
@@ -69,7 +69,7 @@ def steepest(added: Addition, directions: Tensor) -> Tensor:
     for _ in range(_TURNS):
         with torch.enable_grad():
             leaf = directions.detach().requires_grad_()
-            found = sum(halves(reading)[0].square().sum() for reading in added.readings(leaf))
+            found = sum(halves(reading)[0].square().sum() for reading in added.readings(leaf, True))
             (slope,) = torch.autograd.grad(found, leaf)  # type: ignore[arg-type]
         if not bool(torch.isfinite(slope).all()) or float(slope.norm()) == 0.0:
             break
@@ -88,15 +88,22 @@ def _apart(rows: Tensor) -> Tensor:
     return new
 
 
-def solved(gram: Tensor, values: Tensor, ridge: float = 1e-2) -> Tensor:
-    """Returns gram^-1 values, in float64, with a ridge relative to the mean of the diagonal."""
-    gram, values = gram.double(), values.double()
-    diagonal = float(gram.diagonal().mean())
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    solution: Tensor = torch.linalg.solve(gram + (ridge * diagonal + 1e-30) * eye, values)
+def solved(features: Tensor, values: Tensor, *, size: Tensor | None = None, ridge: float = 1e-2) -> Tensor:
+    """Returns (F'F + ridge)^-1 values, in float64.
+
+    Args:
+        features: F, (rows, features).
+        values: (features, any).
+        size: Features whose mean square the ridge is relative to; F if None.
+        ridge: Relative size of the ridge.
+    """
+    gram = (features.T @ features).double()
+    mean = float((features if size is None else size).square().sum(0).mean())
+    gram.diagonal().add_(ridge * mean + 1e-30)
+    solution: Tensor = torch.linalg.solve(gram, values.double())
     return solution
 
 
 def without(present: Tensor, values: Tensor) -> Tensor:
     """Returns what of `values` the present features do not account for, row by row (least squares)."""
-    return values - present @ solved(present.T @ present, present.T @ values).to(values)
+    return values - present @ solved(present, present.T @ values, ridge=1e-4).to(values)

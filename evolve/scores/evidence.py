@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
-from evolve.structure.inputs import Inputs, as_inputs
+from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import Loss, Probe, probe
 from evolve.structure.quiet import preserved_rng, undisturbed
 
@@ -54,7 +55,7 @@ class Evidence:
     samples: int
     seen: dict[str, Seen] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def analysis(self) -> Analysis:
         """The model's structure, on the probe batch."""
         return analyse(self.model, self.probe.inputs)
@@ -74,7 +75,7 @@ class Evidence:
 
 
 def collect(model: nn.Module, inputs: Any, loss: Loss, example: Any) -> Evidence:
-    """Runs the model forward and backward once, in eval mode, so that no sample counts for another; it is left as it was.
+    """Runs the model forward and backward once, in eval mode: no sample counts for another. It is left as it was.
 
     Args:
         model: The model.

@@ -1,7 +1,7 @@
 """Carries would-be units along the recorded run, from where they are made to where they are read.
 
-The operations between two layers are done again on the new channels alone. A normalisation gives them mean and spread of
-a fresh one; where another tensor is added or put beside, the new channels pass, for it has none of them.
+The operations between two layers are done again on the new channels alone. A normalisation gives them mean and spread
+of a fresh one; where another tensor is added or put beside, the new channels pass, for it has none of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def carry(tape: Tape, starts: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
     known: dict[Value, Tensor] = dict(starts)
     for op in tape.ops:
         made = op.outputs[0] if op.outputs else None
-        if made is None or made in known or not any(value in known for value in op.tensors):
+        written = made in op.tensors  # in place
+        if made is None or (made in known and not written) or not any(value in known for value in op.tensors):
             continue
         new = _again(op, known, made)
         if new is not None:
@@ -45,7 +46,9 @@ def carry(tape: Tape, starts: Mapping[Value, Tensor]) -> dict[Value, Tensor]:
     return known
 
 
-def _again(op: Op, known: Mapping[Value, Tensor], made: Value) -> Tensor | None:
+def _again(  # noqa: PLR0911 - one for each kind of operation
+    op: Op, known: Mapping[Value, Tensor], made: Value
+) -> Tensor | None:
     """Does one operation for the new channels; None where that is not known."""
     name = op.name.removeprefix("aten.").rstrip("_")
     moving = [value for value in op.tensors if value in known]
@@ -61,7 +64,8 @@ def _again(op: Op, known: Mapping[Value, Tensor], made: Value) -> Tensor | None:
     if name in {"view", "reshape", "_unsafe_view", "flatten"}:
         return _viewed(first, moving[0].shape, made.shape)
     if name in _POINTWISE | _SPATIAL and len(op.tensors) == 1:
-        out = op.func(*_filled(op.args, known), **_filled(op.kwargs, known))
+        fresh = {moving[0]: first.clone()} if made in op.tensors else known
+        out = op.func(*_filled(op.args, fresh), **_filled(op.kwargs, fresh))
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
     return None

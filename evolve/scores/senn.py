@@ -15,21 +15,19 @@ class SENN(Score):
     """Natural expansion score, 1/2 g' F^-1 g of the reading weights (Mitchell et al. 2024).
 
     F is the Fisher matrix as K-FAC has it: spread of the units times spread of the slopes. The units' part that present
-    ones account for is taken off before, so that nothing counts that they could do. It does not depend on how anything is
-    scaled, neither the units nor what they are read into.
+    ones account for is taken off before, so that nothing counts that they could do. It does not depend on how anything
+    is scaled, neither the units nor what they are read into.
     """
 
     name = "senn"
 
     def of(self, reading: Reading) -> Tensor:
         """Returns the score."""
-        units = reading.units.flatten(1)
-        if reading.present is not None:
-            units = without(reading.present, units)
+        whole = reading.units.flatten(1)
+        units = whole if reading.present is None else without(reading.present, whole)
         first, second = halves(replace(reading, units=units[:, :, None]))
-        inner = solved(units.T @ units, second)
-        slopes = reading.slopes
-        whitened = solved(slopes.T @ slopes, inner.T).T
+        inner = solved(units, second, size=whole)
+        whitened = solved(reading.slopes, inner.T).T
         samples = int(reading.samples.max()) + 1
         places = len(units) * reading.stands_for / samples
         return 2 * places * (first * whitened).sum() / reading.stands_for**2

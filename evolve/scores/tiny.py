@@ -26,4 +26,4 @@ class Tiny(Score):
             reading = replace(reading, slopes=without(reading.present, reading.slopes))
         first, second = halves(reading)
         units = reading.units.flatten(1)
-        return 4 * (first * solved(units.T @ units, second)).sum() / reading.stands_for
+        return 4 * (first * solved(units, second)).sum() / reading.stands_for

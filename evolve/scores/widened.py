@@ -11,12 +11,22 @@ from torch import Tensor, nn
 from evolve.errors import NotApplicable
 from evolve.operators import operators
 from evolve.operators.widen import Widen
-from evolve.scores.addition import ROWS, UNITS, Addition, Reading, additions, thinned
+from evolve.scores.addition import ROWS, UNITS, Addition, Reading, additions
 from evolve.scores.evidence import Evidence
 from evolve.scores.passage import carry
-from evolve.scores.windows import CONVS, apply_units, is_layer, pick, places_of, slopes_of, windows_of
+from evolve.scores.windows import (
+    CONVS,
+    apply_units,
+    every_second,
+    is_layer,
+    pick,
+    places_of,
+    present_of,
+    slopes_of,
+    windows_of,
+)
 from evolve.structure.groups import Group
-from evolve.structure.tape import Call, Tape
+from evolve.structure.tape import Call, Shape, Tape
 
 
 @additions.register("widen")
@@ -29,7 +39,7 @@ def widened(evidence: Evidence, site: str, options: dict[str, Any]) -> Addition:
         options: Those of `widen`.
 
     Raises:
-        NotApplicable: If no Linear layer or convolution makes or reads the group, or its units cannot be followed there.
+        NotApplicable: If no Linear layer or convolution makes or reads the group, or units cannot be followed there.
     """
     group = evidence.analysis.group(site)
     operator = operators.get("widen")(**options)
@@ -45,9 +55,10 @@ def widened(evidence: Evidence, site: str, options: dict[str, Any]) -> Addition:
     widths = [weights.shape[1] for weights in drawn.values()]
     reached = _readers_reached(evidence, tape, drawn, readers, group)
 
-    def readings(directions: Tensor | None) -> list[Reading]:
-        parts = directions.split(widths, dim=1) if directions is not None else ()
-        return _readings(evidence, tape, dict(zip(drawn, parts, strict=True)), reached, group)
+    def readings(directions: Tensor | None, half: bool) -> list[Reading]:
+        assert directions is not None
+        parts = directions.split(widths, dim=1)
+        return _readings(evidence, tape, dict(zip(drawn, parts, strict=True)), reached, half)
 
     each = sum(math.prod(places_of(*_written(evidence, name))[1:]) * drawn[name].shape[1] for name in makers)
     params = sum(widths)
@@ -67,7 +78,7 @@ def _readers_reached(
     evidence: Evidence, tape: Tape, drawn: dict[str, Tensor], readers: list[str], group: Group
 ) -> Reached:
     """Returns the readers to which new units can be followed."""
-    carried = carry(tape, _starts(evidence, tape, {name: weights[:1] for name, weights in drawn.items()}))
+    carried = carry(tape, _starts(evidence, tape, {n: weights[:1] for n, weights in drawn.items()}, 8))
     found: Reached = {}
     for name in readers:
         values = carried.get(_call(tape, name).inputs[0])
@@ -82,26 +93,29 @@ def _readers_reached(
 
 
 def _readings(
-    evidence: Evidence, tape: Tape, directions: dict[str, Tensor], reached: Reached, group: Group
+    evidence: Evidence, tape: Tape, directions: dict[str, Tensor], reached: Reached, half: bool
 ) -> list[Reading]:
-    carried = carry(tape, _starts(evidence, tape, directions))
+    carried = carry(tape, _starts(evidence, tape, directions, 2 if half else 1))
     units = len(next(iter(directions.values())))
     found = []
     for name, (at, _) in reached.items():
         layer, given = _written(evidence, name)
         seen = evidence.at(name)
         assert seen.slope is not None
-        fresh = windows_of(layer, carried[_call(tape, name).inputs[0]], at, units)
-        channels = seen.taken.shape[1] if isinstance(layer, CONVS) else seen.taken.shape[-1]
-        present = thinned(windows_of(layer, seen.taken, at, channels))
+        rows, near = every_second(at) if half else (slice(None), at)
+        fresh = windows_of(layer, carried[_call(tape, name).inputs[0]], near, units)
+        present = None if half else present_of(layer, seen.taken, at)
         stands_for = math.prod(places_of(layer, given)) / len(at)
-        found.append(Reading(fresh, slopes_of(layer, seen.slope, at), present, at[:, 0], stands_for))
+        found.append(Reading(fresh, slopes_of(layer, seen.slope, at[rows]), present, at[rows][:, 0], stands_for))
     return found
 
 
-def _starts(evidence: Evidence, tape: Tape, directions: dict[str, Tensor]) -> dict[Any, Tensor]:
+def _starts(evidence: Evidence, tape: Tape, directions: dict[str, Tensor], every: int) -> dict[Any, Tensor]:
+    """Returns what new units give where they are made, for one in so many samples."""
     return {
-        _call(tape, name).outputs[0]: apply_units(evidence.model.get_submodule(name), evidence.at(name).taken, weights)
+        _call(tape, name).outputs[0]: apply_units(
+            evidence.model.get_submodule(name), evidence.at(name).taken[::every], weights
+        )
         for name, weights in directions.items()
     }
 
@@ -124,8 +138,8 @@ def _layers(evidence: Evidence, group: Group, *, reads: bool) -> list[str]:
     return names
 
 
-def _written(evidence: Evidence, name: str) -> tuple[nn.Module, Tensor]:
-    return evidence.model.get_submodule(name), evidence.at(name).given
+def _written(evidence: Evidence, name: str) -> tuple[nn.Module, Shape]:
+    return evidence.model.get_submodule(name), tuple(evidence.at(name).given.shape)
 
 
 def _call(tape: Tape, name: str) -> Call:
@@ -133,12 +147,11 @@ def _call(tape: Tape, name: str) -> Call:
 
 
 def _outputs(layer: nn.Module) -> int:
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight.shape[0]
+    return len(layer.weight)  # type: ignore[arg-type]
 
 
 def _drawn(layer: nn.Module, units: int) -> Tensor:
     """Random input weights, as large as the present units'."""
     present = layer.weight.detach().flatten(1).float()  # type: ignore[operator]
     fresh = torch.randn(units, present.shape[1]).to(present)
-    return fresh * (present.norm(dim=1).mean() / fresh.norm(dim=1, keepdim=True))
+    return fresh.mul_(present.norm(dim=1).mean() / fresh.norm(dim=1, keepdim=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,17 @@ def pick(places: tuple[int, ...], most: int) -> Tensor:
     return torch.stack([rows.flatten(), *torch.unravel_index(flat.flatten(), places[1:] or (1,))][: len(places)], dim=1)
 
 
-def places_of(layer: nn.Module, given: Tensor) -> tuple[int, ...]:
-    """Returns the sizes of the axes along which a layer works: all but that of its channels."""
-    return (given.shape[0], *given.shape[2:]) if isinstance(layer, CONVS) else tuple(given.shape[:-1])
+def every_second(at: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns which rows are of samples with even numbers, and their coordinates among these samples alone."""
+    even = at[:, 0] % 2 == 0
+    halved = at[even].clone()
+    halved[:, 0] //= 2
+    return even, halved
+
+
+def places_of(layer: nn.Module, given: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the sizes of the axes along which a layer that gives this shape works: all but that of its channels."""
+    return (given[0], *given[2:]) if isinstance(layer, CONVS) else given[:-1]
 
 
 def rows_of(tensor: Tensor, channel: int, at: Tensor) -> Tensor:
@@ -58,7 +67,7 @@ def windows_of(layer: nn.Module, taken: Tensor, at: Tensor, units: int) -> Tenso
     Args:
         layer: Linear, or a convolution without groups.
         taken: Its input, or one of other channels in its stead: (N, units, ...) before a convolution, (..., features)
-            before a Linear layer, whose features are `units` with one or, where an image was flattened, more values each.
+            before a Linear layer, whose features are `units` with one value each or, of a flattened image, more.
         at: Places of its output.
         units: How many channels or units the input has.
     """
@@ -76,6 +85,18 @@ def windows_of(layer: nn.Module, taken: Tensor, at: Tensor, units: int) -> Tenso
             moved[:, axis + 1] = at[:, axis + 1] * layer.stride[axis] + step * layer.dilation[axis]
         taps.append(rows_of(padded, 1, moved))
     return torch.stack(taps, dim=2).float()
+
+
+def present_of(layer: nn.Module, taken: Tensor, at: Tensor, most: int = 128) -> Tensor:
+    """Returns what a layer reads already, (rows, features): all or, where that is much, random sums of channels."""
+    axis = 1 if isinstance(layer, CONVS) else -1
+    taps = math.prod(layer.kernel_size) if isinstance(layer, CONVS) else 1
+    channels = taken.shape[axis]
+    fewer = max(1, most // taps)
+    if channels > fewer:
+        sums = torch.randn(channels, fewer).to(taken) / channels**0.5
+        taken, channels = (taken.movedim(axis, -1) @ sums).movedim(-1, axis), fewer
+    return windows_of(layer, taken, at, channels).flatten(1)
 
 
 def apply_units(layer: nn.Module, taken: Tensor, directions: Tensor) -> Tensor:
