@@ -12,14 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
 from evolve.data import as_batches
 from evolve.device import seed_everything
-from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.errors import EvolveError, NonFiniteLossError, NotApplicable
 from evolve.evolution import EvolutionConfig, Round
 from evolve.interrupt import Interrupt
 from evolve.lineage import Lineage
@@ -27,7 +27,7 @@ from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.progress import Progress
 from evolve.run import Meter, OutputConfig, RunResult, begin_folder
 from evolve.schedules import Clock, Schedule
-from evolve.structure.probe import count_parameters
+from evolve.structure.probe import count_flops, count_parameters
 from evolve.training import (
     Batch,
     Loss,
@@ -95,18 +95,20 @@ class Evolver:
         place_model(model, self.training)
         self._config_text = config_text
         steps = math.ceil(len(self.train) / self.training.accumulate)
+        inputs, targets = self.train.examples(self.evolution.probe)
         self.state = create_state(
             model,
             optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
             self.training,
             loss=loss,
             lr_schedule=lr_schedule,
-            steps=steps * self.training.epochs,
+            epoch_steps=steps,
+            epoch_samples=self.train.samples,
+            flops_per_sample=self._count_flops(inputs),
         )
-        self.display = Progress(progress, self.training.epochs, steps)
+        self.display = Progress(progress, self.training.budget, steps)
         self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
         self.lineage = Lineage()
-        inputs, targets = self.train.examples(self.evolution.probe)
         targets = targets.to(self.state.device)
         self.round = Round(
             self.evolution, self.lineage, inputs, seed, loss=lambda outputs: self.state.loss(outputs, targets)
@@ -129,7 +131,9 @@ class Evolver:
         return build_evolver(config if isinstance(config, RunConfig) else load_config(config, overrides))
 
     def run(self) -> RunResult:
-        """Trains to the last epoch, or until it is told to stop; an Evolver that was stopped goes on.
+        """Trains until the budget is spent, or it is told to stop; an Evolver that was stopped goes on.
+
+        The last step may go beyond a budget of seconds or FLOPs.
 
         Raises:
             NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
@@ -137,7 +141,7 @@ class Evolver:
         """
         self._begin()
         state, self._stop = self.state, False
-        self._meter.since = time.perf_counter()
+        self._lap = time.perf_counter()
         with Interrupt() as interrupt, self.display:
             while not self.finished and not self._stop:
                 for batches in self._windows():
@@ -147,9 +151,10 @@ class Evolver:
                     if reason:
                         self._evolve(reason)
                     self._stop = self._stop or interrupt.signal is not None
-                    if self._stop or (clock.epoch_end and self._saves_at(state.epoch)):
+                    over = self._stop or self.finished
+                    if over or (clock.epoch_end and state.epoch % self.output.checkpoint_every == 0):
                         self._save()
-                    if self._stop:
+                    if over:
                         break
         return self._result(interrupt.signal)
 
@@ -182,8 +187,8 @@ class Evolver:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are trained."""
-        return self.state.epoch >= self.training.epochs
+        """Whether the budget is spent."""
+        return self.state.progress >= 1
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
@@ -200,13 +205,16 @@ class Evolver:
             raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
 
     def _tick(self) -> Clock:
-        """After an optimizer step: closes the epoch where this was its last."""
+        """After an optimizer step: writes a line of metrics where it was the last of its epoch, or of the run."""
         state = self.state
+        self._count_time()
         epoch_end = state.batch >= len(self.train)
-        self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate))
+        self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate), state.progress)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
+        if epoch_end or self.finished:
             val = evaluate(state, self.val.epoch(0))
+            self._count_time()
             lr = state.lr
             advance_schedule(state, "epoch", val["loss"])
             metrics = {
@@ -216,13 +224,31 @@ class Evolver:
                 **{f"val_{name}": value for name, value in val.items()},
                 "lr": lr,
                 "params": count_parameters(self.model),
-                "seconds": time.perf_counter() - self._meter.since,
+                "seconds": state.seconds - self._meter.since,
+                "flops": state.flops,
+                "progress": state.progress,
             }
-            self._meter = Meter()
+            self._meter = Meter(since=state.seconds)
             self.history.append(metrics)
             self._write_history()
             self.display.epoch(metrics)
-        return Clock(state.epoch, state.step, epoch_end, self.history)
+        return Clock(state.epoch, state.step, epoch_end, self.history, state.progress)
+
+    def _count_time(self) -> None:
+        """Adds the wall time since it was last counted."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._lap
+        self._lap = now
+
+    def _count_flops(self, inputs: Tensor) -> int:
+        """FLOPs of a sample; 0 where they cannot be counted, which matters to a budget of FLOPs alone."""
+        try:
+            return count_flops(self.model, inputs)
+        except NotApplicable as error:
+            if self.training.flops is not None:
+                raise
+            logger.info("%s", error)  # where the model does not fit its data, `_begin` tells it
+            return 0
 
     def _evolve(self, reason: str) -> None:
         last = self.history[-1] if self.history else {}
@@ -239,11 +265,9 @@ class Evolver:
             self.display.mutation(answer.record)
         if any(answers):
             place_model(self.model, self.training)
+            self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
             if self.state.ema:
                 self.state.ema.follow(self.model, answers[-1].cuts)
-
-    def _saves_at(self, epoch: int) -> bool:
-        return self.finished or epoch % self.output.checkpoint_every == 0
 
     def _save(self) -> None:
         if self.output.dir is None:
@@ -287,6 +311,7 @@ class Evolver:
             params_from=self._params_from,
             params_to=count_parameters(self.model),
             folder=Path(self.output.dir) if self.output.dir else None,
+            progress=self.state.progress,
             finished=self.finished,
             signal=signal.Signals(number) if number else None,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,7 +42,8 @@ class RunResult:
         applied: Mutations applied; likewise `refused`.
         params_from: Parameters at the start; likewise `params_to`.
         folder: Where the run lies, if anywhere.
-        finished: Whether all epochs were trained.
+        progress: Which part of the budget is spent, from 0 to 1.
+        finished: Whether all of it is.
         signal: The signal that stopped the run, if one did.
     """
 
@@ -53,18 +53,19 @@ class RunResult:
     params_from: int
     params_to: int
     folder: Path | None
+    progress: float
     finished: bool
     signal: int | None
 
 
 @dataclass
 class Meter:
-    """Sums over the steps of the running epoch."""
+    """Sums over the steps of the running epoch, which began when the run had taken `since` seconds."""
 
     loss: float = 0.0
     samples: int = 0
     correct: int | None = 0
-    since: float = field(default_factory=time.perf_counter)
+    since: float = 0.0
     _hits: list[Tensor] = field(default_factory=list)  # not counted yet: that would wait for the device
 
     def add(self, result: StepResult) -> None:
@@ -86,7 +87,7 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """Returns the sums as JSON values, for a resumed run."""
         self._count()
-        return {"loss": self.loss, "samples": self.samples, "correct": self.correct}
+        return {"loss": self.loss, "samples": self.samples, "correct": self.correct, "since": self.since}
 
     def _count(self) -> None:
         if self._hits and self.correct is not None:
