@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _VERSION = 2
-# What of the state are plain numbers: where the run stands, and what it has spent.
-_COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
 
 
 def save_checkpoint(run: Path, state: TrainState, lineage: Lineage, progress: dict[str, Any], keep: int) -> Path:
@@ -52,7 +50,7 @@ def save_checkpoint(run: Path, state: TrainState, lineage: Lineage, progress: di
     (partial / "lineage.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in lineage), encoding="utf-8")
     content = {
         "version": _VERSION,
-        **{name: getattr(state, name) for name in _COUNTS},
+        **state.counts(),
         "ema": state.ema is not None,
         "progress": progress,
     }
@@ -132,8 +130,7 @@ def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]
         state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
         state.ema.updates = saved["ema"]["updates"]
     content = _content(path)
-    for name in _COUNTS:
-        setattr(state, name, content[name])
+    state.take_counts(content)
     set_random_state(saved["random"])
     progress: dict[str, Any] = content["progress"]
     return records, progress

@@ -12,22 +12,23 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
 from evolve.data import as_batches
 from evolve.device import seed_everything
-from evolve.errors import EvolveError, NonFiniteLossError, NotApplicable
+from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolution import EvolutionConfig, Round
 from evolve.interrupt import Interrupt
 from evolve.lineage import Lineage
 from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.progress import Progress
-from evolve.run import Meter, OutputConfig, RunResult, begin_folder
+from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
-from evolve.structure.probe import count_flops, count_parameters
+from evolve.snapshot import Snapshot, first_step
+from evolve.structure.probe import count_parameters
 from evolve.training import (
     Batch,
     Loss,
@@ -104,7 +105,7 @@ class Evolver:
             lr_schedule=lr_schedule,
             epoch_steps=steps,
             epoch_samples=self.train.samples,
-            flops_per_sample=self._count_flops(inputs),
+            flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
         )
         self.display = Progress(progress, self.training.budget, steps)
         self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
@@ -116,6 +117,7 @@ class Evolver:
         self.history: list[dict[str, Any]] = []
         self._meter = Meter()
         self._params_from = count_parameters(model)
+        self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
         self._begun = False
         self._stop = False
 
@@ -197,12 +199,17 @@ class Evolver:
             yield window
 
     def _train(self, batches: list[Batch]) -> StepResult:
+        before, self._before = self._before, None
         try:
-            return train_step(self.state, batches)
+            result = train_step(self.state, batches) if before is None else first_step(self.state, batches, before)
+            if result is None:
+                self.display.mutation(self.lineage.take_back("Memory ran out in the first step after it: taken back."))
+                result = train_step(self.state, batches)
         except NonFiniteLossError as error:
             if self.output.dir is None or self.state.epoch == 0:
                 raise
             raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
+        return result
 
     def _tick(self) -> Clock:
         """After an optimizer step: writes a line of metrics where it was the last of its epoch, or of the run."""
@@ -215,23 +222,11 @@ class Evolver:
         if epoch_end or self.finished:
             val = evaluate(state, self.val.epoch(0))
             self._count_time()
-            lr = state.lr
-            advance_schedule(state, "epoch", val["loss"])
-            metrics = {
-                "epoch": state.epoch,
-                "step": state.step,
-                **self._meter.metrics(),
-                **{f"val_{name}": value for name, value in val.items()},
-                "lr": lr,
-                "params": count_parameters(self.model),
-                "seconds": state.seconds - self._meter.since,
-                "flops": state.flops,
-                "progress": state.progress,
-            }
+            self.history.append({**self._meter.line(state, val), "params": count_parameters(self.model)})
             self._meter = Meter(since=state.seconds)
-            self.history.append(metrics)
+            advance_schedule(state, "epoch", val["loss"])
             self._write_history()
-            self.display.epoch(metrics)
+            self.display.epoch(self.history[-1])
         return Clock(state.epoch, state.step, epoch_end, self.history, state.progress)
 
     def _count_time(self) -> None:
@@ -239,16 +234,6 @@ class Evolver:
         now = time.perf_counter()
         self.state.seconds += now - self._lap
         self._lap = now
-
-    def _count_flops(self, inputs: Tensor) -> int:
-        """FLOPs of a sample; 0 where they cannot be counted, which matters to a budget of FLOPs alone."""
-        try:
-            return count_flops(self.model, inputs)
-        except NotApplicable as error:
-            if self.training.flops is not None:
-                raise
-            logger.info("%s", error)  # where the model does not fit its data, `_begin` tells it
-            return 0
 
     def _evolve(self, reason: str) -> None:
         last = self.history[-1] if self.history else {}
@@ -258,12 +243,14 @@ class Evolver:
             "reason": reason,
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
+        before = Snapshot(self.state)
         answers = self.round.attempt(self.model, self.state.optimizer, note)
         if not answers:
             logger.warning("A mutation was due (%s), but there was none to try.", reason)
         for answer in answers:
             self.display.mutation(answer.record)
         if any(answers):
+            self._before = before
             place_model(self.model, self.training)
             self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
             if self.state.ema:

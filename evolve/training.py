@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -112,6 +112,9 @@ class TrainingConfig(Section):
         return next(Budget(unit, amount) for unit in UNITS if (amount := getattr(self, unit)) is not None)
 
 
+_COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
+
+
 @dataclass
 class TrainState:
     """Everything that training moves.
@@ -153,6 +156,15 @@ class TrainState:
     def lr(self) -> float:
         """Learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def counts(self) -> dict[str, float]:
+        """Returns where the run stands and what it has spent, as plain numbers."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+    def take_counts(self, counts: Mapping[str, float]) -> None:
+        """Takes up what `counts` returned."""
+        for name in _COUNTS:
+            setattr(self, name, counts[name])
 
     @property
     def progress(self) -> float:

@@ -26,8 +26,10 @@ ALLOWED = {
     "structure": set(),
     "surgery": {"structure"},
     "operators": {"surgery", "structure"},
-    "attempt": {"operators", "surgery", "structure", "lineage"},
-    "mutation": {"attempt", "operators", "surgery", "structure", "lineage"},
+    "limits": {"structure"},
+    "snapshot": {"device", "structure", "surgery", "training"},
+    "attempt": {"limits", "operators", "surgery", "structure", "lineage"},
+    "mutation": {"attempt", "limits", "operators", "surgery", "structure", "lineage"},
     "models": {"config", "plugins"},
     "data": {"config", "plugins"},
     "optim": {"config"},
@@ -36,15 +38,15 @@ ALLOWED = {
     "policies": {"config", "options"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
     "evolution": {
-        *("attempt", "config", "options", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
+        *("config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
     },
     "progress": {"budget", "lineage"},
     "evolver": {
         *("checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("schedules", "structure", "training", "run"),
+        *("schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
-    "run": {"checkpoint", "config", "training"},
+    "run": {"checkpoint", "config", "structure", "training"},
     "build": {
         *(
             "budget",

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig, load_config
 from evolve.budget import Budget, Spent, whole
 from evolve.cli import app
-from evolve.errors import EvolveError, NotApplicable
+from evolve.errors import EvolveError
 
 # A Linear(8, 6) and a Linear(6, 3): 2 FLOPs for each weight.
 SMALL = 2 * (8 * 6 + 6 * 3)
@@ -186,7 +186,7 @@ def test_flops_that_cannot_be_counted_are_told():
     with pytest.raises(EvolveError, match=r"whose FLOPs can be counted.*training.epochs, steps or seconds"):
         evolver(model=Still(), flops=1e6)
     assert evolver(model=Still(), steps=3).run().finished
-    with pytest.raises(NotApplicable, match="Linear fails on the probe batch"):
+    with pytest.raises(EvolveError, match="Linear fails on the probe batch"):
         evolver(model=nn.Linear(9, 3), flops=1e6)
 
 

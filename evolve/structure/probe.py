@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from evolve.errors import NotApplicable
-from evolve.structure.inputs import Inputs, as_inputs
+from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.sites import Site
 
@@ -79,20 +79,6 @@ def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: Loss | N
         with recorded_calls(model) as calls, counter:
             outputs = model(*inputs.args, **inputs.kwargs)
     return Probe(inputs, calls, counter.total // max(inputs.batch_size, 1), outputs, loss)
-
-
-def count_flops(model: nn.Module, example_inputs: Any) -> int:
-    """Returns the FLOPs of one forward pass of one sample; the model is left as it was.
-
-    Raises:
-        NotApplicable: If the model fails on the example inputs.
-    """
-    try:
-        return probe(model, as_inputs(model, example_inputs)).flops or 0
-    except Exception as error:  # whatever a user's forward raises
-        raise NotApplicable(
-            f"FLOPs cannot be counted: {type(model).__name__} fails on the probe batch: {type(error).__name__}: {error}"
-        ) from error
 
 
 class FlopCounter(TorchDispatchMode):
