@@ -9,11 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evolve.attempt import Limits as Limits
     from evolve.build import load as load
     from evolve.build import load_config as load_config
     from evolve.evolution import EvolutionConfig as EvolutionConfig
     from evolve.evolver import Evolver as Evolver
+    from evolve.limits import Limits as Limits
     from evolve.lineage import Lineage as Lineage
     from evolve.lineage import Record as Record
     from evolve.models import build_model as build_model
@@ -49,7 +49,7 @@ _HOME = {
     "build_model": ("evolve.models", "build_model"),
     "load": ("evolve.build", "load"),
     "load_config": ("evolve.build", "load_config"),
-    "Limits": ("evolve.attempt", "Limits"),
+    "Limits": ("evolve.limits", "Limits"),
     "Lineage": ("evolve.lineage", "Lineage"),
     "MutationOperator": ("evolve.operators", "MutationOperator"),
     "MutationResult": ("evolve.mutation", "MutationResult"),

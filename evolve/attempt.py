@@ -7,38 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 
-from evolve.errors import EvolveError, NotApplicable
+from evolve.errors import NotApplicable, RejectedError
+from evolve.limits import Limits
 from evolve.lineage import TensorSpec
 from evolve.operators import Change, MutationOperator
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
 from evolve.structure.sites import Site, resolve
+from evolve.surgery.memory import out_of_memory
 from evolve.surgery.optimizer import ParameterTable, optimizer_faults, reconcile
 from evolve.surgery.resize import Cut
 from evolve.surgery.verify import difference, gradient_faults, rounding, structure_faults, tolerance, train_outputs
-
-
-class Limits(BaseModel):
-    """Caps that a mutation may not pass.
-
-    Attributes:
-        params: Most parameters of the model.
-        flops: Most FLOPs of one forward pass of one sample (2 per multiply-accumulate).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    params: PositiveInt | None = None
-    flops: PositiveInt | None = None
-
-
-class RejectedError(EvolveError):
-    """A change that was made and did not keep its word."""
 
 
 @dataclass
@@ -88,17 +71,17 @@ def carry_out(
         parameter.grad = gradient if parameter.shape == shape else None
     attempt.params_after = count_parameters(model)
     _check_count(change, params_before, attempt.params_after)
-    _check_limit("parameters", attempt.params_after, limits.params if limits else None)
+    limits = limits or Limits()
+    limits.check_beforehand(model, inputs, attempt.params_after)
     if optimizer is not None:
         reconcile(model, optimizer, table, site.name, change.cuts)
         _reject_if(optimizer_faults(model, optimizer, table, held))
     if inputs is None:
-        _check_limit_known(limits)
         return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change.cuts
 
     after = _second_look(model, inputs, attempt.seed)
     attempt.flops_after = after.flops
-    _check_limit("FLOPs", after.flops, limits.flops if limits else None)
+    limits.check_running(model, inputs, after.flops)
     pairs = [("eval", before.outputs, after.outputs)]
     if train_error is None:
         pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=operator.redraws)))
@@ -140,6 +123,8 @@ def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int, st
     try:
         return train_outputs(model, inputs, seed, still=still), None
     except Exception as error:
+        if out_of_memory(error):
+            raise
         return None, f"{type(error).__name__}: {error}"
 
 
@@ -157,16 +142,6 @@ def _check_count(change: Change, before: int, after: int) -> None:
         raise RejectedError(
             f"The operator said {change.params_added:+,} parameters; the model has {after - before:+,}."
         )
-
-
-def _check_limit(what: str, value: int | None, limit: int | None) -> None:
-    if limit is not None and value is not None and value > limit:
-        raise RejectedError(f"The limit of {limit:,} {what} would be passed: the mutated model has {value:,}.")
-
-
-def _check_limit_known(limits: Limits | None) -> None:
-    if limits is not None and limits.flops is not None:
-        raise RejectedError("The limit on FLOPs cannot be checked without a probe batch; pass example_inputs.")
 
 
 def _check_outputs(

@@ -13,8 +13,10 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
+from evolve.budget import UNITS
 from evolve.checkpoint import load_model, newest_checkpoint
 from evolve.config import (
+    COMMAND_LINE,
     ConfigError,
     Fault,
     Named,
@@ -86,13 +88,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Args:
         path: The file.
-        overrides: Such as "training.epochs=3"; they win over the file.
+        overrides: Such as "training.epochs=3"; they win over the file. A budget takes the place of the file's also
+            where it is another one, such as "training.flops=1e12".
 
     Raises:
         ConfigError: With all faults of file and overrides.
     """
     raw, places, faults = load_yaml(path)
     raw, places, more = apply_overrides(raw, places, overrides)
+    _let_budget_win(raw, places)
     return validate(RunConfig, raw, places, path, [*faults, *more, *_load_plugins(raw, places, path)])
 
 
@@ -217,6 +221,17 @@ def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: 
     faults = signature_faults(function, config.options, skip=skip)
     if faults:
         raise OptionFaults([(("options", *path), message) for path, message in faults])
+
+
+def _let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
+    """Takes the file's budget out where the command line gives one."""
+    training = raw.get("training")
+    if not isinstance(training, dict):
+        return  # the section's own check tells of it
+    told = [unit for unit in UNITS if places.get(("training", unit)) == Place(COMMAND_LINE)]
+    for unit in UNITS:
+        if told and unit not in told:
+            training.pop(unit, None)
 
 
 def _load_plugins(raw: Mapping[str, Any], places: Places, path: str | Path) -> list[Fault]:

@@ -25,7 +25,7 @@ from evolve.training import TrainState
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-_VERSION = 1
+_VERSION = 2
 
 
 def save_checkpoint(run: Path, state: TrainState, lineage: Lineage, progress: dict[str, Any], keep: int) -> Path:
@@ -50,9 +50,7 @@ def save_checkpoint(run: Path, state: TrainState, lineage: Lineage, progress: di
     (partial / "lineage.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in lineage), encoding="utf-8")
     content = {
         "version": _VERSION,
-        "epoch": state.epoch,
-        "step": state.step,
-        "batch": state.batch,
+        **state.counts(),
         "ema": state.ema is not None,
         "progress": progress,
     }
@@ -132,7 +130,7 @@ def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]
         state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
         state.ema.updates = saved["ema"]["updates"]
     content = _content(path)
-    state.epoch, state.step, state.batch = content["epoch"], content["step"], content["batch"]
+    state.take_counts(content)
     set_random_state(saved["random"])
     progress: dict[str, Any] = content["progress"]
     return records, progress

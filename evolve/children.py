@@ -68,14 +68,20 @@ class Nursery:
         The learning rate falls from the present one to zero by half a cosine, so that children are compared where each
         has settled (NASH, Elsken et al. 2017). Random states are left as they were.
 
+        The FLOPs of its training are added to what the run has spent.
+
         Args:
             candidate: The mutation; None for a copy that is not mutated.
             steps: Optimizer steps.
         """
         with preserved_rng(self.state.model, self._seed):
             model, optimizer = copy.deepcopy((self.state.model, self.state.optimizer))
-            if candidate is not None and not self._mutate(model, optimizer, candidate, self._seed):
-                return None
+            flops = self.state.flops_per_sample
+            if candidate is not None:
+                answer = self._mutate(model, optimizer, candidate, self._seed)
+                if not answer:
+                    return None
+                flops = answer.record.flops_after or flops
             state = replace(
                 self.state,
                 model=model,
@@ -84,12 +90,15 @@ class Nursery:
                 scheduler=None,
                 scaler=torch.amp.GradScaler() if self.state.scaler else None,
                 ema=None,
+                flops_per_sample=flops,
             )
             try:
                 self._teach(state, steps)
             except NonFiniteLossError as error:
                 logger.warning("A child (%s) was given up: %s", candidate, error)
                 return None
+            finally:
+                self.state.flops = state.flops
             loss = evaluate(state, self._val.epoch(0))["loss"]
         return Child(state, self._seed, loss)
 

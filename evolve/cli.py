@@ -15,6 +15,7 @@ import typer
 from evolve.errors import EvolveError
 
 if TYPE_CHECKING:
+    from evolve.budget import Budget
     from evolve.evolver import Evolver
     from evolve.run import RunResult
 
@@ -167,18 +168,18 @@ def _train(build: Callable[[], Evolver]) -> None:
     names = (evolver.train, evolver.val)
     typer.echo(
         f"{type(evolver.model).__name__} on {evolver.state.device}: {names[0].samples:,} training and "
-        f"{names[1].samples:,} held-out samples, {evolver.training.epochs} epochs."
+        f"{names[1].samples:,} held-out samples, {evolver.training.budget}."
     )
     result = evolver.run()
-    typer.echo(_summary(result, evolver.training.epochs))
+    typer.echo(_summary(result, evolver.training.budget))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
 
 
-def _summary(result: RunResult, epochs: int) -> str:
+def _summary(result: RunResult, budget: Budget) -> str:
     metrics, lines = result.metrics, []
     if not result.finished:
-        lines.append(f"Stopped by a signal after {metrics.get('epoch', 0)} of {epochs} epochs.")
+        lines.append(f"Stopped by a signal at {result.progress:.1%} of {budget}.")
     if "val_accuracy" in metrics:
         lines.append(f"Held-out accuracy   {metrics['val_accuracy']:.2%}")
     elif "val_loss" in metrics:

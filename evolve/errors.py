@@ -25,6 +25,10 @@ class NotApplicable(EvolveError):  # noqa: N818 - an answer that an operator giv
     """Raised by an operator that cannot work at a site; `mutate` turns it into an answer."""
 
 
+class RejectedError(EvolveError):
+    """A change that was made and did not keep its word; `mutate` turns it into an answer."""
+
+
 class MutationError(EvolveError):
     """Raised by `mutate(..., strict=True)` where the answer would have been `(False, message)`."""
 

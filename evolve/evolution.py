@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
-from evolve.attempt import Limits
 from evolve.config import Named, OptionFaults, Section
+from evolve.limits import Limits
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation import MutationResult, mutate, sites
 from evolve.operators import operators

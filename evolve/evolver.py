@@ -26,9 +26,10 @@ from evolve.interrupt import Interrupt
 from evolve.lineage import Lineage
 from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.progress import Progress
-from evolve.run import Meter, OutputConfig, RunResult, begin_folder
+from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
 from evolve.situation import RunSituation
+from evolve.snapshot import Snapshot, first_step
 from evolve.structure.probe import count_parameters
 from evolve.training import (
     Batch,
@@ -97,18 +98,20 @@ class Evolver:
         place_model(model, self.training)
         self._config_text = config_text
         steps = math.ceil(len(self.train) / self.training.accumulate)
+        inputs, targets = self.train.examples(self.evolution.probe)
         self.state = create_state(
             model,
             optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
             self.training,
             loss=loss,
             lr_schedule=lr_schedule,
-            steps=steps * self.training.epochs,
+            epoch_steps=steps,
+            epoch_samples=self.train.samples,
+            flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
         )
-        self.display = Progress(progress, self.training.epochs, steps)
+        self.display = Progress(progress, self.training.budget, steps)
         self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
         self.lineage = Lineage()
-        inputs, targets = self.train.examples(self.evolution.probe)
         targets = targets.to(self.state.device)
         self.round = Round(
             self.evolution, self.lineage, inputs, seed, loss=lambda outputs: self.state.loss(outputs, targets)
@@ -116,6 +119,7 @@ class Evolver:
         self.history: list[dict[str, Any]] = []
         self._meter = Meter()
         self._params_from = count_parameters(model)
+        self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
         self._begun = False
         self._stop = False
 
@@ -131,7 +135,9 @@ class Evolver:
         return build_evolver(config if isinstance(config, RunConfig) else load_config(config, overrides))
 
     def run(self) -> RunResult:
-        """Trains to the last epoch, or until it is told to stop; an Evolver that was stopped goes on.
+        """Trains until the budget is spent, or it is told to stop; an Evolver that was stopped goes on.
+
+        The last step may go beyond a budget of seconds or FLOPs.
 
         Raises:
             NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
@@ -139,7 +145,7 @@ class Evolver:
         """
         self._begin()
         state, self._stop = self.state, False
-        self._meter.since = time.perf_counter()
+        self._lap = time.perf_counter()
         with Interrupt() as interrupt, self.display:
             while not self.finished and not self._stop:
                 for batches in self._windows():
@@ -149,9 +155,10 @@ class Evolver:
                     if reason:
                         self._evolve(reason)
                     self._stop = self._stop or interrupt.signal is not None
-                    if self._stop or (clock.epoch_end and self._saves_at(state.epoch)):
+                    over = self._stop or self.finished
+                    if over or (clock.epoch_end and state.epoch % self.output.checkpoint_every == 0):
                         self._save()
-                    if self._stop:
+                    if over:
                         break
         return self._result(interrupt.signal)
 
@@ -184,8 +191,8 @@ class Evolver:
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are trained."""
-        return self.state.epoch >= self.training.epochs
+        """Whether the budget is spent."""
+        return self.state.progress >= 1
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
@@ -194,37 +201,41 @@ class Evolver:
             yield window
 
     def _train(self, batches: list[Batch]) -> StepResult:
+        before, self._before = self._before, None
         try:
-            return train_step(self.state, batches)
+            result = train_step(self.state, batches) if before is None else first_step(self.state, batches, before)
+            if result is None:
+                self.display.mutation(self.lineage.take_back("Memory ran out in the first step after it: taken back."))
+                result = train_step(self.state, batches)
         except NonFiniteLossError as error:
             if self.output.dir is None or self.state.epoch == 0:
                 raise
             raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
+        return result
 
     def _tick(self) -> Clock:
-        """After an optimizer step: closes the epoch where this was its last."""
+        """After an optimizer step: writes a line of metrics where it was the last of its epoch, or of the run."""
         state = self.state
+        self._count_time()
         epoch_end = state.batch >= len(self.train)
-        self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate))
+        self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate), state.progress)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
+        if epoch_end or self.finished:
             val = evaluate(state, self.val.epoch(0))
-            lr = state.lr
+            self._count_time()
+            self.history.append({**self._meter.line(state, val), "params": count_parameters(self.model)})
+            self._meter = Meter(since=state.seconds)
             advance_schedule(state, "epoch", val["loss"])
-            metrics = {
-                "epoch": state.epoch,
-                "step": state.step,
-                **self._meter.metrics(),
-                **{f"val_{name}": value for name, value in val.items()},
-                "lr": lr,
-                "params": count_parameters(self.model),
-                "seconds": time.perf_counter() - self._meter.since,
-            }
-            self._meter = Meter()
-            self.history.append(metrics)
             self._write_history()
-            self.display.epoch(metrics)
-        return Clock(state.epoch, state.step, epoch_end, self.history)
+            self.display.epoch(self.history[-1])
+        return Clock(state.epoch, state.step, epoch_end, self.history, state.progress)
+
+    def _count_time(self) -> None:
+        """Adds the wall time since it was last counted."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._lap
+        self._lap = now
 
     def _evolve(self, reason: str) -> None:
         last = self.history[-1] if self.history else {}
@@ -234,13 +245,16 @@ class Evolver:
             "reason": reason,
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
+        before = Snapshot(self.state)
         answers = self.round.attempt(self.model, self.state.optimizer, note, self._situation())
         if not answers:
             logger.warning("A mutation was due (%s), but there was none to try.", reason)
         for answer in answers:
             self.display.mutation(answer.record)
         if any(answers):
+            self._before = before
             place_model(self.model, self.training)
+            self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
             if self.state.ema:
                 self.state.ema.follow(self.model, answers[-1].cuts)
 
@@ -250,9 +264,6 @@ class Evolver:
         nursery = Nursery(state, self.train, self.val, self.round.mutate, self.round.seed, accumulate)
         example = self.train.example(self.evolution.probe)
         return RunSituation(state, self.train, example, self.lineage.records, self.history, nursery)
-
-    def _saves_at(self, epoch: int) -> bool:
-        return self.finished or epoch % self.output.checkpoint_every == 0
 
     def _save(self) -> None:
         if self.output.dir is None:
@@ -296,6 +307,7 @@ class Evolver:
             params_from=self._params_from,
             params_to=count_parameters(self.model),
             folder=Path(self.output.dir) if self.output.dir else None,
+            progress=self.state.progress,
             finished=self.finished,
             signal=signal.Signals(number) if number else None,
         )

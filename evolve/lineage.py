@@ -83,7 +83,8 @@ class Record(BaseModel):
         options: The operator's options, after defaults were resolved.
         plan: What the operator settled from the probe (shapes, strides, chosen indices); replay builds from it.
         seed: Seed of everything the operator drew at random.
-        status: What became of it.
+        status: What became of it: "applied"; "not_applicable" (the operator cannot work there); "rejected" (it broke a
+            promise or a limit); "failed" (an error); "rolled_back" (taken back because memory ran out).
         message: What was done, or why not.
         reason: Why the schedule asked for it.
         choice: Why the policy chose it, where it weighed anything.
@@ -143,9 +144,7 @@ class Lineage:
         self.records: list[Record] = list(records)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".new")
-            temporary.write_text("".join(r.model_dump_json() + "\n" for r in self.records), encoding="utf-8")
-            os.replace(temporary, path)
+            self._rewrite(path)
 
     @classmethod
     def read(cls, path: Path) -> list[Record]:
@@ -167,6 +166,26 @@ class Lineage:
                 file.flush()
                 os.fsync(file.fileno())
         return record
+
+    def take_back(self, reason: str) -> Record:
+        """Notes that the last applied mutation was taken back: its record becomes `rolled_back`; returns it."""
+        record = self.applied[-1]
+        changes = {
+            "status": "rolled_back",
+            "success": False,
+            "message": f"{record.message} {reason}",
+            "params_after": record.params_before,
+            "flops_after": record.flops_before,
+        }
+        self.records[record.index] = record.model_copy(update=changes)
+        if self.path is not None:
+            self._rewrite(self.path)
+        return self.records[record.index]
+
+    def _rewrite(self, path: Path) -> None:
+        temporary = path.with_name(path.name + ".new")
+        temporary.write_text("".join(r.model_dump_json() + "\n" for r in self.records), encoding="utf-8")
+        os.replace(temporary, path)
 
     @property
     def applied(self) -> list[Record]:

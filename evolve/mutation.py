@@ -15,15 +15,16 @@ from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from evolve.attempt import Attempt, Limits, RejectedError, carry_out, first_look, refuse_unworkable
-from evolve.errors import EvolveError, MutationError, NotApplicable, UnknownNameError, did_you_mean
+from evolve.attempt import Attempt, carry_out, first_look, refuse_unworkable
+from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, UnknownNameError, did_you_mean
+from evolve.limits import Limits
 from evolve.lineage import Record, Status
 from evolve.operators import MutationOperator, operators
 from evolve.structure.inputs import as_inputs, infer_inputs
 from evolve.structure.probe import Loss, count_parameters
 from evolve.structure.quiet import preserved_rng
 from evolve.structure.sites import resolve
-from evolve.surgery.memory import free_memory, memory_in_use
+from evolve.surgery.memory import free_memory, memory_in_use, out_of_memory
 from evolve.surgery.resize import Cut
 from evolve.surgery.transaction import Transaction
 
@@ -55,7 +56,7 @@ class MutationResult:
 
     @property
     def status(self) -> Status:
-        """One of applied, not_applicable, rejected, failed."""
+        """One of applied, not_applicable, rejected, failed, rolled_back (memory ran out)."""
         return self.record.status
 
     def __iter__(self) -> Iterator[Any]:
@@ -122,14 +123,11 @@ def mutate(
         # Tensors that are made in inference mode could never be trained.
         with torch.inference_mode(False), Transaction(model, optimizer):
             message, cuts = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
-    except NotApplicable as error:
-        status, message = "not_applicable", str(error)
-    except RejectedError as error:
-        status, message = "rejected", str(error)
     except Exception as error:
-        status, message = "failed", f"{type(error).__name__}: {error}"
-        trace = traceback.format_exc()
-        cause = error if strict else None
+        status, message = _answer(error)
+        if status == "failed":
+            trace = traceback.format_exc()
+            cause = error if strict else None
     free_memory()
     record = Record(
         time=moment.isoformat(timespec="milliseconds"),
@@ -160,6 +158,21 @@ def mutate(
     if strict and status != "applied":
         raise MutationError(message)
     return MutationResult(record, cuts)
+
+
+def _answer(error: Exception) -> tuple[Status, str]:
+    """What an attempt that ended in an error has come to."""
+    if out_of_memory(error):
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return "rolled_back", (
+            f"Memory ran out during the mutation ({what}); everything is as before. Give evolution.limits "
+            "(params, activation_bytes) so that such a mutation is refused beforehand."
+        )
+    if isinstance(error, NotApplicable):
+        return "not_applicable", str(error)
+    if isinstance(error, RejectedError):
+        return "rejected", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
 
 
 def _underneath(model: nn.Module) -> nn.Module:

@@ -86,8 +86,9 @@ class LrScheduleConfig(Named):
 
     Attributes:
         name: Class name, such as "OneCycleLR".
-        interval: Whether it moves once a "step" or once an "epoch"; a length that it asks for (`total_steps`,
-            `T_max`, `total_iters`) is the whole run's in this unit where the options give none.
+        interval: Whether it moves with each "step" or with each "epoch"; a length that it asks for (`total_steps`,
+            `T_max`, `total_iters`) is the whole run's in this unit where the options give none. It moves as far as the
+            budget is spent: where FLOPs or seconds are the budget and steps become dearer, by more than 1 a step.
         options: Its keyword arguments.
     """
 
@@ -100,14 +101,14 @@ class LrScheduleConfig(Named):
             raise OptionFaults([(("interval",), "ReduceLROnPlateau looks at the validation loss: use 'epoch'.")])
         return self
 
-    def build(self, optimizer: Optimizer, steps: int, epochs: int) -> LRScheduler:
-        """Returns the schedule for a run of so many optimizer steps and epochs."""
+    def build(self, optimizer: Optimizer, ticks: int) -> LRScheduler:
+        """Returns the schedule for a run of so many ticks (see `Budget.ticks`), or epochs if it moves with these."""
         cls: Any = scheduler_class(self.name)
         options = dict(self.options)
         for key in _HORIZON:
             lasts = key in inspect.signature(cls).parameters and key not in options
             if lasts and not (key == "total_steps" and "epochs" in options):
-                options[key] = steps if self.interval == "step" else epochs
+                options[key] = ticks
         try:
             scheduler: LRScheduler = cls(optimizer, **options)
         except (ValueError, TypeError, KeyError) as error:
@@ -117,14 +118,13 @@ class LrScheduleConfig(Named):
             ) from error
         return scheduler
 
-    def advance(self, scheduler: LRScheduler, interval: str, val_loss: float | None = None) -> None:
-        """Moves the schedule on if this is its interval."""
-        if interval != self.interval:
-            return
+    def advance(self, scheduler: LRScheduler, tick: int, val_loss: float | None = None) -> None:
+        """Moves the schedule on to a tick; one that looks at the validation loss takes it in."""
         if isinstance(scheduler, ReduceLROnPlateau):
             if val_loss is not None:
                 scheduler.step(val_loss)
-        else:
+            return
+        while scheduler.last_epoch < tick:
             scheduler.step()
 
 

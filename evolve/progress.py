@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from typing_extensions import Self
 
+from evolve.budget import Budget
 from evolve.lineage import Record
 
 
@@ -18,13 +19,13 @@ class Progress:
 
     Args:
         shown: False keeps it silent.
-        epochs: Epochs of the whole run.
+        budget: How long the run is.
         steps: Optimizer steps of one epoch.
     """
 
-    def __init__(self, shown: bool, epochs: int, steps: int) -> None:
+    def __init__(self, shown: bool, budget: Budget, steps: int) -> None:
         self._shown = shown
-        self._epochs = epochs
+        self._budget = budget
         self._steps = steps
         self._bar: Any = None
 
@@ -40,12 +41,12 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def step(self, epoch: int, done: int) -> None:
-        """After an optimizer step: `done` of the running epoch, counted from 1."""
+    def step(self, epoch: int, done: int, progress: float) -> None:
+        """After an optimizer step: `done` of the running epoch, counted from 1; `progress` of the budget."""
         if self._bar is None:
             return
+        self._bar.set_description(self._where(epoch + 1, progress), refresh=False)
         if done <= 1 or self._bar.n > done:
-            self._bar.set_description(f"epoch {epoch + 1:>{self._width}}/{self._epochs}", refresh=False)
             self._bar.reset()
         self._bar.update(done - self._bar.n)
 
@@ -59,7 +60,7 @@ class Progress:
             return " ".join([*words, f"acc {accuracy:7.2%}"] if accuracy is not None else words)
 
         self._write(
-            f"epoch {metrics['epoch']:>{self._width}}/{self._epochs}  {part('train')}  {part('val')}  "
+            f"{self._where(metrics['epoch'], metrics['progress'])}  {part('train')}  {part('val')}  "
             f"lr {metrics['lr']:.2g}  params {metrics['params']:,}  {metrics['seconds']:.1f} s"
         )
 
@@ -73,9 +74,12 @@ class Progress:
         """Shows a line."""
         self._write(text)
 
-    @property
-    def _width(self) -> int:
-        return len(str(self._epochs))
+    def _where(self, epoch: int, progress: float) -> str:
+        """Says which epoch it is, of how many or, where epochs are not the budget, which part of it is spent."""
+        if self._budget.unit != "epochs":
+            return f"epoch {epoch:>3} {progress:>6.1%}"
+        epochs = f"{self._budget.amount:g}"
+        return f"epoch {epoch:>{len(epochs)}}/{epochs}"
 
     def _write(self, line: str) -> None:
         if not self._shown:

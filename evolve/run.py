@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolve.checkpoint import FOLDER
 from evolve.config import Section
 from evolve.errors import EvolveError
-from evolve.training import StepResult
+from evolve.structure.inputs import as_inputs
+from evolve.structure.probe import probe
+from evolve.training import StepResult, TrainState
+
+logger = logging.getLogger(__name__)
 
 
 class OutputConfig(Section):
@@ -43,7 +48,8 @@ class RunResult:
         applied: Mutations applied; likewise `refused`.
         params_from: Parameters at the start; likewise `params_to`.
         folder: Where the run lies, if anywhere.
-        finished: Whether all epochs were trained.
+        progress: Which part of the budget is spent, from 0 to 1.
+        finished: Whether all of it is.
         signal: The signal that stopped the run, if one did.
     """
 
@@ -53,18 +59,19 @@ class RunResult:
     params_from: int
     params_to: int
     folder: Path | None
+    progress: float
     finished: bool
     signal: int | None
 
 
 @dataclass
 class Meter:
-    """Sums over the steps of the running epoch."""
+    """Sums over the steps of the running epoch, which began when the run had taken `since` seconds."""
 
     loss: float = 0.0
     samples: int = 0
     correct: int | None = 0
-    since: float = field(default_factory=time.perf_counter)
+    since: float = 0.0
     _hits: list[Tensor] = field(default_factory=list)  # not counted yet: that would wait for the device
 
     def add(self, result: StepResult) -> None:
@@ -77,21 +84,49 @@ class Meter:
         if len(self._hits) >= 256:
             self._count()
 
-    def metrics(self) -> dict[str, float]:
-        """Returns the means."""
+    def line(self, state: TrainState, val: Mapping[str, float]) -> dict[str, Any]:
+        """Returns the line of metrics of the epoch that is over, with those of its evaluation."""
         self._count()
-        means = {"train_loss": self.loss / self.samples}
-        return means if self.correct is None else {**means, "train_accuracy": self.correct / self.samples}
+        accuracy = {} if self.correct is None else {"train_accuracy": self.correct / self.samples}
+        return {
+            "epoch": state.epoch,
+            "step": state.step,
+            "train_loss": self.loss / self.samples,
+            **accuracy,
+            **{f"val_{name}": value for name, value in val.items()},
+            "lr": state.lr,
+            "seconds": state.seconds - self.since,
+            "flops": state.flops,
+            "progress": state.progress,
+        }
 
     def state(self) -> dict[str, Any]:
         """Returns the sums as JSON values, for a resumed run."""
         self._count()
-        return {"loss": self.loss, "samples": self.samples, "correct": self.correct}
+        return {"loss": self.loss, "samples": self.samples, "correct": self.correct, "since": self.since}
 
     def _count(self) -> None:
         if self._hits and self.correct is not None:
             self.correct += int(torch.cat(self._hits).sum())
         self._hits = []
+
+
+def flops_per_sample(model: nn.Module, inputs: Tensor, needed: bool) -> int:
+    """Returns the FLOPs of a forward pass of one sample; 0 where they cannot be counted and are not needed.
+
+    Raises:
+        EvolveError: If they are needed and the model fails on the inputs.
+    """
+    try:
+        return probe(model, as_inputs(model, inputs)).flops or 0
+    except Exception as error:  # whatever a user's forward raises
+        fault = (
+            f"FLOPs cannot be counted: {type(model).__name__} fails on the probe batch: {type(error).__name__}: {error}"
+        )
+        if needed:
+            raise EvolveError(fault) from error
+        logger.info("%s", fault)  # where the model does not fit its data at all, the run tells it as it begins
+        return 0
 
 
 def begin_folder(folder: Path, overwrite: bool, config_text: str | None) -> None:

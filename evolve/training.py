@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
+from evolve.budget import FORWARD_AND_BACKWARD, UNITS, Budget, Spent, whole
 from evolve.config import Named, OptionFaults, Section, signature_faults
 from evolve.device import resolve_device
 from evolve.ema import EMA
@@ -54,10 +55,13 @@ class LossConfig(Named):
 
 
 class TrainingConfig(Section):
-    """How to train.
+    """How to train, and for how long: one of `epochs`, `steps`, `seconds` and `flops` is the budget.
 
     Attributes:
-        epochs: Passes over the training data.
+        epochs: Passes over the training data; null where another budget is given.
+        steps: Optimizer steps.
+        seconds: Wall time of training, evaluating and mutating.
+        flops: FLOPs of all training steps: 3 times those of a forward pass, for each sample.
         device: "auto" (cuda, mps, cpu), or a torch device.
         precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling on CUDA).
         loss: A function of `torch.nn.functional` or an import path.
@@ -69,7 +73,10 @@ class TrainingConfig(Section):
         seed: Of Python, NumPy, torch, the data order and the mutations.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: Annotated[int, Field(ge=1)] | None = 10
+    steps: Annotated[int, Field(ge=1)] | None = None
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss: LossConfig = LossConfig()
@@ -79,6 +86,33 @@ class TrainingConfig(Section):
     channels_last: bool = False
     compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_give_way(cls, value: Any) -> Any:
+        """The default of `epochs` does not count beside another budget."""
+        if isinstance(value, dict) and any(value.get(unit) is not None for unit in UNITS):
+            return {"epochs": None, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        ask = f"give one of {', '.join(UNITS)}."
+        if not given:
+            raise OptionFaults([(("epochs",), f"is null, and no other budget is given: {ask}")])
+        if len(given) > 1:
+            message = f"'{given[0]}' is given too, and a run has one budget: {ask}"
+            raise OptionFaults([((unit,), message) for unit in given[1:]])
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        """How long the run is."""
+        return next(Budget(unit, amount) for unit in UNITS if (amount := getattr(self, unit)) is not None)
+
+
+_COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
 
 
 @dataclass
@@ -91,6 +125,11 @@ class TrainState:
         epoch: Epochs finished.
         step: Optimizer steps made.
         batch: Batches of the running epoch that are done.
+        seconds: Wall time of the run so far, as whoever drives it counts it.
+        flops: FLOPs of the training steps so far.
+        flops_per_sample: FLOPs of one forward pass of one sample of the model as it stands.
+        epoch_steps: Optimizer steps of an epoch.
+        ticks: Length of the run as the learning rate schedule counts it.
     """
 
     model: nn.Module
@@ -106,12 +145,31 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     batch: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+    flops_per_sample: int = 0
+    epoch_steps: int = 1
+    ticks: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def counts(self) -> dict[str, float]:
+        """Returns where the run stands and what it has spent, as plain numbers."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+    def take_counts(self, counts: Mapping[str, float]) -> None:
+        """Takes up what `counts` returned."""
+        for name in _COUNTS:
+            setattr(self, name, counts[name])
+
+    @property
+    def progress(self) -> float:
+        """Which part of the budget is spent, from 0 to 1."""
+        return self.config.budget.progress(Spent(self.step / self.epoch_steps, self.step, self.seconds, self.flops))
 
 
 @dataclass(frozen=True)
@@ -145,7 +203,9 @@ def create_state(
     *,
     loss: Loss | None = None,
     lr_schedule: LrScheduleConfig | LRScheduler | None = None,
-    steps: int = 0,
+    epoch_steps: int = 1,
+    epoch_samples: int = 0,
+    flops_per_sample: int = 0,
 ) -> TrainState:
     """Returns the state of a run that is about to begin.
 
@@ -155,9 +215,19 @@ def create_state(
         config: How to train.
         loss: Instead of the configured one.
         lr_schedule: Its configuration, or a schedule that moves once a step.
-        steps: Optimizer steps of the whole run, for schedules that ask for it.
+        epoch_steps: Optimizer steps of an epoch.
+        epoch_samples: Samples of an epoch; needed where FLOPs are the budget.
+        flops_per_sample: FLOPs of one forward pass of one sample; needed where FLOPs are the budget.
+
+    Raises:
+        EvolveError: If FLOPs are the budget and the model has none, or the schedule refuses its options.
     """
-    built = lr_schedule.build(optimizer, steps, config.epochs) if isinstance(lr_schedule, LrScheduleConfig) else None
+    step_flops = FORWARD_AND_BACKWARD * flops_per_sample * epoch_samples / epoch_steps
+    ticks = config.budget.ticks(epoch_steps, step_flops)
+    built = None
+    if isinstance(lr_schedule, LrScheduleConfig):
+        ticks = ticks if lr_schedule.interval == "step" else math.ceil(ticks / epoch_steps)
+        built = lr_schedule.build(optimizer, ticks)
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
     return TrainState(
         model=model,
@@ -170,6 +240,9 @@ def create_state(
         lr_schedule=lr_schedule if isinstance(lr_schedule, LrScheduleConfig) else None,
         scaler=torch.amp.GradScaler() if config.precision == "fp16" and device.type == "cuda" else None,
         ema=EMA(model, config.ema) if config.ema else None,
+        flops_per_sample=flops_per_sample,
+        epoch_steps=epoch_steps,
+        ticks=ticks,
     )
 
 
@@ -200,6 +273,8 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
     _optimizer_step(state)
     state.step += 1
     state.batch += len(batches)
+    state.flops += FORWARD_AND_BACKWARD * state.flops_per_sample * samples
+    advance_schedule(state, "step")
     return StepResult(total, samples, [hits for hits in answers if hits is not None])
 
 
@@ -217,17 +292,17 @@ def _optimizer_step(state: TrainState) -> None:
     state.optimizer.zero_grad()
     if state.ema:
         state.ema.update(state.model)
-    advance_schedule(state, "step")
 
 
 def advance_schedule(state: TrainState, interval: str, val_loss: float | None = None) -> None:
-    """Moves the learning rate schedule on, if it moves at this interval ("step" or "epoch")."""
+    """Moves the learning rate schedule to where the run stands, if it moves at this interval ("step" or "epoch")."""
     if state.scheduler is None:
         return
-    if state.lr_schedule is not None:
-        state.lr_schedule.advance(state.scheduler, interval, val_loss)
-    elif interval == "step":
-        state.scheduler.step()
+    if state.lr_schedule is None:
+        if interval == "step":
+            state.scheduler.step()
+    elif state.lr_schedule.interval == interval:
+        state.lr_schedule.advance(state.scheduler, whole(state.progress * state.ticks), val_loss)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ BASIS = {"errors", "registry"}
 ALLOWED = {
     "errors": set(),
     "registry": set(),
+    "budget": set(),
     "config": set(),
     "lineage": set(),
     "plugins": set(),
@@ -25,32 +26,46 @@ ALLOWED = {
     "structure": set(),
     "surgery": {"structure"},
     "operators": {"surgery", "structure"},
-    "attempt": {"operators", "surgery", "structure", "lineage"},
-    "mutation": {"attempt", "operators", "surgery", "structure", "lineage"},
+    "limits": {"structure"},
+    "snapshot": {"device", "structure", "surgery", "training"},
+    "attempt": {"limits", "operators", "surgery", "structure", "lineage"},
+    "mutation": {"attempt", "limits", "operators", "surgery", "structure", "lineage"},
     "models": {"config", "plugins"},
     "data": {"config", "plugins"},
     "optim": {"config"},
-    "training": {"config", "device", "ema", "optim", "plugins"},
-    "schedules": {"config", "options"},
+    "training": {"budget", "config", "device", "ema", "optim", "plugins"},
+    "schedules": {"budget", "config", "options"},
     "policies": {"config", "options"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
     "evolution": {
-        *("attempt", "config", "options", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
+        *("config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
     },
-    "progress": {"lineage"},
+    "progress": {"budget", "lineage"},
     "evolver": {
         *("checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("schedules", "structure", "training", "run"),
+        *("schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
-    "run": {"checkpoint", "config", "training"},
+    "run": {"checkpoint", "config", "structure", "training"},
     "build": {
-        *("checkpoint", "config", "data", "device", "evolution", "evolver", "lineage", "models", "optim", "plugins"),
+        *(
+            "budget",
+            "checkpoint",
+            "config",
+            "data",
+            "device",
+            "evolution",
+            "evolver",
+            "lineage",
+            "models",
+            "optim",
+            "plugins",
+        ),
         *("run", "training"),
     },
     "report": {"lineage", "mutation", "operators", "structure"},
     "testing": {"lineage", "mutation", "operators", "structure", "surgery"},
-    "cli": {"build", "checkpoint", "config", "device", "evolver", "plugins", "report", "run"},
+    "cli": {"budget", "build", "checkpoint", "config", "device", "evolver", "plugins", "report", "run"},
 }
 
 
@@ -89,7 +104,7 @@ def test_arrows(path):
 
 
 @pytest.mark.parametrize(
-    "room", ["config", "lineage", "errors", "registry", "plugins", "options", "policies", "schedules"]
+    "room", ["budget", "config", "lineage", "errors", "registry", "plugins", "options", "policies", "schedules"]
 )
 def test_rooms_without_torch(room):
     for path in FILES:

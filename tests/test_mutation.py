@@ -316,12 +316,68 @@ def test_limits_refuse_with_the_figure():
             model, "residual", site="0", optimizer=optimizer, example_inputs=x, limits=evolve.Limits(**limits)
         )
 
-    for limits, figure in (({"params": count + 47}, f"{count + 48:,}"), ({"flops": flops - 1}, f"{flops:,}")):
+    bytes_made = evolve.analyse(_with_shortcut(), x).costs[""].activation_bytes
+    for limits, figure in (
+        (
+            {"params": count + 47},
+            f"limit of {count + 47:,} parameters would be passed: the mutated model has {count + 48:,}.",
+        ),
+        ({"flops": flops - 1}, f"{flops:,}."),
+        ({"activation_bytes": bytes_made - 1}, f"{bytes_made:,}."),
+        ({"latency_ms": 1e-4}, "The limit of 0.0001 milliseconds would be passed: the mutated model has "),
+    ):
         result = tried(**limits)
         assert result.status == "rejected"
         assert figure in result.message
         assert fingerprint(model, optimizer) == before
-    assert tried(params=count + 48, flops=flops).success
+    assert tried(params=count + 48, flops=flops, activation_bytes=bytes_made, latency_ms=60_000).success
+
+
+def _with_shortcut():
+    model = small()
+    assert evolve.mutate(model, "residual", site="0")
+    return model
+
+
+def test_a_limit_on_activations_is_checked_before_the_model_runs(monkeypatch):
+    def never(*args):
+        raise AssertionError("the changed model was run")
+
+    monkeypatch.setattr("evolve.attempt._second_look", never)
+    answer = evolve.mutate(small(), "residual", limits=evolve.Limits(activation_bytes=10))
+    assert answer.status == "rejected"
+    assert "limit of 10 bytes of activations would be passed" in answer.message
+
+
+def test_a_latency_is_measured_on_the_changed_model(monkeypatch):
+    seen = []
+
+    def measured(model, inputs, *, modules):
+        seen.append((sum(p.numel() for p in model.parameters()), len(inputs.tensors[0]), modules))
+        return {"": 0.0042}
+
+    monkeypatch.setattr("evolve.limits.latency", measured)
+    model = small()
+    x = torch.zeros(5, 3, 8, 8)
+    answer = evolve.mutate(model, "residual", example_inputs=x, limits=evolve.Limits(latency_ms=4.1))
+    assert "limit of 4.1 milliseconds would be passed: the mutated model has 4.2." in answer.message
+    assert evolve.mutate(model, "residual", example_inputs=x, limits=evolve.Limits(latency_ms=4.2))
+    assert seen == [(answer.record.params_before + 48, 5, False)] * 2
+
+
+def test_limits_that_need_a_probe_batch_say_so():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4)))
+
+        def forward(self, x, y):
+            return self.body(x + y)
+
+    for limit in ("flops", "activation_bytes", "latency_ms"):
+        answer = evolve.mutate(Odd(), "residual", site="body.1", limits=evolve.Limits(**{limit: 1}))
+        assert answer.status == "rejected", answer.message
+        assert f"The limit on {limit} cannot be checked without a probe batch" in answer.message
 
 
 # Records and replay.

@@ -16,6 +16,7 @@ from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, 
 from evolve.checkpoint import newest_checkpoint
 from evolve.data import CropFlip, TensorBatches
 from evolve.errors import CheckpointError, EvolveError
+from evolve.schedules import ScheduleConfig
 from evolve.surgery.optimizer_names import optimizer_by_name
 
 MUTATION_STEPS = [4, 9, 13]
@@ -163,6 +164,47 @@ def test_accumulation_resumes(tmp_path):
     two = make(tmp_path / "two", training=training).restore()
     two.run()
     assert digests(two) == digests(one)
+
+
+def flops_of(steps):
+    """FLOPs of so many steps of the net as it is at the start."""
+    return 3 * 2 * (64 * 9 * 4 + 64 * 3) * 8 * steps
+
+
+@pytest.mark.parametrize(
+    ("budget", "schedule"),
+    [
+        ({"steps": 16}, {"name": "at", "options": {"progress": [0.25, 0.5]}}),
+        ({"flops": flops_of(80)}, {"name": "every", "options": {"progress": 0.1, "stop": 0.5}}),
+        ({"flops": flops_of(80)}, {"name": "every", "options": {"steps": 5}}),
+    ],
+    ids=["steps", "flops, by progress", "flops, by steps"],
+)
+def test_other_budgets_resume(tmp_path, budget, schedule):
+    training = TrainingConfig(**budget, device="cpu", seed=3)
+    evolution = make().evolution.model_copy(update={"schedule": ScheduleConfig(**schedule)})
+    settings = {"training": training, "evolution": evolution}
+    one = make(tmp_path / "one", **settings)
+    assert one.run().applied > 1
+    assert one.state.progress == 1
+    for step in range(1, one.state.step, 3):
+        folder = tmp_path / f"stopped at {step}"
+        stop_after(make(folder, **settings), step).run()
+        two = make(folder, **settings).restore()
+        two.run()
+        assert (two.state.step, two.state.flops) == (one.state.step, one.state.flops)
+        assert digests(two) == digests(one)
+
+
+def test_seconds_go_on_where_they_stood(tmp_path):
+    training = TrainingConfig(seconds=60, device="cpu", seed=3)
+    stop_after(make(tmp_path / "run", training=training), 4).run()
+    resumed = make(tmp_path / "run", training=training).restore()
+    stopped_at = resumed.state.seconds
+    assert 0 < stopped_at < 60
+    resumed.state.seconds += 60 - stopped_at - 0.05
+    assert resumed.run().finished
+    assert 60 <= resumed.state.seconds < 65
 
 
 def test_load_gives_the_evaluated_model(tmp_path):

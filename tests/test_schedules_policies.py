@@ -16,7 +16,7 @@ def due(schedule, epochs=8, steps_per_epoch=3, losses=None):
         epoch, end = step // steps_per_epoch, step % steps_per_epoch == 0
         if end:
             history.append({"val_loss": losses[epoch - 1] if losses else 1.0, "epoch": epoch})
-        reason = schedule.due(Clock(epoch, step, end, history))
+        reason = schedule.due(Clock(epoch, step, end, history, step / (epochs * steps_per_epoch)))
         if reason:
             found.append((epoch, step))
         state = json.loads(json.dumps(schedule.state()))
@@ -33,6 +33,10 @@ def due(schedule, epochs=8, steps_per_epoch=3, losses=None):
         ("every", {"steps": 10}, [(3, 10), (6, 20)]),
         ("at", {"epochs": [2, 5]}, [(2, 6), (5, 15)]),
         ("at", {"steps": [1, 7]}, [(0, 1), (2, 7)]),
+        ("every", {"progress": 0.25}, [(2, 6), (4, 12), (6, 18), (8, 24)]),
+        ("every", {"progress": 0.1, "start": 0.3, "stop": 0.6}, [(2, 8), (3, 10), (4, 12), (5, 15)]),
+        ("every", {"progress": 0.02, "stop": 0.1}, [(0, 1), (0, 2)]),
+        ("at", {"progress": [0.5, 0.1, 0.51]}, [(1, 3), (4, 12), (4, 13)]),
     ],
 )
 def test_counting_schedules(name, options, expected):

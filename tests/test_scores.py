@@ -182,8 +182,12 @@ def test_what_present_weights_can_do_does_not_count():
     torch.manual_seed(0)
     present, other = torch.randn(400, 5), torch.randn(400, 4)
     slopes = present[:, :2] + 0.01 * torch.randn(400, 2)
-    assert of("tiny", reading_of(present[:, :4], slopes, present)) < 1e-3 * of("tiny", reading_of(present[:, :4], slopes))
-    assert of("senn", reading_of(present[:, :4], slopes, present)) < 1e-2 * of("senn", reading_of(present[:, :4], slopes))
+    assert of("tiny", reading_of(present[:, :4], slopes, present)) < 1e-3 * of(
+        "tiny", reading_of(present[:, :4], slopes)
+    )
+    assert of("senn", reading_of(present[:, :4], slopes, present)) < 1e-2 * of(
+        "senn", reading_of(present[:, :4], slopes)
+    )
     assert of("tiny", reading_of(other, other[:, :2], present)) > 0.9 * of("tiny", reading_of(other, other[:, :2]))
 
 

@@ -27,11 +27,11 @@ def batches(count, size=8, seed=0):
     return [(torch.randn(size, 1, 8, 8, generator=g), torch.randint(3, (size,), generator=g)) for _ in range(count)]
 
 
-def state_of(model, lr=0.1, lr_schedule=None, steps=0, **config):
+def state_of(model, lr=0.1, lr_schedule=None, **config):
     training = TrainingConfig(device="cpu", **config)
     place_model(model, training)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    return create_state(model, optimizer, training, lr_schedule=lr_schedule, steps=steps)
+    return create_state(model, optimizer, training, lr_schedule=lr_schedule)
 
 
 def by_hand(model, windows, lr=0.1, clip=None, dtype=None):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from evolve.config.dialect import dump_yaml
 from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
 from evolve.config.loader import Places, load_yaml, parse_yaml
-from evolve.config.overrides import apply_overrides
+from evolve.config.overrides import COMMAND_LINE, apply_overrides
 from evolve.config.section import Named, Section, signature_faults
 from evolve.config.validation import explain, validate
 
 __all__ = [
+    "COMMAND_LINE",
     "ConfigError",
     "Fault",
     "KeyPath",

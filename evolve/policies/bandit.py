@@ -22,9 +22,9 @@ Arm = tuple[str, str]  # an operator, and a region of the model
 class Bandit(Policy):
     """An upper confidence bound over arms, each an operator in a region of the model (UCB1, Auer et al. 2002).
 
-    The reward of a mutation is by how much the logarithm of the held-out loss falls in an epoch after it, until the next
-    one, over the share of FLOPs that it added. A mutation that was refused has the reward 0. All of it is read off the
-    log, so that a resumed run knows what the stopped one knew.
+    The reward of a mutation is by how much the logarithm of the held-out loss falls in an epoch after it, until the
+    next one, over the share of FLOPs that it added. A mutation that was refused has the reward 0. All of it is read off
+    the log, so that a resumed run knows what the stopped one knew.
     """
 
     name = "bandit"

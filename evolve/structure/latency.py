@@ -20,7 +20,9 @@ from evolve.structure.quiet import devices_of, undisturbed
 _WARM_UP = 2  # runs that are not counted: they allocate, choose kernels, fill caches
 
 
-def latency(model: nn.Module, example_inputs: Any = None, *, repetitions: int = 7) -> dict[str, float]:
+def latency(
+    model: nn.Module, example_inputs: Any = None, *, repetitions: int = 7, modules: bool = True
+) -> dict[str, float]:
     """Measures the forward pass in eval mode, without gradients; the model is left as it was.
 
     The whole model is timed on its own. The modules are timed in further runs by hooks that wait for an accelerator
@@ -31,6 +33,7 @@ def latency(model: nn.Module, example_inputs: Any = None, *, repetitions: int = 
         model: A module with values, not on `meta`.
         example_inputs: As for `analyse`.
         repetitions: Runs of which the median is taken.
+        modules: Whether to time the modules too.
 
     Returns:
         Seconds of one forward pass of the whole batch: "" for the model, and by name for each module that it calls, all
@@ -54,7 +57,7 @@ def latency(model: nn.Module, example_inputs: Any = None, *, repetitions: int = 
         with undisturbed(model), torch.no_grad():
             model.eval()
             whole = [_timed(model, inputs, clock) for _ in range(_WARM_UP + repetitions)]
-            parts = [_timed_parts(model, inputs, clock) for _ in range(repetitions)]
+            parts = [_timed_parts(model, inputs, clock) for _ in range(repetitions if modules else 0)]
     except Exception as error:  # whatever a user's forward raises
         raise NotApplicable(
             f"The model fails where its latency is measured: {type(error).__name__}: {error}"

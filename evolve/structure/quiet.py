@@ -59,9 +59,10 @@ class ModuleState:
         model: The model to remember.
         parameters: Remember the values of parameters and their gradients too, not only of buffers. Doubles the memory
             they take.
+        device: Where to keep the copies; None for where the tensors are.
     """
 
-    def __init__(self, model: nn.Module, *, parameters: bool) -> None:
+    def __init__(self, model: nn.Module, *, parameters: bool, device: torch.device | None = None) -> None:
         self._modules: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = []
         for module in model.modules():
             attributes = dict(vars(module))
@@ -74,8 +75,7 @@ class ModuleState:
             grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
             tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
         self._tensors = [
-            (tensor, tensor.data, tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad)
-            for tensor in tensors.values()
+            (tensor, tensor.data, copied(tensor, device), tensor.requires_grad) for tensor in tensors.values()
         ]
 
     def restore(self) -> None:
@@ -98,6 +98,11 @@ class ModuleState:
                     exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
+
+
+def copied(tensor: Tensor, device: torch.device | None = None) -> Tensor:
+    """Returns the values of a tensor in memory of their own, in the same layout; None for the device it is on."""
+    return tensor.detach().to(device or tensor.device, copy=True, memory_format=torch.preserve_format)
 
 
 def exchange(tensor: Tensor, data: Tensor) -> None:

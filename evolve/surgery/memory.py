@@ -23,6 +23,22 @@ def memory_in_use(model: nn.Module) -> int | None:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+# What torch's allocators say where they raise no `OutOfMemoryError`: those of the CPU, of MPS, of CUDA's libraries.
+_EXHAUSTED = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that memory ran out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(cause, RuntimeError) and any(words in str(cause).lower() for words in _EXHAUSTED):
+            return True
+        cause = cause.__cause__
+    return False
+
+
 def free_memory() -> None:
     """Collects young reference cycles and hands cached accelerator memory back.
 

@@ -16,19 +16,25 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from evolve.errors import NotApplicable
+from evolve.structure.quiet import copied
 from evolve.surgery.resize import Cut, recut_state
 
 Shape = tuple[int, ...]
 
 
 class OptimizerState:
-    """Everything an optimizer holds, to be put back bit for bit; dicts and lists keep their identity."""
+    """Everything an optimizer holds, to be put back bit for bit; dicts and lists keep their identity.
 
-    def __init__(self, optimizer: Optimizer) -> None:
+    Args:
+        optimizer: The optimizer to remember.
+        device: Where to keep the copies; None for where the tensors are.
+    """
+
+    def __init__(self, optimizer: Optimizer, device: torch.device | None = None) -> None:
         self._optimizer = optimizer
         self._groups = [(group, {k: _copy_list(v) for k, v in group.items()}) for group in optimizer.param_groups]
         self._states = [
-            (parameter, state, [(key, value, _clone(value)) for key, value in state.items()])
+            (parameter, state, [(key, value, _clone(value, device)) for key, value in state.items()])
             for parameter, state in optimizer.state.items()
         ]
         self._lists = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
@@ -58,9 +64,9 @@ def _copy_list(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _clone(value: Any) -> Any:
+def _clone(value: Any, device: torch.device | None = None) -> Any:
     if isinstance(value, Tensor):
-        return value.detach().clone(memory_format=torch.preserve_format)
+        return copied(value, device)
     return value.copy() if isinstance(value, (list, dict)) else value
 
 

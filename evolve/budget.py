@@ -1,0 +1,82 @@
+"""How long a run is, and how much of it is over: epochs, optimizer steps, seconds or FLOPs. Knows no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from evolve.errors import EvolveError
+
+Unit = Literal["epochs", "steps", "seconds", "flops"]
+UNITS: tuple[Unit, ...] = get_args(Unit)
+
+# A backward pass computes the gradients of inputs and of weights: about twice the forward pass.
+FORWARD_AND_BACKWARD = 3
+# The seconds of a step are not known beforehand, so schedules that count ticks get thousandths of such a run.
+_TICKS_OF_SECONDS = 1000
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has used up.
+
+    Attributes:
+        epochs: Passes over the training data, broken ones as fractions.
+        steps: Optimizer steps.
+        seconds: Wall time of training, evaluating and mutating.
+        flops: FLOPs of training steps.
+    """
+
+    epochs: float
+    steps: int
+    seconds: float
+    flops: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a run is.
+
+    Attributes:
+        unit: What is counted.
+        amount: How many of it; greater than 0.
+    """
+
+    unit: Unit
+    amount: float
+
+    def progress(self, spent: Spent) -> float:
+        """Returns which part of the budget is spent, from 0 to 1."""
+        return min(1.0, float(getattr(spent, self.unit)) / self.amount)
+
+    def ticks(self, epoch_steps: int, step_flops: float) -> int:
+        """Returns the length of the run in ticks: what a learning rate schedule counts.
+
+        A tick is an optimizer step. Where FLOPs are the budget it is a step of the model as it is at the start; where
+        seconds are, a thousandth of the run.
+
+        Args:
+            epoch_steps: Optimizer steps of an epoch.
+            step_flops: FLOPs of an optimizer step at the start.
+
+        Raises:
+            EvolveError: If FLOPs are the budget and a step has none.
+        """
+        if self.unit == "flops":
+            if not step_flops:
+                raise EvolveError(
+                    f"A budget of {self} needs a model whose FLOPs can be counted; none were found in a forward pass "
+                    "of the probe batch. Give training.epochs, steps or seconds."
+                )
+            return math.ceil(self.amount / step_flops)
+        lengths = {"epochs": self.amount * epoch_steps, "steps": self.amount, "seconds": _TICKS_OF_SECONDS}
+        return math.ceil(lengths[self.unit])
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} FLOPs" if self.unit == "flops" else f"{self.amount:,g} {self.unit}"
+
+
+def whole(count: float) -> int:
+    """Returns how many whole ones there are: `floor`, but 2.9999999999999996 of a division that rounds are 3."""
+    return math.floor(count * (1 + 1e-12))

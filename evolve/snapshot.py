@@ -1,0 +1,81 @@
+"""Everything that training moves, remembered, so that a run can go back to before a mutation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from evolve.device import random_state, set_random_state
+from evolve.structure.quiet import ModuleState
+from evolve.surgery.memory import free_memory, out_of_memory
+from evolve.surgery.optimizer import OptimizerState
+from evolve.training import Batch, StepResult, TrainState, train_step
+
+logger = logging.getLogger(__name__)
+
+
+class Snapshot:
+    """Remembers a training state on creation; `restore` puts it back bit for bit, objects keeping their identity.
+
+    Model, optimizer, learning rate schedule, loss scaling, moving average, random generators and the counts of what is
+    done are covered. Copies of tensors are kept in the memory of the host, so that a full accelerator does not get
+    fuller; what a mutation replaces stays alive where it is.
+
+    Args:
+        state: What training moves, between two optimizer steps.
+    """
+
+    def __init__(self, state: TrainState) -> None:
+        host = torch.device("cpu")
+        self._state = state
+        self._model = ModuleState(state.model, parameters=True, device=host)
+        self._optimizer = OptimizerState(state.optimizer, device=host)
+        self._parts = [
+            (part, copy.deepcopy(part.state_dict())) for part in (state.scheduler, state.scaler) if part is not None
+        ]
+        self._averages = None
+        if state.ema is not None:
+            shadow = {name: value.to(host, copy=True) for name, value in state.ema.shadow.items()}
+            self._averages = (state.ema.updates, shadow)
+        self._counts = state.counts()
+        self._random = random_state()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts everything back; gradients are cleared. May be called once or more often."""
+        state = self._state
+        state.optimizer.zero_grad()
+        for parameter in state.model.parameters():
+            parameter.grad = None
+        self._model.restore()
+        self._optimizer.restore()
+        for part, values in self._parts:
+            part.load_state_dict(copy.deepcopy(values))
+        if state.ema is not None and self._averages is not None:
+            state.ema.updates, shadow = self._averages
+            state.ema.shadow = {name: value.to(state.device, copy=True) for name, value in shadow.items()}
+        state.take_counts(self._counts)
+        set_random_state(self._random)
+
+
+def first_step(state: TrainState, batches: Sequence[Batch], before: Snapshot) -> StepResult | None:
+    """Makes the first step after a mutation; where memory runs out in it, goes back to before the mutation.
+
+    Returns:
+        What the step saw, or None where it was not made and all is as before the mutation.
+
+    Raises:
+        NonFiniteLossError: As `train_step`.
+    """
+    try:
+        return train_step(state, batches)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        logger.warning("Memory ran out in the first step after a mutation: %s", str(error))
+    before.restore()  # only here, where the error no longer holds what the step had computed
+    free_memory()
+    return None

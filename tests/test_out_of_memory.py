@@ -1,0 +1,145 @@
+"""Where memory runs out in a mutation, or in the first step after it, the run goes on as if it had not been tried."""
+
+import pytest
+import torch
+from fingerprints import fingerprint
+from test_resume import digests, make, stop_after
+from torch import nn
+
+import evolve
+from evolve import EvolutionConfig, TrainingConfig
+from evolve.errors import EvolveError
+from evolve.lineage import Lineage
+from evolve.operators import operators
+from evolve.snapshot import Snapshot
+from evolve.surgery.memory import out_of_memory
+from evolve.training import train_step
+
+TOO_MUCH = 1 << 50  # bytes that no machine has: the allocator itself refuses
+
+
+class Hungry(nn.Module):
+    """Passes its input on; takes more memory than there is at a given call in training, or in eval mode."""
+
+    def __init__(self, kind, at):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.calls, self.kind, self.at = 0, kind, at
+
+    def forward(self, x):
+        training = self.training and torch.is_grad_enabled() and len(x) == 8 and x.requires_grad
+        self.calls += training
+        if (self.at == self.calls and training) or (self.at == "probe" and not self.training):
+            if self.kind == "cpu":
+                torch.empty(TOO_MUCH, dtype=torch.uint8)
+            raise self.kind("out of memory")
+        return x * self.weight
+
+
+@pytest.fixture
+def hungry():
+    @evolve.operator("hungry")
+    def grow(model, site, context):
+        if context.options.get("at") == "apply":
+            torch.empty(TOO_MUCH, dtype=torch.uint8)
+        kinds = {
+            "cpu": "cpu",
+            "cuda": torch.OutOfMemoryError,
+            "python": MemoryError,
+            "other": lambda _: RuntimeError("something else"),
+        }
+        options = {"kind": "cpu", "at": 1, **context.options}
+        parent, _, name = site.rpartition(".")
+        block = nn.Sequential(model.get_submodule(site), Hungry(kinds[options["kind"]], options["at"]))
+        setattr(model.get_submodule(parent), name, block)
+        return True, "Grown."
+
+    yield
+    operators.unregister("hungry")
+
+
+def evolution(**options):
+    entry = {"name": "hungry", "sites": ["features.0"], "options": options}
+    return EvolutionConfig.model_validate(
+        {"schedule": {"name": "at", "options": {"steps": [4]}}, "operators": [entry], "attempts": 1, "probe": 4}
+    )
+
+
+def test_what_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(TOO_MUCH, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+    wrapped = EvolveError("The changed model does not run.")
+    wrapped.__cause__ = torch.OutOfMemoryError("CUDA out of memory.")
+    assert out_of_memory(wrapped)
+    assert out_of_memory(MemoryError())
+    assert out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"))
+    assert not out_of_memory(RuntimeError("shapes cannot be multiplied"))
+    assert not out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize("at", ["apply", "probe"])
+def test_in_a_mutation(hungry, at):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = fingerprint(model, optimizer)
+    answer = evolve.mutate(model, "hungry", site="0", optimizer=optimizer, at=at)
+    assert (answer.status, answer.success) == ("rolled_back", False)
+    assert answer.message.startswith("Memory ran out during the mutation")
+    assert "evolution.limits (params, activation_bytes)" in answer.message
+    assert fingerprint(model, optimizer) == before
+    with pytest.raises(evolve.errors.MutationError, match="Memory ran out"):
+        evolve.mutate(model, "hungry", site="0", at=at, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "python"])
+def test_in_the_first_step_after_it(hungry, tmp_path, kind):
+    run = make(tmp_path / "run", evolution=evolution(kind=kind))
+    plain = make(tmp_path / "plain", evolution=EvolutionConfig())
+    result = run.run()
+    plain.run()
+    assert (result.finished, result.applied, result.refused) == (True, 0, 1)
+    found, expected = digests(run), digests(plain)
+    assert found.pop("log") != expected.pop("log")
+    assert found == expected
+    assert run.state.flops == plain.state.flops
+    (record,) = Lineage.read(tmp_path / "run" / "lineage.jsonl")
+    assert record == run.lineage.records[0]
+    assert (record.status, record.success, record.step) == ("rolled_back", False, 4)
+    assert record.message.endswith("Memory ran out in the first step after it: taken back.")
+    assert (record.params_after, record.flops_after) == (record.params_before, record.flops_before)
+    model = evolve.load(tmp_path / "run", model=type(plain.model)())
+    assert model.state_dict().keys() == plain.model.state_dict().keys()
+    stop_after(make(tmp_path / "again", evolution=evolution(kind=kind)), 9).run()
+    resumed = make(tmp_path / "again", evolution=evolution(kind=kind)).restore()
+    resumed.run()
+    assert digests(resumed) == digests(run)
+
+
+def test_only_there_and_only_for_memory(hungry):
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        make(evolution=evolution(at=2)).run()  # the first step went well: what runs out now was not the mutation's
+    with pytest.raises(RuntimeError, match="something else"):
+        make(evolution=evolution(kind="other")).run()
+
+
+@pytest.mark.parametrize("operator", ["widen", "residual", "deepen"])
+def test_a_snapshot_goes_back_over_a_mutation_and_many_steps(operator):
+    run = stop_after(make(evolution=EvolutionConfig(), training=TrainingConfig(epochs=3, device="cpu", ema=0.9)), 5)
+    run.run()
+    state = run.state
+    before, structure = digests(run), fingerprint(run.model, state.optimizer)
+    snapshot = Snapshot(state)
+    batches = list(run.train.epoch(0))
+    for _ in range(2):  # as often as wanted
+        site = "features.0" if operator == "widen" else "features"
+        answer = evolve.mutate(run.model, operator, site=site, optimizer=state.optimizer)
+        assert answer, answer.message
+        state.ema.follow(run.model, answer.cuts)
+        for batch in batches:
+            train_step(state, [batch])
+        assert digests(run) != before
+        snapshot.restore()
+        assert digests(run) == before
+        assert fingerprint(run.model, state.optimizer) == structure
+        assert (state.step, state.epoch, state.batch) == (5, 0, 5)
