@@ -24,7 +24,7 @@ from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig, mu
 Data = tuple[Tensor, Tensor]
 SAMPLES, LENGTH, CHANNELS = 4096, 24, 8
 OPERATORS: list[dict[str, Any]] = [
-    {"name": "widen", "sites": ["0"], "options": {"add": 2}},
+    {"name": "widen", "sites": ["0"], "options": {"add": 2, "init": "twins"}},
     {"name": "deepen", "sites": ["0", "4"]},
 ]
 
@@ -91,11 +91,11 @@ TASKS = {
 POLICIES: dict[str, dict[str, Any]] = {
     "random": {"name": "random"},
     "gradient, gradmax": {"name": "gradient", "options": {"score": "gradmax"}},
-    "gradient, sensli": {"name": "gradient", "options": {"score": "sensli"}},
+    "gradient, sensli": {"name": "gradient", "options": {"score": "sensli", "batches": 4}},
     "gradient, senn": {"name": "gradient", "options": {"score": "senn"}},
     "gradient, tiny": {"name": "gradient", "options": {"score": "tiny"}},
     "bandit": {"name": "bandit"},
-    "hill_climb": {"name": "hill_climb", "options": {"children": 3}},
+    "hill_climb": {"name": "hill_climb", "options": {"children": 3, "steps": 200}},
 }
 ROUNDS = 8  # mutations after which the bandit is asked what it has found
 BEFORE, BETWEEN = 4, 3  # epochs before the first decision, and from one to the next

@@ -18,6 +18,7 @@ from evolve.errors import NonFiniteLossError
 from evolve.mutation import MutationResult
 from evolve.policies import Candidate
 from evolve.structure.quiet import preserved_rng
+from evolve.surgery.memory import out_of_memory
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
 from evolve.training import Batch, TrainState, evaluate, train_step
 
@@ -63,7 +64,7 @@ class Nursery:
         self._accumulate = accumulate
 
     def raised(self, candidate: Candidate | None, steps: int) -> Child | None:
-        """Returns a child after `steps` optimizer steps, None if its mutation is refused or it diverges.
+        """Returns a child after `steps` optimizer steps; None if its mutation is refused, or memory or loss give out.
 
         The learning rate falls from the present one to zero by half a cosine, so that children are compared where each
         has settled (NASH, Elsken et al. 2017). Random states are left as they were.
@@ -94,7 +95,9 @@ class Nursery:
             )
             try:
                 self._teach(state, steps)
-            except NonFiniteLossError as error:
+            except (NonFiniteLossError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, NonFiniteLossError) and not out_of_memory(error):
+                    raise
                 logger.warning("A child (%s) was given up: %s", candidate, error)
                 return None
             finally:
