@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -20,7 +20,7 @@ from evolve.policies import Candidate
 from evolve.structure.quiet import preserved_rng
 from evolve.surgery.memory import out_of_memory
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
-from evolve.training import Batch, TrainState, evaluate, train_step
+from evolve.training import TrainState, evaluate, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -107,20 +107,12 @@ class Nursery:
 
     def _teach(self, state: TrainState, steps: int) -> None:
         rates = [float(group["lr"]) for group in state.optimizer.param_groups]
-        for step, batches in enumerate(islice(self._windows(), steps)):
+        coming = self._train.onward(self.state.epoch, self.state.batch)
+        for step in range(steps):
             share = (1 + math.cos(math.pi * step / steps)) / 2
             for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
-            train_step(state, batches)
-
-    def _windows(self) -> Iterator[list[Batch]]:
-        """The batches of each optimizer step, from where the run stands and on through the epochs."""
-        epoch, start = self.state.epoch, self.state.batch
-        while True:
-            batches = iter(self._train.epoch(epoch, start))
-            while window := list(islice(batches, self._accumulate)):
-                yield window
-            epoch, start = epoch + 1, 0
+            train_step(state, list(islice(coming, self._accumulate)))
 
     def adopt(self, child: Child) -> None:
         """Gives the run's model, which has been mutated as the child was, the child's weights and optimizer state.

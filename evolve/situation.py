@@ -74,7 +74,7 @@ class RunSituation:
         if batches not in self._evidence:
             state = self.state
             with preserved_rng(state.model):
-                found = list(islice(self.train.epoch(state.epoch, state.batch), batches))
+                found = list(islice(self.train.onward(state.epoch, state.batch), batches))
             inputs = torch.cat([inputs for inputs, _ in found])
             targets = to_device(state, torch.cat([targets for _, targets in found]))
             self._evidence[batches] = collect(

@@ -13,7 +13,7 @@ from evolve.models import build_model
 from evolve.operators.chains import LinearBlock
 from evolve.scores import Addition, addition, collect, scores
 from evolve.scores.addition import Reading
-from evolve.scores.base import halves, steepest
+from evolve.scores.base import halves, lower_bound, steepest
 from evolve.testing.snapshot import Snapshot
 
 MLP = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3))
@@ -44,7 +44,7 @@ def seen(model, shape, samples=40):
 
 
 def whole(readings):
-    return torch.cat([sum(halves(reading)) for reading in readings], dim=1)
+    return torch.cat([sum(halves(reading)).sum(0) for reading in readings], dim=1)
 
 
 @pytest.mark.parametrize(("model", "shape"), [(MLP, (5,)), (CNN, (2, 8, 8))], ids=["mlp", "cnn"])
@@ -158,12 +158,12 @@ def test_directions_are_turned_towards_the_largest_slope():
     torch.testing.assert_close(best.norm(dim=1), torch.ones(2))
     assert best[:, 0].abs().max() > 0.99
     gradmax, sensli = (scores.get(name)().value(added) for name in ("gradmax", "sensli"))
-    assert gradmax == pytest.approx(5 * 4000**2, rel=0.1)  # |sum of x0 times (1, -2)|^2
+    assert gradmax == pytest.approx((1 - 1 / 4) * 5 * 4000**2, rel=0.1)  # |sum of x0 times (1, -2)|^2, its lower bound
     assert sensli < 0.5 * gradmax
 
 
 def of(name, reading):
-    return float(scores.get(name)().of(reading))
+    return float(scores.get(name)().of(reading).sum())
 
 
 def reading_of(units, slopes, present=None):
@@ -176,6 +176,17 @@ def test_noise_is_worth_nothing_on_the_average():
         noise = [of(name, reading_of(torch.randn(200, 4), torch.randn(200, 3))) for _ in range(200)]
         signal = of(name, reading_of(units := torch.randn(200, 4), units[:, :3] + torch.randn(200, 3)))
         assert abs(sum(noise) / len(noise)) < 0.05 * signal, name
+
+
+def test_a_lower_bound_is_seldom_above_zero_for_noise_and_three_quarters_of_what_is_certain():
+    torch.manual_seed(0)
+    noise = [
+        lower_bound(scores.get("senn")().of(reading_of(torch.randn(64, 4), torch.randn(64, 3)))) for _ in range(300)
+    ]
+    assert sum(value > 0 for value in noise) < 0.25 * 300
+    units = torch.randn(4000, 4)
+    certain = scores.get("senn")().of(reading_of(units, units[:, :2]))
+    assert lower_bound(certain) == pytest.approx(float(certain.sum()) * 3 / 4, rel=0.01)
 
 
 def test_what_present_weights_can_do_does_not_count():

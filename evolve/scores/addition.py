@@ -17,7 +17,7 @@ from evolve.registry import Registry
 from evolve.scores.evidence import Evidence
 
 UNITS = 8  # of each candidate are looked at; where it would add more, they stand for the others
-ROWS = 4096  # places, of all samples together, at which new units and slopes are held against each other
+ROWS = 16384  # places, of all samples together, at which new units and slopes are held against each other
 
 
 @dataclass

@@ -4,11 +4,16 @@ A sum of squares of noisy slopes is large where there is nothing but noise, and 
 So the samples are halved, and the product of the two halves' slopes stands for the square: noise of one half has
 nothing to do with that of the other, and cancels. Where input weights are turned to be the best, only the first half
 decides.
+
+What remains of noise is as likely above zero as below, and large at places where slopes are steep. Each half has four
+parts, whose products with those of the other half show how large it is. A score is a lower bound: one standard error
+below the sum. So a small gain that is there for certain comes before a large one that may be chance.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -17,6 +22,7 @@ from torch import Tensor
 from evolve.registry import Registry
 from evolve.scores.addition import Addition, Reading
 
+PARTS = 4  # of each half of the samples
 _TURNS = 1  # steps in which input weights are turned
 
 
@@ -35,7 +41,7 @@ class Score(ABC):
 
     @abstractmethod
     def of(self, reading: Reading) -> Tensor:
-        """Returns the gain at one place that reads the units; the more the better."""
+        """Returns the gain at one place that reads the units, as `products` of parts of the samples."""
 
     def value(self, added: Addition) -> float:
         """Returns the gain at all places together, for all units that would be added."""
@@ -43,19 +49,33 @@ class Score(ABC):
         if directions is not None and self.turned:
             directions = steepest(added, directions)
         with torch.no_grad():
-            gain = float(sum(self.of(reading) for reading in added.readings(directions, False)))
+            gain = lower_bound(torch.stack([self.of(centred(r)) for r in added.readings(directions, False)]).sum(0))
         return gain * added.units / len(directions) if directions is not None and self.adds_up else gain
 
 
 scores: Registry[type[Score]] = Registry("score", "evolve.scores")
 
 
+def centred(reading: Reading) -> Reading:
+    """Takes off the mean slope, which the bias of what is read into follows already: it says nothing of new units."""
+    return replace(reading, slopes=reading.slopes - reading.slopes.mean(0))
+
+
 def halves(reading: Reading) -> tuple[Tensor, Tensor]:
-    """Returns the slope of the loss with respect to the reading weights, (values, outputs), from either half."""
-    units, even = reading.units.flatten(1), (reading.samples % 2 == 0).to(reading.units.device)[:, None]
-    first = (units * even).T @ reading.slopes
-    whole = units.T @ reading.slopes
-    return first * reading.stands_for, (whole - first) * reading.stands_for
+    """Returns the slope of the loss with respect to the reading weights, (parts, values, outputs), from either half."""
+    units, parts = reading.units.flatten(1), reading.samples % (2 * PARTS)
+    slopes = [units[parts == part].T @ reading.slopes[parts == part] for part in range(2 * PARTS)]
+    return torch.stack(slopes[::2]) * reading.stands_for, torch.stack(slopes[1::2]) * reading.stands_for
+
+
+def products(first: Tensor, second: Tensor) -> Tensor:
+    """Returns four times the product of each part of one half with each part of the other: their sum is a square."""
+    return 4 * first.flatten(1).double() @ second.flatten(1).double().T
+
+
+def lower_bound(found: Tensor) -> float:
+    """Returns the sum of products less its standard error, as it is where there is nothing but noise."""
+    return float(found.sum() - found.square().sum().sqrt())
 
 
 def steepest(added: Addition, directions: Tensor) -> Tensor:
@@ -69,7 +89,7 @@ def steepest(added: Addition, directions: Tensor) -> Tensor:
     for _ in range(_TURNS):
         with torch.enable_grad():
             leaf = directions.detach().requires_grad_()
-            found = sum(halves(reading)[0].square().sum() for reading in added.readings(leaf, True))
+            found = sum(halves(centred(r))[0].sum(0).square().sum() for r in added.readings(leaf, True))
             (slope,) = torch.autograd.grad(found, leaf)  # type: ignore[arg-type]
         if not bool(torch.isfinite(slope).all()) or float(slope.norm()) == 0.0:
             break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evolve.scores.addition import Reading
-from evolve.scores.base import Score, halves, scores
+from evolve.scores.base import Score, halves, products, scores
 
 
 @scores.register("gradmax")
@@ -20,5 +20,4 @@ class GradMax(Score):
 
     def of(self, reading: Reading) -> Tensor:
         """Returns the squared norm of the slope."""
-        first, second = halves(reading)
-        return 4 * (first * second).sum()
+        return products(*halves(reading))

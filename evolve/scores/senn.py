@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from evolve.scores.addition import Reading
-from evolve.scores.base import Score, halves, scores, solved, without
+from evolve.scores.base import Score, halves, products, scores, solved, without
 
 
 @scores.register("senn")
@@ -27,7 +27,7 @@ class SENN(Score):
         units = whole if reading.present is None else without(reading.present, whole)
         first, second = halves(replace(reading, units=units[:, :, None]))
         inner = solved(units, second, size=whole)
-        whitened = solved(reading.slopes, inner.T).T
+        whitened = solved(reading.slopes, inner.mT).mT
         samples = int(reading.samples.max()) + 1
         places = len(units) * reading.stands_for / samples
-        return 2 * places * (first * whitened).sum() / reading.stands_for**2
+        return products(first, whitened) * places / 2 / reading.stands_for**2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evolve.scores.addition import Addition, Reading
-from evolve.scores.base import Score, halves, scores
+from evolve.scores.base import Score, halves, products, scores
 
 _DRAWS = 4
 
@@ -26,8 +26,7 @@ class SensLI(Score):
 
     def of(self, reading: Reading) -> Tensor:
         """Returns the squared norm of the slope."""
-        first, second = halves(reading)
-        return 4 * (first * second).sum()
+        return products(*halves(reading))
 
     def value(self, added: Addition) -> float:
         """Returns the mean gain of a few draws."""

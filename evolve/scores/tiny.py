@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from evolve.scores.addition import Reading
-from evolve.scores.base import Score, halves, scores, solved, without
+from evolve.scores.base import Score, halves, products, scores, solved, without
 
 
 @scores.register("tiny")
@@ -26,4 +26,4 @@ class Tiny(Score):
             reading = replace(reading, slopes=without(reading.present, reading.slopes))
         first, second = halves(reading)
         units = reading.units.flatten(1)
-        return 4 * (first * solved(units, second)).sum() / reading.stands_for
+        return products(first, solved(units, second)) / reading.stands_for
