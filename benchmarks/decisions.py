@@ -244,7 +244,8 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     print(machine())
     started = time.perf_counter()
-    found = [cost(*case, policy) for case in COSTS for policy in ("gradient", "bandit")]
+    pairs = [(case, policy) for case in COSTS for policy in ("gradient", "bandit")]
+    found = [cost(*case, policy) for case, policy in pairs if options.only in f"cost, {case[0]}, {policy}"]
     found += cases(options.repetitions, options.only)
     print(f"{time.perf_counter() - started:.0f} s")
     write_json(options.json, "decisions", found)

@@ -28,7 +28,7 @@ class Gradient(Policy):
         score: Literal["gradmax", "sensli", "senn", "tiny"] = "senn"
         per: Literal["flops", "params"] | None = None
         batches: PositiveInt = 2
-        candidates: PositiveInt = 16
+        candidates: PositiveInt = 8
         seed: NonNegativeInt = 0
 
     def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
