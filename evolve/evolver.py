@@ -248,7 +248,7 @@ class Evolver:
         before = Snapshot(self.state)
         answers = self.round.attempt(self.model, self.state.optimizer, note, self._situation())
         if not answers:
-            logger.warning("A mutation was due (%s), but there was none to try.", reason)
+            logger.warning("A mutation was due (%s), but there was none to try, or the policy chose none.", reason)
         for answer in answers:
             self.display.mutation(answer.record)
         if any(answers):

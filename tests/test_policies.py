@@ -287,6 +287,7 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
     names = {id(p): name for name, p in model.named_parameters()}
     theirs = {name: child.state.optimizer.state[p] for name, p in child.state.model.named_parameters()}
     assert {names[id(p)] for group in optimizer.param_groups for p in group["params"]} == set(names.values())
+    assert {names[id(p)] for p in optimizer.state} == set(names.values())
     for parameter, state in optimizer.state.items():
         assert torch.equal(state["momentum_buffer"], theirs[names[id(parameter)]]["momentum_buffer"])
 
