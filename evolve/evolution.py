@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any
@@ -13,12 +14,13 @@ from typing_extensions import Self
 
 from evolve.config import Named, OptionFaults, Section
 from evolve.limits import Limits
-from evolve.lineage import Lineage
+from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation import MutationResult, mutate, sites
 from evolve.operators import operators
 from evolve.options import check_options
-from evolve.policies import Candidate, Policy, PolicyConfig
+from evolve.policies import Candidate, Choice, Policy, PolicyConfig
 from evolve.schedules import ScheduleConfig
+from evolve.situation import RunSituation
 from evolve.structure.probe import Loss
 
 
@@ -87,19 +89,34 @@ class Round:
         self._seed = seed
         self._loss = loss
 
-    def attempt(self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> list[MutationResult]:
+    def attempt(
+        self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any], situation: RunSituation
+    ) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; only the last one can be applied."""
         answers = []
         candidates = self.candidates(model)
         for _ in range(self._config.attempts if candidates else 0):
-            chosen = self.policy.choose(candidates)
-            if chosen is None:
+            started = time.perf_counter()
+            choice = self.policy.choose(candidates, situation)
+            if choice is None:
                 break
-            result = self._mutate(model, optimizer, chosen, note)
+            reasons = self._reasons(choice, time.perf_counter() - started)
+            seed = situation.seed_of(choice.candidate, self.seed)
+            result = self.mutate(model, optimizer, choice.candidate, seed, {**note, "choice": reasons})
             answers.append(replace(result, record=self.lineage.append(result.record)))
             if result:
+                situation.adopt(choice.candidate)
                 break
+            situation.tried.append(choice.candidate)
         return answers
+
+    def _reasons(self, choice: Choice, seconds: float) -> Reasons | None:
+        if not choice.by:
+            return None
+        candidate = choice.candidate
+        chosen = Weighed(operator=candidate.operator, site=candidate.site, value=choice.value, note=choice.note)
+        name = self._config.policy.name
+        return Reasons(policy=name, by=choice.by, chosen=chosen, others=list(choice.others), seconds=seconds)
 
     def candidates(self, model: nn.Module) -> list[Candidate]:
         """Returns what could be tried on the model as it stands."""
@@ -109,16 +126,27 @@ class Round:
             found += [Candidate(operator.name, place, operator.options, entry) for place in places]
         return found
 
-    def _mutate(
-        self, model: nn.Module, optimizer: Optimizer, chosen: Candidate, note: Mapping[str, Any]
+    @property
+    def seed(self) -> int:
+        """The seed of the next attempt."""
+        return (self._seed * 1_000_003 + len(self.lineage)) % 2**31
+
+    def mutate(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        chosen: Candidate,
+        seed: int,
+        note: Mapping[str, Any] | None = None,
     ) -> MutationResult:
+        """Makes one attempt; nothing is written to the lineage."""
         return mutate(
             model,
             chosen.operator,
             site=chosen.site,
             optimizer=optimizer,
             example_inputs=self._example,
-            seed=(self._seed * 1_000_003 + len(self.lineage)) % 2**31,
+            seed=seed,
             loss=self._loss,
             limits=self._config.limits,
             note=note,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
+from evolve.children import Nursery
 from evolve.data import as_batches
 from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
@@ -27,6 +28,7 @@ from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.progress import Progress
 from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
+from evolve.situation import RunSituation
 from evolve.snapshot import Snapshot, first_step
 from evolve.structure.probe import count_parameters
 from evolve.training import (
@@ -244,9 +246,9 @@ class Evolver:
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
         before = Snapshot(self.state)
-        answers = self.round.attempt(self.model, self.state.optimizer, note)
+        answers = self.round.attempt(self.model, self.state.optimizer, note, self._situation())
         if not answers:
-            logger.warning("A mutation was due (%s), but there was none to try.", reason)
+            logger.warning("A mutation was due (%s), but there was none to try, or the policy chose none.", reason)
         for answer in answers:
             self.display.mutation(answer.record)
         if any(answers):
@@ -255,6 +257,13 @@ class Evolver:
             self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
             if self.state.ema:
                 self.state.ema.follow(self.model, answers[-1].cuts)
+
+    def _situation(self) -> RunSituation:
+        """What the policy can ask about the run as it stands."""
+        state, accumulate = self.state, self.training.accumulate
+        nursery = Nursery(state, self.train, self.val, self.round.mutate, self.round.seed, accumulate)
+        example = self.train.example(self.evolution.probe)
+        return RunSituation(state, self.train, example, self.lineage.records, self.history, nursery)
 
     def _save(self) -> None:
         if self.output.dir is None:

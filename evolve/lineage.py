@@ -18,7 +18,10 @@ Status = Literal["applied", "not_applicable", "rejected", "failed", "rolled_back
 Preserves = Literal["exact", "approximate", "no"]
 
 # What differs between two runs of the same seed: clocks and memory. Left out of `Lineage.digest`.
-VOLATILE = {"time", "seconds", "memory_before", "memory_after", "traceback"}
+VOLATILE: dict[str, Any] = {
+    **dict.fromkeys(("time", "seconds", "memory_before", "memory_after", "traceback"), True),
+    "choice": {"seconds"},
+}
 
 
 class TensorSpec(BaseModel):
@@ -28,6 +31,43 @@ class TensorSpec(BaseModel):
 
     shape: list[int]
     dtype: str
+
+
+class Weighed(BaseModel):
+    """Something that a policy weighed.
+
+    Attributes:
+        operator: Name of the mutation operator; "" for the model as it stands.
+        site: Dotted name of the place; None where it is not one place.
+        value: What it was worth; None where it could not be told.
+        note: Why not, or what else is to be known.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operator: str
+    site: str | None = None
+    value: float | None = None
+    note: str = ""
+
+
+class Reasons(BaseModel):
+    """Why a policy chose a mutation.
+
+    Attributes:
+        policy: Registered name.
+        by: What the values are, such as "gradmax per flops".
+        chosen: What was chosen; likewise `others`, what was not.
+        seconds: Wall time of the choice.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    policy: str
+    by: str
+    chosen: Weighed
+    others: list[Weighed] = Field(default_factory=list)
+    seconds: float = 0.0
 
 
 class Record(BaseModel):
@@ -46,7 +86,8 @@ class Record(BaseModel):
         status: What became of it: "applied"; "not_applicable" (the operator cannot work there); "rejected" (it broke a
             promise or a limit); "failed" (an error); "rolled_back" (taken back because memory ran out).
         message: What was done, or why not.
-        reason: Why the schedule and the policy asked for it.
+        reason: Why the schedule asked for it.
+        choice: Why the policy chose it, where it weighed anything.
         inputs: Shapes and dtypes of the probe batch, in the order of the flattened arguments.
         preserves: The operator's declaration for these options.
         max_abs_diff: Measured max|difference| of the outputs on the probe batch, eval and train mode together.
@@ -74,6 +115,7 @@ class Record(BaseModel):
     status: Status
     message: str
     reason: str | None = None
+    choice: Reasons | None = None
     inputs: list[TensorSpec] | None = None
     preserves: Preserves
     max_abs_diff: float | None = None

@@ -255,7 +255,7 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
     total, samples = 0.0, 0
     answers: list[Tensor | None] = []
     for inputs, targets in batches:
-        inputs, targets = _place(state, inputs), targets.to(state.device, non_blocking=True)
+        inputs, targets = _place(state, inputs), to_device(state, targets)
         with _autocast(state):
             outputs = state.forward(inputs)
             loss = state.loss(outputs, targets)
@@ -358,6 +358,11 @@ def _place(state: TrainState, inputs: Tensor) -> Tensor:
     if state.config.channels_last and inputs.dim() == 4:
         return inputs.to(state.device, non_blocking=True, memory_format=torch.channels_last)
     return inputs.to(state.device, non_blocking=True)
+
+
+def to_device(state: TrainState, targets: Tensor) -> Tensor:
+    """Brings targets to where the model is."""
+    return targets.to(state.device, non_blocking=True)
 
 
 def _autocast(state: TrainState) -> AbstractContextManager[Any]:

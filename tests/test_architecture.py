@@ -35,15 +35,19 @@ ALLOWED = {
     "optim": {"config"},
     "training": {"budget", "config", "device", "ema", "optim", "plugins"},
     "schedules": {"budget", "config", "options"},
-    "policies": {"config", "options"},
+    "policies": {"config", "lineage", "options"},
+    "scores": {"operators", "structure", "surgery"},
+    "children": {"data", "mutation", "policies", "structure", "surgery", "training"},
+    "situation": {"children", "data", "lineage", "policies", "scores", "structure", "training"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
     "evolution": {
-        *("config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
+        *("config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules", "situation"),
+        "structure",
     },
     "progress": {"budget", "lineage"},
     "evolver": {
         *("checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("schedules", "snapshot", "structure", "training", "run"),
+        *("children", "schedules", "situation", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
     "run": {"checkpoint", "config", "structure", "training"},

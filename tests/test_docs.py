@@ -13,6 +13,7 @@ from evolve.build import RunConfig
 from evolve.operators import operators
 from evolve.policies import policies
 from evolve.schedules import schedules
+from evolve.scores import scores
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -155,6 +156,18 @@ def test_the_code_of_the_plugin_page_runs(tmp_path, monkeypatch):
     code = blocks((DOCS / "plugins.md").read_text(encoding="utf-8"), "python")
     assert len(code) == 5
     run(code, "docs/plugins.md")
+
+
+def test_the_code_of_the_policies_page_runs():
+    code = blocks((DOCS / "policies.md").read_text(encoding="utf-8"), "python")
+    assert len(code) == 2
+    run(code, "docs/policies.md")
+    policies.unregister("cheapest")
+
+
+@pytest.mark.parametrize("name", list(scores))
+def test_every_score_is_on_the_policies_page(name):
+    assert f"| `{name}` |" in (DOCS / "policies.md").read_text(encoding="utf-8")
 
 
 def test_every_room_is_on_the_architecture_page():

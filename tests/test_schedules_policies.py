@@ -69,8 +69,8 @@ def choices(policy, count, candidates=CANDIDATES):
     """What a policy chooses, saved and loaded after each choice."""
     found = []
     for _ in range(count):
-        chosen = policy.choose(candidates)
-        found.append(chosen and (chosen.operator, chosen.site))
+        chosen = policy.choose(candidates, None)
+        found.append(chosen and (chosen.candidate.operator, chosen.candidate.site))
         state = json.loads(json.dumps(policy.state()))
         policy = type(policy)(**policy.options.model_dump())
         policy.load_state(state)
@@ -104,5 +104,5 @@ def test_fixed_goes_through_its_list_once():
     steps = [{"operator": "deepen", "site": "c"}, {"operator": "residual"}, {"operator": "deepen", "site": "elsewhere"}]
     policy = PolicyConfig(name="fixed", options={"steps": steps}).build()
     assert choices(policy, 4) == [("deepen", "c"), ("residual", "a"), ("deepen", "elsewhere"), None]
-    chosen = PolicyConfig(name="fixed", options={"steps": steps[2:]}).build().choose(CANDIDATES)
-    assert chosen.options == {"ratio": 2.0}
+    chosen = PolicyConfig(name="fixed", options={"steps": steps[2:]}).build().choose(CANDIDATES, None)
+    assert chosen.candidate.options == {"ratio": 2.0}

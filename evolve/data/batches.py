@@ -33,6 +33,12 @@ class Batches(ABC):
             start: Batches to leave out, for a run that resumes in mid-epoch.
         """
 
+    def onward(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the batches from there on, through that epoch and all that follow, without an end."""
+        while True:
+            yield from self.epoch(epoch, start)
+            epoch, start = epoch + 1, 0
+
     @abstractmethod
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
         """Returns the first `n` inputs and targets (fewer if there are fewer); leaves every random state as it is."""

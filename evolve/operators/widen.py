@@ -86,7 +86,7 @@ class Widen(MutationOperator):
         if self.options.init == "gradmax":
             if site.name == EVERYWHERE:
                 raise NotApplicable("init: gradmax finds directions for one group at a time. Name one as the site.")
-            self._directions = steepest(model, analysis, groups[0], probe, self._new_size(groups[0]) - groups[0].size)
+            self._directions = steepest(model, analysis, groups[0], probe, self.new_size(groups[0]) - groups[0].size)
         return regroup_plan(model, analysis, [self._wider(group) for group in groups])
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -103,7 +103,7 @@ class Widen(MutationOperator):
         return _random(old, shape)
 
     def _wider(self, group: Group) -> Regrouping:
-        size = self._new_size(group)
+        size = self.new_size(group)
         old, new = list(range(group.size)), size - group.size
         if self.options.init == "split":
             source = old * math.ceil(size / group.size)
@@ -131,7 +131,8 @@ class Widen(MutationOperator):
             )
         return None
 
-    def _new_size(self, group: Group) -> int:
+    def new_size(self, group: Group) -> int:
+        """Returns how many channels, units or heads the group is to have."""
         options, multiple = self.options, self.options.multiple_of
         wanted = group.size + options.add if options.add else math.ceil(group.size * (options.factor or 2.0) - 1e-9)
         if options.init == "split" and group.statistic:

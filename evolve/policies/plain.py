@@ -1,70 +1,16 @@
-"""Which operator is tried, and where."""
+"""Policies that look at nothing but the candidates."""
 
 from __future__ import annotations
 
 import random
-from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import NonNegativeInt, model_validator
-from typing_extensions import Self
+from pydantic import NonNegativeInt
 
-from evolve.config import Named
 from evolve.errors import did_you_mean
-from evolve.options import TypedOptions, check_options
-from evolve.registry import Registry
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One mutation that could be tried.
-
-    Attributes:
-        operator: Registered name.
-        site: Dotted name of the place; None for the operator's default.
-        options: The operator's options.
-        entry: Position of the operator in the configuration's list.
-    """
-
-    operator: str
-    site: str | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    entry: int = 0
-
-
-class Policy(ABC):
-    """Chooses among candidates.
-
-    Attributes:
-        name: Registered name.
-        Options: Typed options.
-    """
-
-    name: ClassVar[str]
-    Options: ClassVar[type[TypedOptions]] = TypedOptions
-
-    def __init__(self, **options: Any) -> None:
-        self.options: Any = self.Options(**options)
-
-    @abstractmethod
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
-        """Returns the candidate to try next, or None for none of them. `candidates` is never empty."""
-
-    def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
-        """Returns what in the policy's options does not go with the operators it may choose from, and where."""
-        return []
-
-    def state(self) -> dict[str, Any]:
-        """Returns what a resumed run needs, as JSON values."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
-        """Takes up what `state` returned."""
-
-
-policies: Registry[type[Policy]] = Registry("policy", "evolve.policies")
+from evolve.options import TypedOptions
+from evolve.policies.base import Candidate, Choice, Policy, Situation, policies
 
 
 @policies.register("round_robin")
@@ -78,14 +24,14 @@ class RoundRobin(Policy):
         self._next_entry = 0
         self._tries: dict[str, int] = {}
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
         """Returns the next operator's next site."""
         entries = sorted({c.entry for c in candidates})
         entry = next((e for e in entries if e >= self._next_entry), entries[0])
         places = [c for c in candidates if c.entry == entry]
         tries = self._tries.get(str(entry), 0)
         self._next_entry, self._tries[str(entry)] = entry + 1, tries + 1
-        return places[tries % len(places)]
+        return Choice(places[tries % len(places)])
 
     def state(self) -> dict[str, Any]:
         """Returns whose turn it is."""
@@ -111,10 +57,10 @@ class Random(Policy):
         super().__init__(**options)
         self._random = random.Random(self.options.seed)
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
         """Returns a candidate, every operator equally likely."""
         entry = self._random.choice(sorted({c.entry for c in candidates}))
-        return self._random.choice([c for c in candidates if c.entry == entry])
+        return Choice(self._random.choice([c for c in candidates if c.entry == entry]))
 
     def state(self) -> dict[str, Any]:
         """Returns the generator's state."""
@@ -149,7 +95,7 @@ class Fixed(Policy):
         super().__init__(**options)
         self._position = 0
 
-    def choose(self, candidates: Sequence[Candidate]) -> Candidate | None:
+    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
         """Returns the next of the list."""
         if self._position >= len(self.options.steps):
             return None
@@ -157,8 +103,9 @@ class Fixed(Policy):
         self._position += 1
         same = [c for c in candidates if c.operator == step.operator]
         if not same or step.site is None:
-            return same[0] if same else Candidate(step.operator, step.site)
-        return next((c for c in same if c.site == step.site), Candidate(step.operator, step.site, same[0].options))
+            return Choice(same[0] if same else Candidate(step.operator, step.site))
+        named = Candidate(step.operator, step.site, same[0].options)
+        return Choice(next((c for c in same if c.site == step.site), named))
 
     def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
         """Returns the steps whose operator is not among `operators`."""
@@ -178,18 +125,3 @@ class Fixed(Policy):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up the position in the list."""
         self._position = state["position"]
-
-
-class PolicyConfig(Named):
-    """A policy by name with its options."""
-
-    name: str = "round_robin"
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        check_options(self, policies)
-        return self
-
-    def build(self) -> Policy:
-        """Returns the policy."""
-        return policies.get(self.name)(**self.options)

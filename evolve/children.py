@@ -1,0 +1,128 @@
+"""Children: mutated copies of a model in training, trained a little, one of which may become the model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from evolve.data import Batches
+from evolve.errors import NonFiniteLossError
+from evolve.mutation import MutationResult
+from evolve.policies import Candidate
+from evolve.structure.quiet import preserved_rng
+from evolve.surgery.memory import out_of_memory
+from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
+from evolve.training import TrainState, evaluate, train_step
+
+logger = logging.getLogger(__name__)
+
+Mutate = Callable[[nn.Module, Optimizer, Candidate, int], MutationResult]
+
+
+@dataclass(frozen=True)
+class Child:
+    """A copy that was trained.
+
+    Attributes:
+        state: Its model and optimizer.
+        seed: That of its mutation, so that the same one can be made again.
+        loss: On the held-out data.
+    """
+
+    state: TrainState
+    seed: int
+    loss: float
+
+
+class Nursery:
+    """Makes children of a running model and trains them.
+
+    Args:
+        state: What training moves.
+        train: Training data; every child sees the batches that are next, in the same order.
+        val: Held-out data.
+        mutate: Makes a candidate's mutation on a model with its optimizer, by a seed.
+        seed: Of the mutations.
+        accumulate: Batches of one optimizer step.
+    """
+
+    def __init__(
+        self, state: TrainState, train: Batches, val: Batches, mutate: Mutate, seed: int, accumulate: int
+    ) -> None:
+        self.state = state
+        self._train, self._val = train, val
+        self._mutate = mutate
+        self._seed = seed
+        self._accumulate = accumulate
+
+    def raised(self, candidate: Candidate | None, steps: int) -> Child | None:
+        """Returns a child after `steps` optimizer steps; None if its mutation is refused, or memory or loss give out.
+
+        The learning rate falls from the present one to zero by half a cosine, so that children are compared where each
+        has settled (NASH, Elsken et al. 2017). Random states are left as they were.
+
+        The FLOPs of its training are added to what the run has spent.
+
+        Args:
+            candidate: The mutation; None for a copy that is not mutated.
+            steps: Optimizer steps.
+        """
+        with preserved_rng(self.state.model, self._seed):
+            model, optimizer = copy.deepcopy((self.state.model, self.state.optimizer))
+            flops = self.state.flops_per_sample
+            if candidate is not None:
+                answer = self._mutate(model, optimizer, candidate, self._seed)
+                if not answer:
+                    return None
+                flops = answer.record.flops_after or flops
+            state = replace(
+                self.state,
+                model=model,
+                forward=model,
+                optimizer=optimizer,
+                scheduler=None,
+                scaler=torch.amp.GradScaler() if self.state.scaler else None,
+                ema=None,
+                flops_per_sample=flops,
+            )
+            try:
+                self._teach(state, steps)
+            except (NonFiniteLossError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, NonFiniteLossError) and not out_of_memory(error):
+                    raise
+                logger.warning("A child (%s) was given up: %s", candidate, error)
+                return None
+            finally:
+                self.state.flops = state.flops
+            loss = evaluate(state, self._val.epoch(0))["loss"]
+        return Child(state, self._seed, loss)
+
+    def _teach(self, state: TrainState, steps: int) -> None:
+        rates = [float(group["lr"]) for group in state.optimizer.param_groups]
+        coming = self._train.onward(self.state.epoch, self.state.batch)
+        for step in range(steps):
+            share = (1 + math.cos(math.pi * step / steps)) / 2
+            for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            train_step(state, list(islice(coming, self._accumulate)))
+
+    def adopt(self, child: Child) -> None:
+        """Gives the run's model, which has been mutated as the child was, the child's weights and optimizer state.
+
+        The model, its parameters and the optimizer stay the objects they are; learning rates stay the run's.
+        """
+        state, learned = self.state, child.state
+        state.model.load_state_dict(learned.model.state_dict())
+        rates = [group["lr"] for group in state.optimizer.param_groups]
+        saved = optimizer_by_name(learned.model, learned.optimizer)
+        load_optimizer_by_name(state.model, state.optimizer, copy.deepcopy(saved))
+        for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

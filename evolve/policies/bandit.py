@@ -1,0 +1,109 @@
+"""`bandit`: what has paid before."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from evolve.errors import EvolveError
+from evolve.lineage import Record, Weighed
+from evolve.options import TypedOptions
+from evolve.policies.base import Candidate, Choice, Policy, Situation, policies, untried
+
+Arm = tuple[str, str]  # an operator, and a region of the model
+
+
+@policies.register("bandit")
+class Bandit(Policy):
+    """An upper confidence bound over arms, each an operator in a region of the model (UCB1, Auer et al. 2002).
+
+    The reward of a mutation is by how much the logarithm of the held-out loss falls in an epoch after it, until the
+    next one, over the share of FLOPs that it added. A mutation that was refused has the reward 0. All of it is read off
+    the log, so that a resumed run knows what the stopped one knew.
+    """
+
+    name = "bandit"
+
+    class Options(TypedOptions):
+        """Regions, how much is tried out, what the reward looks at, and the seed of the choice within an arm."""
+
+        regions: PositiveInt = 3
+        exploration: NonNegativeFloat = 0.5
+        metric: str = "val_loss"
+        least_flops: PositiveFloat = 0.25
+        seed: NonNegativeInt = 0
+
+    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+        """Returns a random candidate of the arm with the highest bound."""
+        arms: dict[Arm, list[Candidate]] = {}
+        for candidate in untried(candidates, situation):
+            arms.setdefault((candidate.operator, self._region(situation.depth(candidate))), []).append(candidate)
+        if not arms:
+            return None
+        rewards = self.rewards(situation.records, situation.history)
+        largest = max((abs(reward) for found in rewards.values() for reward in found), default=0.0) or 1.0
+        plays = sum(map(len, rewards.values()))
+        chance = random.Random(f"{self.options.seed} {len(situation.records)}")
+        weighed = []
+        for arm in arms:
+            found = rewards.get(arm, [])
+            mean = sum(found) / largest / (len(found) + 1)  # as if each arm had been worth nothing once
+            bound = self.options.exploration * math.sqrt(2 * math.log(plays + 2) / (len(found) + 1))
+            weighed.append((mean + bound, chance.random(), arm, len(found)))
+        weighed.sort(reverse=True)
+        (value, _, best, played), *others = weighed
+        return Choice(
+            chance.choice(arms[best]),
+            "bound on the reward of the arm",
+            value,
+            _told(best, played),
+            [Weighed(operator=arm[0], value=bound, note=_told(arm, count)) for bound, _, arm, count in others],
+        )
+
+    def rewards(self, records: Sequence[Record], history: Sequence[Mapping[str, Any]]) -> dict[Arm, list[float]]:
+        """Returns the rewards of each arm so far, those that no epoch has shown yet left out."""
+        turns = [record for record in records if record.choice is not None and record.choice.policy == self.name]
+        found: dict[Arm, list[float]] = {}
+        for record, after in zip_longest(turns, turns[1:]):
+            end = len(history) if after is None else after.epoch or 0
+            reward = self._reward(record, history, end) if record.success else 0.0
+            if reward is not None:
+                found.setdefault(_arm(record), []).append(reward)
+        return found
+
+    def _reward(self, record: Record, history: Sequence[Mapping[str, Any]], end: int) -> float | None:
+        """The reward of a mutation by the epochs from it on until `end`; None where there are none."""
+        at = record.epoch or 0
+        if end <= at or at < 1:
+            return None
+        old, new = self._metric(history[at - 1]), self._metric(history[end - 1])
+        fall = math.log(max(old, 1e-12) / max(new, 1e-12)) / (end - at)
+        before, after = record.flops_before or 0, record.flops_after or 0
+        share = (after - before) / before if before else 0.0
+        least: float = self.options.least_flops
+        return fall / max(share, least)
+
+    def _metric(self, line: Mapping[str, Any]) -> float:
+        value = line.get(self.options.metric)
+        if not isinstance(value, float):
+            known = ", ".join(key for key, number in line.items() if isinstance(number, float))
+            raise EvolveError(f"Policy 'bandit' looks at '{self.options.metric}', which is not among {known}.")
+        return value
+
+    def _region(self, depth: float | None) -> str:
+        count = self.options.regions
+        return "everywhere" if depth is None else f"region {int(depth * count) + 1} of {count}"
+
+
+def _arm(record: Record) -> Arm:
+    note = record.choice.chosen.note if record.choice else ""
+    return record.operator, note.partition(",")[0]
+
+
+def _told(arm: Arm, played: int) -> str:
+    return f"{arm[1]}, tried {played} times"

@@ -1,0 +1,170 @@
+"""What a policy is, what it is told, and how it answers."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, ClassVar, Protocol
+
+from pydantic import model_validator
+from typing_extensions import Self
+
+from evolve.config import Named
+from evolve.lineage import Record, Weighed
+from evolve.options import TypedOptions, check_options
+from evolve.registry import Registry
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One mutation that could be tried.
+
+    Attributes:
+        operator: Registered name.
+        site: Dotted name of the place; None for the operator's default.
+        options: The operator's options.
+        entry: Position of the operator in the configuration's list.
+    """
+
+    operator: str
+    site: str | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    entry: int = 0
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a candidate promises, before it is made.
+
+    Attributes:
+        gain: The score; None where none can be given.
+        params: Parameters it would add, about; likewise `flops` (of one sample's forward pass).
+        note: Why there is no score.
+    """
+
+    gain: float | None
+    params: int = 0
+    flops: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a policy chose, and why.
+
+    Attributes:
+        candidate: What to try.
+        by: What the values are; "" where nothing was weighed.
+        value: Its own; None where nothing was weighed.
+        note: What is to be known of it beside the value.
+        others: What was not chosen.
+    """
+
+    candidate: Candidate
+    by: str = ""
+    value: float | None = None
+    note: str = ""
+    others: Sequence[Weighed] = ()
+
+
+class Situation(Protocol):
+    """What a policy may ask about the run. What costs time is worked out when it is asked for.
+
+    Attributes:
+        tried: Candidates that were refused since the mutation was due.
+    """
+
+    tried: list[Candidate]
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """Every mutation attempted so far, with the reasons for it."""
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        """One mapping of metrics for each finished epoch."""
+
+    def promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
+        """Returns what a score says of a candidate, from the next `batches` of the training data; nothing is built."""
+
+    def depth(self, candidate: Candidate) -> float | None:
+        """Returns how deep in the model a site lies, in [0, 1): 0 at the input; None where it is all of the model."""
+
+    def child(self, candidate: Candidate | None, steps: int) -> float | None:
+        """Trains a mutated copy of the model a little and returns its held-out loss; None if the mutation is refused.
+
+        The copy of the candidate that is chosen then becomes the model.
+
+        Args:
+            candidate: None for a copy that is not mutated.
+            steps: Optimizer steps.
+        """
+
+
+class Policy(ABC):
+    """Chooses among candidates.
+
+    Attributes:
+        name: Registered name.
+        Options: Typed options.
+    """
+
+    name: ClassVar[str]
+    Options: ClassVar[type[TypedOptions]] = TypedOptions
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options(**options)
+
+    @abstractmethod
+    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+        """Returns what to try next, or None for nothing. `candidates` is never empty."""
+
+    def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
+        """Returns what in the policy's options does not go with the operators it may choose from, and where."""
+        return []
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, as JSON values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
+        """Takes up what `state` returned."""
+
+
+policies: Registry[type[Policy]] = Registry("policy", "evolve.policies")
+
+
+def drawn(candidates: Sequence[Candidate], count: int, chance: random.Random) -> list[Candidate]:
+    """Draws without repetition: operators in turn, in random order, each at random ones of its sites."""
+    rows: dict[int, list[Candidate]] = {}
+    for candidate in candidates:
+        rows.setdefault(candidate.entry, []).append(candidate)
+    for row in rows.values():
+        chance.shuffle(row)
+    entries = list(rows)
+    chance.shuffle(entries)
+    turns = [candidate for turn in zip_longest(*(rows[entry] for entry in entries)) for candidate in turn if candidate]
+    return turns[:count]
+
+
+def untried(candidates: Sequence[Candidate], situation: Situation) -> list[Candidate]:
+    """Returns the candidates that were not refused just now."""
+    return [candidate for candidate in candidates if candidate not in situation.tried]
+
+
+class PolicyConfig(Named):
+    """A policy by name with its options."""
+
+    name: str = "round_robin"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        check_options(self, policies)
+        return self
+
+    def build(self) -> Policy:
+        """Returns the policy."""
+        return policies.get(self.name)(**self.options)

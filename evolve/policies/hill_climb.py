@@ -1,0 +1,66 @@
+"""`hill_climb`: a few children, each trained a little; the best goes on."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from evolve.lineage import Weighed
+from evolve.options import TypedOptions
+from evolve.policies.base import Candidate, Choice, Policy, Situation, drawn, policies
+
+logger = logging.getLogger(__name__)
+
+
+@policies.register("hill_climb")
+class HillClimb(Policy):
+    """Neural architecture search by hill climbing (NASH, Elsken, Metzen and Hutter 2017).
+
+    Each child is a mutated copy that keeps the weights. All are trained on the same batches, and the one with the
+    lowest held-out loss becomes the model, with what it has learned meanwhile. The model that is not mutated takes
+    part: where it wins, nothing is changed.
+    """
+
+    name = "hill_climb"
+
+    class Options(TypedOptions):
+        """Children, optimizer steps of each, and the seed of the draw."""
+
+        children: PositiveInt = 4
+        steps: PositiveInt = 50
+        seed: NonNegativeInt = 0
+
+    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+        """Returns the best child's mutation."""
+        if situation.tried:
+            return None  # the best child was refused on the model itself: there is no second best that was trained
+        chance = random.Random(f"{self.options.seed} {len(situation.records)}")
+        weighed: list[tuple[float, Candidate | None]] = []
+        refused: list[Weighed] = []
+        for candidate in [*drawn(candidates, self.options.children, chance), None]:
+            loss = situation.child(candidate, self.options.steps)
+            if loss is not None:
+                weighed.append((loss, candidate))
+            elif candidate is not None:
+                refused.append(Weighed(operator=candidate.operator, site=candidate.site, note="refused"))
+        weighed.sort(key=lambda pair: pair[0])
+        (loss, best), *others = weighed
+        if best is None:
+            rest = ", ".join(f"{other.operator} {value:.4g}" for value, other in others if other)
+            logger.info(
+                "No child came below the model's own loss of %.4g after %d steps (%s).", loss, self.options.steps, rest
+            )
+            return None
+        told = [
+            Weighed(
+                operator=candidate.operator if candidate else "",
+                site=candidate.site if candidate else None,
+                value=value,
+                note="" if candidate else "not mutated",
+            )
+            for value, candidate in others
+        ]
+        return Choice(best, f"held-out loss after {self.options.steps} steps", loss, "", [*told, *refused])

@@ -1,0 +1,129 @@
+"""What a score is, and what the scores share: slopes of would-be weights, estimated on two halves of the samples.
+
+A sum of squares of noisy slopes is large where there is nothing but noise, and the larger the more weights there are.
+So the samples are halved, and the product of the two halves' slopes stands for the square: noise of one half has
+nothing to do with that of the other, and cancels. Where input weights are turned to be the best, only the first half
+decides.
+
+What remains of noise is as likely above zero as below, and large at places where slopes are steep. Each half has four
+parts, whose products with those of the other half show how large it is. A score is a lower bound: one standard error
+below the sum. So a small gain that is there for certain comes before a large one that may be chance.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from evolve.registry import Registry
+from evolve.scores.addition import Addition, Reading
+
+PARTS = 4  # of each half of the samples
+_TURNS = 1  # steps in which input weights are turned
+
+
+class Score(ABC):
+    """Values what a candidate would add, before it is built.
+
+    Attributes:
+        name: Registered name.
+        turned: Whether the units' input weights are turned towards the largest slope first, or taken as drawn.
+        adds_up: Whether the gains of units add up, so that those that are looked at stand for all; else they share it.
+    """
+
+    name: ClassVar[str]
+    turned: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = False
+
+    @abstractmethod
+    def of(self, reading: Reading) -> Tensor:
+        """Returns the gain at one place that reads the units, as `products` of parts of the samples."""
+
+    def value(self, added: Addition) -> float:
+        """Returns the gain at all places together, for all units that would be added."""
+        directions = added.directions
+        if directions is not None and self.turned:
+            directions = steepest(added, directions)
+        with torch.no_grad():
+            gain = lower_bound(torch.stack([self.of(centred(r)) for r in added.readings(directions, False)]).sum(0))
+        return gain * added.units / len(directions) if directions is not None and self.adds_up else gain
+
+
+scores: Registry[type[Score]] = Registry("score", "evolve.scores")
+
+
+def centred(reading: Reading) -> Reading:
+    """Takes off the mean slope, which the bias of what is read into follows already: it says nothing of new units."""
+    return replace(reading, slopes=reading.slopes - reading.slopes.mean(0))
+
+
+def halves(reading: Reading) -> tuple[Tensor, Tensor]:
+    """Returns the slope of the loss with respect to the reading weights, (parts, values, outputs), from either half."""
+    units, parts = reading.units.flatten(1), reading.samples % (2 * PARTS)
+    slopes = [units[parts == part].T @ reading.slopes[parts == part] for part in range(2 * PARTS)]
+    return torch.stack(slopes[::2]) * reading.stands_for, torch.stack(slopes[1::2]) * reading.stands_for
+
+
+def products(first: Tensor, second: Tensor) -> Tensor:
+    """Returns four times the product of each part of one half with each part of the other: their sum is a square."""
+    return 4 * first.flatten(1).double() @ second.flatten(1).double().T
+
+
+def lower_bound(found: Tensor) -> float:
+    """Returns the sum of products less its standard error, as it is where there is nothing but noise."""
+    return float(found.sum() - found.square().sum().sqrt())
+
+
+def steepest(added: Addition, directions: Tensor) -> Tensor:
+    """Turns input weights towards the largest slope of the reading weights, by the samples of the first half.
+
+    The slope is linear in the input weights as far as the activation is: then each step is one of a power iteration,
+    which ends in the first singular vectors (GradMax, Evci et al. 2022). Weights keep their size, and no two of them
+    become the same.
+    """
+    norm = directions.norm(dim=1, keepdim=True)
+    for _ in range(_TURNS):
+        with torch.enable_grad():
+            leaf = directions.detach().requires_grad_()
+            found = sum(halves(centred(r))[0].sum(0).square().sum() for r in added.readings(leaf, True))
+            (slope,) = torch.autograd.grad(found, leaf)  # type: ignore[arg-type]
+        if not bool(torch.isfinite(slope).all()) or float(slope.norm()) == 0.0:
+            break
+        directions = _apart(slope) * norm
+    return directions.detach()
+
+
+def _apart(rows: Tensor) -> Tensor:
+    """Returns unit rows that are orthogonal as far as there is room for them, in the order of their size."""
+    order = rows.norm(dim=1).argsort(descending=True)
+    size = min(rows.shape)
+    basis = torch.linalg.qr(rows[order[:size]].T.double()).Q.T.to(rows)
+    new = torch.empty_like(rows)
+    new[order[:size]] = basis
+    new[order[size:]] = -basis[torch.arange(len(rows) - size) % size]  # the other side of the activation
+    return new
+
+
+def solved(features: Tensor, values: Tensor, *, size: Tensor | None = None, ridge: float = 1e-2) -> Tensor:
+    """Returns (F'F + ridge)^-1 values, in float64.
+
+    Args:
+        features: F, (rows, features).
+        values: (features, any).
+        size: Features whose mean square the ridge is relative to; F if None.
+        ridge: Relative size of the ridge.
+    """
+    gram = (features.T @ features).double()
+    mean = float((features if size is None else size).square().sum(0).mean())
+    gram.diagonal().add_(ridge * mean + 1e-30)
+    solution: Tensor = torch.linalg.solve(gram, values.double())
+    return solution
+
+
+def without(present: Tensor, values: Tensor) -> Tensor:
+    """Returns what of `values` the present features do not account for, row by row (least squares)."""
+    return values - present @ solved(present, present.T @ values, ridge=1e-4).to(values)
