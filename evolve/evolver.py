@@ -254,7 +254,7 @@ class Evolver:
             place_model(self.model, self.training)
             self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
             if self.state.ema:
-                self.state.ema.follow(self.model, answers[-1].cuts)
+                self.state.ema.follow(self.model, answers[-1].cuts, answers[-1].redrawn)
 
     def _save(self) -> None:
         if self.output.dir is None:

@@ -124,6 +124,12 @@ def reconcile(
     _adopt(model, optimizer, before, site)
 
 
+def forget(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
+    """Lets the state of parameters begin anew, as a new optimizer would begin it."""
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
+
+
 # How an optimizer's tensors scale with the gradient, by their names in torch.optim; others are carried as they are.
 _POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_inf": 1, "grad_avg": 1, "prev": 1}
 _POWERS |= {"exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2}
