@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
+from evolve.care import CareConfig, grown
 from evolve.config import Named, OptionFaults, Section
 from evolve.limits import Limits
 from evolve.lineage import Lineage
@@ -20,6 +21,7 @@ from evolve.options import check_options
 from evolve.policies import Candidate, Policy, PolicyConfig
 from evolve.schedules import ScheduleConfig
 from evolve.structure.probe import Loss
+from evolve.structure.sites import EVERYWHERE
 
 
 class OperatorConfig(Named):
@@ -45,6 +47,7 @@ class EvolutionConfig(Section):
         policy: Which operator, and where.
         operators: Those to choose from.
         limits: Caps that no mutation may pass.
+        care: What is done for the model after a mutation.
         attempts: Candidates to try when a mutation is due, until one is applied.
         probe: Samples of the training data that each mutation is verified on.
     """
@@ -53,6 +56,7 @@ class EvolutionConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     operators: list[OperatorConfig] = Field(default_factory=list)
     limits: Limits = Limits()
+    care: CareConfig = CareConfig()
     attempts: Annotated[int, Field(ge=1)] = 3
     probe: Annotated[int, Field(ge=2)] = 8
 
@@ -88,7 +92,11 @@ class Round:
         self._loss = loss
 
     def attempt(self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any]) -> list[MutationResult]:
-        """Makes up to `attempts` attempts and returns what became of them; only the last one can be applied."""
+        """Makes up to `attempts` attempts and returns what became of them; at most one is applied.
+
+        Where it is a growth and `care.shrink` is set, `shrink_perturb` of the whole model follows, as an attempt of its
+        own.
+        """
         answers = []
         candidates = self.candidates(model)
         for _ in range(self._config.attempts if candidates else 0):
@@ -99,6 +107,10 @@ class Round:
             answers.append(replace(result, record=self.lineage.append(result.record)))
             if result:
                 break
+        if answers and grown(answers[-1]) and self._config.care.shrink is not None:
+            shrink = Candidate("shrink_perturb", EVERYWHERE, self._config.care.shrink.model_dump())
+            result = self._mutate(model, optimizer, shrink, {**note, "reason": "care.shrink after a growth"})
+            answers.append(replace(result, record=self.lineage.append(result.record)))
         return answers
 
     def candidates(self, model: nn.Module) -> list[Candidate]:

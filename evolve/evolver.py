@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from evolve.care import Newborns, tend
 from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
 from evolve.data import as_batches
 from evolve.device import seed_everything
@@ -28,7 +29,7 @@ from evolve.progress import Progress
 from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
 from evolve.snapshot import Snapshot, first_step
-from evolve.structure.probe import count_parameters
+from evolve.structure.probe import count_parameters, parameter_shapes
 from evolve.training import (
     Batch,
     Loss,
@@ -107,6 +108,7 @@ class Evolver:
             epoch_samples=self.train.samples,
             flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
         )
+        self.state.newborns = Newborns(self.evolution.care, self.state.optimizer)
         self.display = Progress(progress, self.training.budget, steps)
         self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
         self.lineage = Lineage()
@@ -118,6 +120,7 @@ class Evolver:
         self._meter = Meter()
         self._params_from = count_parameters(model)
         self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
+        self._latest: list[int] = []  # the records of that mutation and of what followed it
         self._begun = False
         self._stop = False
 
@@ -203,7 +206,9 @@ class Evolver:
         try:
             result = train_step(self.state, batches) if before is None else first_step(self.state, batches, before)
             if result is None:
-                self.display.mutation(self.lineage.take_back("Memory ran out in the first step after it: taken back."))
+                for index in self._latest:
+                    reason = "Memory ran out in the first step after it: taken back."
+                    self.display.mutation(self.lineage.take_back(index, reason))
                 result = train_step(self.state, batches)
         except NonFiniteLossError as error:
             if self.output.dir is None or self.state.epoch == 0:
@@ -244,17 +249,19 @@ class Evolver:
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
         before = Snapshot(self.state)
+        shapes = parameter_shapes(self.model)
         answers = self.round.attempt(self.model, self.state.optimizer, note)
         if not answers:
             logger.warning("A mutation was due (%s), but there was none to try.", reason)
         for answer in answers:
             self.display.mutation(answer.record)
-        if any(answers):
-            self._before = before
+        applied = [answer for answer in answers if answer]
+        if applied:
+            self._before, self._latest = before, [answer.record.index for answer in applied]
             place_model(self.model, self.training)
             self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
-            if self.state.ema:
-                self.state.ema.follow(self.model, answers[-1].cuts, answers[-1].redrawn)
+            batches = self.train.epoch(self.state.epoch)
+            tend(self.evolution.care, self.state, shapes, applied, batches)
 
     def _save(self) -> None:
         if self.output.dir is None:

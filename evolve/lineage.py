@@ -125,9 +125,9 @@ class Lineage:
                 os.fsync(file.fileno())
         return record
 
-    def take_back(self, reason: str) -> Record:
-        """Notes that the last applied mutation was taken back: its record becomes `rolled_back`; returns it."""
-        record = self.applied[-1]
+    def take_back(self, index: int, reason: str) -> Record:
+        """Notes that an applied mutation was taken back: its record becomes `rolled_back`; returns it."""
+        record = self.records[index]
         changes = {
             "status": "rolled_back",
             "success": False,

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
 from evolve.budget import FORWARD_AND_BACKWARD, UNITS, Budget, Spent, whole
+from evolve.care import Newborns
 from evolve.config import Named, OptionFaults, Section, signature_faults
 from evolve.device import resolve_device
 from evolve.ema import EMA
@@ -122,6 +123,7 @@ class TrainState:
     Attributes:
         model: The network, in place.
         forward: What is called in its stead: the model, or its compiled form.
+        newborns: New parts of its parameters that are cared for.
         epoch: Epochs finished.
         step: Optimizer steps made.
         batch: Batches of the running epoch that are done.
@@ -142,6 +144,7 @@ class TrainState:
     lr_schedule: LrScheduleConfig | None = None
     scaler: torch.amp.GradScaler | None = None
     ema: EMA | None = None
+    newborns: Newborns | None = None
     epoch: int = 0
     step: int = 0
     batch: int = 0
@@ -279,16 +282,20 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
 
 
 def _optimizer_step(state: TrainState) -> None:
+    if state.scaler and (state.config.grad_clip is not None or state.newborns):
+        state.scaler.unscale_(state.optimizer)
     if state.config.grad_clip is not None:
-        if state.scaler:
-            state.scaler.unscale_(state.optimizer)
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, state.config.grad_clip)
+    if state.newborns:
+        state.newborns.before_step(state.model, state.optimizer)
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
         state.optimizer.step()
+    if state.newborns:
+        state.newborns.after_step()
     state.optimizer.zero_grad()
     if state.ema:
         state.ema.update(state.model)

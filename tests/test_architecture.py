@@ -33,16 +33,18 @@ ALLOWED = {
     "models": {"config", "plugins"},
     "data": {"config", "plugins"},
     "optim": {"config"},
-    "training": {"budget", "config", "device", "ema", "optim", "plugins"},
+    "care": {"config", "ema", "mutation", "operators", "structure", "surgery"},
+    "training": {"budget", "care", "config", "device", "ema", "optim", "plugins"},
     "schedules": {"budget", "config", "options"},
     "policies": {"config", "options"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
     "evolution": {
-        *("config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules", "structure"),
+        *("care", "config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules"),
+        "structure",
     },
     "progress": {"budget", "lineage"},
     "evolver": {
-        *("checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
+        *("care", "checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
         *("schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
