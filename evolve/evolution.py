@@ -19,6 +19,7 @@ from evolve.mutation import MutationResult, mutate, sites
 from evolve.operators import operators
 from evolve.options import check_options
 from evolve.policies import Candidate, Policy, PolicyConfig
+from evolve.probation import ProbationConfig
 from evolve.schedules import ScheduleConfig
 from evolve.structure.probe import Loss
 from evolve.structure.sites import EVERYWHERE
@@ -48,6 +49,7 @@ class EvolutionConfig(Section):
         operators: Those to choose from.
         limits: Caps that no mutation may pass.
         care: What is done for the model after a mutation.
+        probation: How mutations are put to the test; null keeps them at once.
         attempts: Candidates to try when a mutation is due, until one is applied.
         probe: Samples of the training data that each mutation is verified on.
     """
@@ -57,6 +59,7 @@ class EvolutionConfig(Section):
     operators: list[OperatorConfig] = Field(default_factory=list)
     limits: Limits = Limits()
     care: CareConfig = CareConfig()
+    probation: ProbationConfig | None = None
     attempts: Annotated[int, Field(ge=1)] = 3
     probe: Annotated[int, Field(ge=2)] = 8
 

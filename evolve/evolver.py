@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,9 @@ from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolution import EvolutionConfig, Round
 from evolve.interrupt import Interrupt
-from evolve.lineage import Lineage
+from evolve.lineage import Lineage, Verdict
 from evolve.optim import LrScheduleConfig, OptimizerConfig
+from evolve.probation import Probation
 from evolve.progress import Progress
 from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
@@ -116,6 +117,8 @@ class Evolver:
         self.round = Round(
             self.evolution, self.lineage, inputs, seed, loss=lambda outputs: self.state.loss(outputs, targets)
         )
+        tested = self.evolution.probation
+        self.probation = Probation(tested, self.state, self.val) if tested else None
         self.history: list[dict[str, Any]] = []
         self._meter = Meter()
         self._params_from = count_parameters(model)
@@ -123,6 +126,7 @@ class Evolver:
         self._latest: list[int] = []  # the records of that mutation and of what followed it
         self._begun = False
         self._stop = False
+        self._due: str | None = None  # why a mutation is to be made, as soon as none is on probation
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -149,12 +153,20 @@ class Evolver:
         self._lap = time.perf_counter()
         with Interrupt() as interrupt, self.display:
             while not self.finished and not self._stop:
+                self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():
-                    self._meter.add(self._train(batches))
+                    result = self._train(batches)
+                    if result is None:
+                        break
+                    self._meter.add(result)
                     clock = self._tick()
                     reason = self.schedule.due(clock) if self.schedule and not self.finished else None
-                    if reason:
-                        self._evolve(reason)
+                    self._due = self._due or reason
+                    if self.probation and self._judge(self.probation.verdict(self.finished)):
+                        if self.finished:  # of a budget of time or FLOPs
+                            self._save()
+                        break
+                    self._evolve()
                     self._stop = self._stop or interrupt.signal is not None
                     over = self._stop or self.finished
                     if over or (clock.epoch_end and state.epoch % self.output.checkpoint_every == 0):
@@ -179,13 +191,7 @@ class Evolver:
         path = newest_checkpoint(self._folder())
         records, progress = restore(path, self.state)
         self.lineage = self.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
-        self.history = progress["history"]
-        self._write_history()
-        self._meter = Meter(**progress["meter"])
-        self._params_from = progress["params_from"]
-        self.round.policy.load_state(progress["policy"])
-        if self.schedule:
-            self.schedule.load_state(progress["schedule"])
+        self._take_up(progress)
         self._begun = True
         logger.info("Resumed %s at step %d.", path, self.state.step)
         return self
@@ -201,7 +207,8 @@ class Evolver:
         while window := list(islice(batches, self.training.accumulate)):
             yield window
 
-    def _train(self, batches: list[Batch]) -> StepResult:
+    def _train(self, batches: list[Batch]) -> StepResult | None:
+        """Makes an optimizer step; None where it came to nothing and a mutation on probation went for it."""
         before, self._before = self._before, None
         try:
             result = train_step(self.state, batches) if before is None else first_step(self.state, batches, before)
@@ -209,8 +216,12 @@ class Evolver:
                 for index in self._latest:
                     reason = "Memory ran out in the first step after it: taken back."
                     self.display.mutation(self.lineage.take_back(index, reason))
+                if self.probation:
+                    self.probation.begin([])
                 result = train_step(self.state, batches)
         except NonFiniteLossError as error:
+            if self.probation and self._judge(self.probation.condemn()):
+                return None
             if self.output.dir is None or self.state.epoch == 0:
                 raise
             raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
@@ -240,7 +251,13 @@ class Evolver:
         self.state.seconds += now - self._lap
         self._lap = now
 
-    def _evolve(self, reason: str) -> None:
+    def _evolve(self) -> None:
+        """Makes a mutation where one is due and none is on probation."""
+        if self._due is None or self._tested or self.finished:
+            return
+        if self.probation:
+            self._save()  # a run that is stopped within the probation begins again here
+        reason, self._due = self._due, None
         last = self.history[-1] if self.history else {}
         note = {
             "epoch": self.state.epoch,
@@ -249,6 +266,8 @@ class Evolver:
             "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
         }
         before = Snapshot(self.state)
+        if self.probation:
+            self.probation.remember(before, self._progress(), self.history, self.lineage)
         shapes = parameter_shapes(self.model)
         answers = self.round.attempt(self.model, self.state.optimizer, note)
         if not answers:
@@ -256,6 +275,8 @@ class Evolver:
         for answer in answers:
             self.display.mutation(answer.record)
         applied = [answer for answer in answers if answer]
+        if self.probation:
+            self.probation.begin([answer.record.index for answer in applied])
         if applied:
             self._before, self._latest = before, [answer.record.index for answer in applied]
             place_model(self.model, self.training)
@@ -263,17 +284,48 @@ class Evolver:
             batches = self.train.epoch(self.state.epoch)
             tend(self.evolution.care, self.state, shapes, applied, batches)
 
+    def _judge(self, verdict: Verdict | None) -> bool:
+        """Carries out a verdict on what is on probation; says whether all went back to before it."""
+        if self.probation is None or verdict is None:
+            return False
+        for index in self.probation.records:
+            self.display.mutation(self.lineage.judge(index, verdict))
+        before = self.probation.end(verdict)
+        if before is not None:
+            # The policy has had its turn: it goes on, so that the next mutation is another one.
+            self._take_up({**before, "policy": self.round.policy.state()})
+        return before is not None
+
     def _save(self) -> None:
-        if self.output.dir is None:
-            return
-        progress = {
-            "history": self.history,
+        if self.output.dir is not None and not self._tested:
+            save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
+
+    @property
+    def _tested(self) -> bool:
+        """Whether a mutation is on probation: it is not in a checkpoint before it has passed."""
+        return self.probation is not None and bool(self.probation.records)
+
+    def _progress(self) -> dict[str, Any]:
+        """What a run needs to go on from here beside what training moves, as JSON values."""
+        return {
+            "history": list(self.history),
             "meter": self._meter.state(),
             "policy": self.round.policy.state(),
             "schedule": self.schedule.state() if self.schedule else {},
             "params_from": self._params_from,
+            "due": self._due,
         }
-        save_checkpoint(self._folder(), self.state, self.lineage, progress, self.output.keep)
+
+    def _take_up(self, progress: Mapping[str, Any]) -> None:
+        """Puts back what `_progress` returned."""
+        self.history = list(progress["history"])
+        self._write_history()
+        self._meter = Meter(**progress["meter"])
+        self._params_from = progress["params_from"]
+        self.round.policy.load_state(progress["policy"])
+        if self.schedule:
+            self.schedule.load_state(progress["schedule"])
+        self._due = progress["due"]
 
     def _folder(self) -> Path:
         if self.output.dir is None:

@@ -21,8 +21,8 @@ class Snapshot:
     """Remembers a training state on creation; `restore` puts it back bit for bit, objects keeping their identity.
 
     Model, optimizer, learning rate schedule, loss scaling, moving average, care of new parts, random generators and the
-    counts of what is done are covered. Copies of tensors are kept in the memory of the host, so that a full accelerator does not get
-    fuller; what a mutation replaces stays alive where it is.
+    counts of what is done are covered. Copies of tensors are kept in the memory of the host, so that a full accelerator
+    does not get fuller; what a mutation replaces stays alive where it is.
 
     Args:
         state: What training moves, between two optimizer steps.

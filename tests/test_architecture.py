@@ -38,14 +38,16 @@ ALLOWED = {
     "schedules": {"budget", "config", "options"},
     "policies": {"config", "options"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
+    "trend": set(),
+    "probation": {"config", "data", "lineage", "snapshot", "training", "trend"},
     "evolution": {
         *("care", "config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules"),
-        "structure",
+        *("probation", "structure"),
     },
     "progress": {"budget", "lineage"},
     "evolver": {
         *("care", "checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("schedules", "snapshot", "structure", "training", "run"),
+        *("probation", "schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
     "run": {"checkpoint", "config", "structure", "training"},
@@ -106,7 +108,8 @@ def test_arrows(path):
 
 
 @pytest.mark.parametrize(
-    "room", ["budget", "config", "lineage", "errors", "registry", "plugins", "options", "policies", "schedules"]
+    "room",
+    ["budget", "config", "lineage", "errors", "registry", "plugins", "options", "policies", "schedules", "trend"],
 )
 def test_rooms_without_torch(room):
     for path in FILES:

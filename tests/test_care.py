@@ -310,3 +310,17 @@ def test_care_changes_what_is_trained(whole, tmp_path):
 
 def _decaying():
     return evolve.OptimizerConfig(name="SGD", options={"lr": 0.05, "weight_decay": 0.1})
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_gradients_are_cared_for_on_their_own_scale(clip):
+    found = []
+    for scaled in (False, True):
+        training = evolve.TrainingConfig(epochs=2, device="cpu", grad_clip=clip)
+        evolver = make(
+            evolution=evolution(decay_grace=9, rewarm={"steps": 5}), training=training, optimizer=_decaying()
+        )
+        evolver.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if scaled else None
+        evolver.run()
+        found.append(dict(evolver.model.named_parameters()))
+    assert all(torch.allclose(p, found[1][name], rtol=1e-4, atol=1e-6) for name, p in found[0].items())
