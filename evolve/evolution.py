@@ -48,6 +48,8 @@ class EvolutionConfig(Section):
         policy: Which operator, and where.
         operators: Those to choose from.
         limits: Caps that no mutation may pass.
+        repay: Epochs for which the budget left must pay after a growth; a larger model than that is refused with the
+            figure. Null for none.
         care: What is done for the model after a mutation.
         probation: How mutations are put to the test; null keeps them at once.
         attempts: Candidates to try when a mutation is due, until one is applied.
@@ -58,6 +60,7 @@ class EvolutionConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     operators: list[OperatorConfig] = Field(default_factory=list)
     limits: Limits = Limits()
+    repay: Annotated[float, Field(gt=0)] | None = None
     care: CareConfig = CareConfig()
     probation: ProbationConfig | None = None
     attempts: Annotated[int, Field(ge=1)] = 3
@@ -76,6 +79,8 @@ class EvolutionConfig(Section):
 class Round:
     """Tries candidates, one after the other, until one is applied.
 
+    `limits` are those of the configuration; whoever knows the budget may set tighter ones before an attempt.
+
     Args:
         config: What may be tried.
         lineage: Takes the records.
@@ -89,6 +94,7 @@ class Round:
     ) -> None:
         self.policy: Policy = config.policy.build()
         self.lineage = lineage
+        self.limits = config.limits
         self._config = config
         self._example = example
         self._seed = seed
@@ -135,7 +141,7 @@ class Round:
             example_inputs=self._example,
             seed=(self._seed * 1_000_003 + len(self.lineage)) % 2**31,
             loss=self._loss,
-            limits=self._config.limits,
+            limits=self.limits,
             note=note,
             **chosen.options,
         )

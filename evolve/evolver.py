@@ -23,6 +23,7 @@ from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolution import EvolutionConfig, Round
 from evolve.interrupt import Interrupt
+from evolve.limits import Limits
 from evolve.lineage import Lineage, Verdict
 from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.probation import Probation
@@ -269,6 +270,7 @@ class Evolver:
         if self.probation:
             self.probation.remember(before, self._progress(), self.history, self.lineage)
         shapes = parameter_shapes(self.model)
+        self.round.limits, note["reason"] = self._repaid(reason)
         answers = self.round.attempt(self.model, self.state.optimizer, note)
         if not answers:
             logger.warning("A mutation was due (%s), but there was none to try.", reason)
@@ -283,6 +285,17 @@ class Evolver:
             self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
             batches = self.train.epoch(self.state.epoch)
             tend(self.evolution.care, self.state, shapes, applied, batches)
+
+    def _repaid(self, reason: str) -> tuple[Limits, str]:
+        """The limits with what the budget left repays, and the reason with that figure."""
+        limits, epochs = self.evolution.limits, self.evolution.repay
+        most = self.state.affordable(epochs) if epochs else None
+        if most is None or (limits.flops is not None and limits.flops <= most):
+            return limits, reason
+        return (
+            limits.model_copy(update={"flops": most}),
+            f"{reason}; for {epochs:g} more epochs the budget left pays for no more than {most:,} FLOPs a sample",
+        )
 
     def _judge(self, verdict: Verdict | None) -> bool:
         """Carries out a verdict on what is on probation; says whether all went back to before it."""

@@ -131,6 +131,7 @@ class TrainState:
         flops: FLOPs of the training steps so far.
         flops_per_sample: FLOPs of one forward pass of one sample of the model as it stands.
         epoch_steps: Optimizer steps of an epoch.
+        epoch_samples: Samples of an epoch.
         ticks: Length of the run as the learning rate schedule counts it.
     """
 
@@ -152,6 +153,7 @@ class TrainState:
     flops: int = 0
     flops_per_sample: int = 0
     epoch_steps: int = 1
+    epoch_samples: int = 0
     ticks: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -172,7 +174,25 @@ class TrainState:
     @property
     def progress(self) -> float:
         """Which part of the budget is spent, from 0 to 1."""
-        return self.config.budget.progress(Spent(self.step / self.epoch_steps, self.step, self.seconds, self.flops))
+        return self.config.budget.progress(self.spent)
+
+    @property
+    def spent(self) -> Spent:
+        """What the run has used up."""
+        return Spent(self.step / self.epoch_steps, self.step, self.seconds, self.flops)
+
+    def affordable(self, epochs: float) -> int | None:
+        """Returns the most FLOPs of a forward pass of a model that the budget left trains for so many epochs.
+
+        It is never less than the model has: one that does not grow needs no repayment. None where size does not matter,
+        as the budget is of epochs or steps, and enough are left. Seconds are taken to go with FLOPs.
+        """
+        epoch_flops = FORWARD_AND_BACKWARD * self.flops_per_sample * self.epoch_samples
+        budget = self.config.budget
+        left = budget.epochs_left(self.spent, epoch_flops)
+        if budget.unit in ("epochs", "steps"):
+            return None if left >= epochs else self.flops_per_sample
+        return max(self.flops_per_sample, int(self.flops_per_sample * left / epochs))
 
 
 @dataclass(frozen=True)
@@ -245,6 +265,7 @@ def create_state(
         ema=EMA(model, config.ema) if config.ema else None,
         flops_per_sample=flops_per_sample,
         epoch_steps=epoch_steps,
+        epoch_samples=epoch_samples,
         ticks=ticks,
     )
 

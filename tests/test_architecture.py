@@ -47,7 +47,7 @@ ALLOWED = {
     "progress": {"budget", "lineage"},
     "evolver": {
         *("care", "checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("probation", "schedules", "snapshot", "structure", "training", "run"),
+        *("limits", "probation", "schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
     "run": {"checkpoint", "config", "structure", "training"},
