@@ -191,9 +191,9 @@ def summary(store: Store, budgets: dict[int, tuple[float, ...]]) -> list[dict[st
                 best = case["best_fixed"]
                 print(
                     f"{case['name']}: evolved {told(case['test'][EVOLVED])} %, best fixed ({best}) "
-                    f"{told(case['test'][best])} %, {case['over_best_fixed']:+.2f} points; as accurate as the final net "
-                    f"with {case['flops_saved_of_final']:.2f}x fewer FLOPs, {case['cpu_saved_of_final']:.2f}x less CPU "
-                    f"time, as the better of both with {case['flops_saved_of_better']:.2f}x, "
+                    f"{told(case['test'][best])} %, {case['over_best_fixed']:+.2f} points; as accurate as the final "
+                    f"net with {case['flops_saved_of_final']:.2f}x fewer FLOPs, {case['cpu_saved_of_final']:.2f}x less "
+                    f"CPU time, as the better of both with {case['flops_saved_of_better']:.2f}x, "
                     f"{case['cpu_saved_of_better']:.2f}x"
                 )
     return cases

@@ -221,8 +221,8 @@ def main() -> None:
             }
             cases.append(case)
             print(
-                f"{case['name']:26} jump {figures['jump']['median']:.2g}, growth {figures['growth_ms']['median']:.0f} ms, "
-                f"optimizer state kept {figures['optimizer_kept']['median']:.0%}, test {told(figures['test'])} %, "
+                f"{case['name']:26} jump {figures['jump']['median']:.2g}, growth {figures['growth_ms']['median']:.0f} "
+                f"ms, optimizer state kept {figures['optimizer_kept']['median']:.0%}, test {told(figures['test'])} %, "
                 f"CPU over evolve {told(case['cpu_over_evolve'])}, {figures['params']['median']:,.0f} parameters"
             )
     write_json(chosen.json, "peers", cases)
