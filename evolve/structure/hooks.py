@@ -63,6 +63,12 @@ def leave_out(model: nn.Module, hooks: Iterable[int]) -> None:
             del table[key]
 
 
+def backward_hooks(model: nn.Module) -> bool:
+    """Whether a user's code runs in a backward pass: hooks on modules or on parameters, such as masks of gradients."""
+    owners = (*model.modules(), *model.parameters())
+    return any(owner._backward_hooks or getattr(owner, "_backward_pre_hooks", None) for owner in owners)
+
+
 def _tables(model: nn.Module) -> Iterator[tuple[nn.Module, HookTable]]:
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
