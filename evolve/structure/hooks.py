@@ -65,8 +65,8 @@ def leave_out(model: nn.Module, hooks: Iterable[int]) -> None:
 
 def backward_hooks(model: nn.Module) -> bool:
     """Whether a user's code runs in a backward pass: hooks on modules or on parameters, such as masks of gradients."""
-    owners = (*model.modules(), *model.parameters())
-    return any(owner._backward_hooks or getattr(owner, "_backward_pre_hooks", None) for owner in owners)
+    on_modules = any(module._backward_hooks or module._backward_pre_hooks for module in model.modules())
+    return on_modules or any(parameter._backward_hooks for parameter in model.parameters())
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[nn.Module, HookTable]]:

@@ -139,13 +139,18 @@ class Recorder(TorchDispatchMode):
             self._modules.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._modules.pop()
             call = self.tape.calls[self._stack.pop()]
             call.outputs = self._tensors(output)
             call.ops = (call.ops[0], len(self.tape.ops))
 
-        # A forward may catch what a part of it raises: that part is left as well.
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
+        def end(*_: Any) -> None:  # where a module raises, too: who called it may catch that
+            self._modules.pop()
+
+        handles = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave),
+            register_module_forward_hook(end, always_call=True),
+        ]
         try:
             yield
         finally:
