@@ -15,6 +15,7 @@ from evolve.limits import Limits
 from evolve.lineage import TensorSpec
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
+from evolve.structure.hooks import backward_hooks
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
@@ -97,7 +98,8 @@ def carry_out(
         remarks.append(remark)
     if operator.on_groups or before.reached(site):
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
-        if fresh or len(ParameterTable(model).by_name) != len(table.by_name):  # other widths alone break no backward
+        other = len(ParameterTable(model).by_name) != len(table.by_name)
+        if fresh or other or backward_hooks(model):  # other widths alone break no backward of autograd's own
             _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
     else:
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")

@@ -63,6 +63,12 @@ def leave_out(model: nn.Module, hooks: Iterable[int]) -> None:
             del table[key]
 
 
+def backward_hooks(model: nn.Module) -> bool:
+    """Whether a user's code runs in a backward pass: hooks on modules or on parameters, such as masks of gradients."""
+    on_modules = any(module._backward_hooks or module._backward_pre_hooks for module in model.modules())
+    return on_modules or any(parameter._backward_hooks for parameter in model.parameters())
+
+
 def _tables(model: nn.Module) -> Iterator[tuple[nn.Module, HookTable]]:
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):

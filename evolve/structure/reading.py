@@ -15,7 +15,7 @@ from torch.nn.modules import activation, batchnorm, conv, dropout, linear, norma
 from torch.overrides import TorchFunctionMode
 
 from evolve.structure.configs import rewrite_configs
-from evolve.structure.tape import Tie, Value
+from evolve.structure.tape import Tape, Tie, Value
 
 if TYPE_CHECKING:
     from evolve.structure.recorder import Recorder
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
 class _Told(int):
     """An integer that knows where it comes from; who compares it with another one asks for a size."""
 
-    reader: Reader
+    tape: Tape
 
     def _ask(self) -> int:
-        self.reader.tape.asks_size = True
+        self.tape.asks_size = True
         return int(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a forward may keep it where nobody looks, and be saved or copied
+        return int, (self._ask(),)
 
     def __eq__(self, other: object) -> bool:
         return self._ask() == other
@@ -64,20 +67,28 @@ class _SettingOf(_Told):
     name: tuple[str, str, int | None]
 
 
-class _Mode:
-    """Stands for `training` and notes that it was looked at."""
+class _Buffers(dict[str, Any]):
+    """The buffers of a module, and its mode: an attribute of a module that is nowhere else is looked for among them.
 
-    def __init__(self, reader: Reader, training: bool) -> None:
+    So who reads `training` is given a plain bool, and it is known.
+    """
+
+    def __init__(self, reader: Reader, buffers: dict[str, Any], training: bool) -> None:
+        super().__init__(buffers)
         self._reader, self._training = reader, training
 
-    def __bool__(self) -> bool:
-        self._reader.tape.asks_mode = True
+    def __contains__(self, name: object) -> bool:
+        return name == "training" or super().__contains__(name)
+
+    def __getitem__(self, name: str) -> Any:
+        if name != "training":
+            return super().__getitem__(name)
+        if self._reader.layer not in _MODAL:
+            self._reader.tape.asks_mode = True
         return self._training
 
-    def __eq__(self, other: object) -> bool:
-        return bool(self) == other
-
-    __hash__ = None  # type: ignore[assignment]
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("A module cannot be copied while its mode is watched.")
 
 
 class Reader(TorchFunctionMode):
@@ -92,22 +103,41 @@ class Reader(TorchFunctionMode):
         self.tape = recorder.tape
         self._recorder = recorder
 
-    def watch(self, model: nn.Module) -> None:
-        """Lets every integer of a module know its name, and every mode tell; `undisturbed` puts plain ones back."""
-        self.tape.asks_size = self.tape.asks_mode = False
+    @property
+    def layer(self) -> type | None:
+        """The class of the module whose forward is running, None where a hook or another forward runs in its name."""
+        module = self._recorder.innermost
+        return None if module is None or module._forward_pre_hooks or "forward" in vars(module) else type(module)
+
+    def watch(self, model: nn.Module, *, modes: bool) -> None:
+        """Lets every integer of a module know its name; `undisturbed` puts plain ones back.
+
+        Args:
+            model: The model.
+            modes: Watch who reads a mode too: no forward can set one then.
+        """
+        self.tape.asks_size, self.tape.asks_mode = False, not modes
         for name, module in model.named_modules():
             for attribute, value in vars(module).items():
                 if type(value) is int and value > 1:
                     vars(module)[attribute] = self._named(name, attribute, None, value)
-            if type(module) not in _MODAL:
-                vars(module)["training"] = _Mode(self, module.training)
+            if modes:
+                self._watch_mode(module)
         rewrite_configs(model, lambda config, *place: self._named(*place))
+
+    def _watch_mode(self, module: nn.Module) -> None:
+        own = vars(module)
+        # Code that is not Python reads it unseen, and who sets more than the mode reads that.
+        unseen = isinstance(module, torch.jit.ScriptModule) or "training" not in own
+        if unseen or "train" in own or type(module).train is not nn.Module.train:
+            self.tape.asks_mode = True
+        else:
+            own["_buffers"] = _Buffers(self, module._buffers, own.pop("training"))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one function of torch."""
-        args = tuple(bool(arg) if type(arg) is _Mode else arg for arg in args)
-        kwargs = {key: bool(arg) if type(arg) is _Mode else arg for key, arg in (kwargs or {}).items()}
-        if func not in _SIZELESS and type(self._recorder.innermost) not in _SETTLED:
+        kwargs = kwargs or {}
+        if func not in _SIZELESS and self.layer not in _SETTLED:
             self.tape.asks_size = True
         out = func(*args, **kwargs)
         if func in _READS:
@@ -131,12 +161,12 @@ class Reader(TorchFunctionMode):
 
     def _named(self, module: str, attribute: str, position: int | None, value: int) -> int:
         named = _SettingOf(value)
-        named.name, named.reader = (module, attribute, position), self
+        named.name, named.tape = (module, attribute, position), self.tape
         return named
 
     def _told(self, value: Value, axis: int, size: int) -> int:
         told = _SizeOf(size)
-        told.value, told.axis, told.reader = value, axis, self
+        told.value, told.axis, told.tape = value, axis, self.tape
         return told
 
 

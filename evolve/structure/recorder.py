@@ -139,12 +139,18 @@ class Recorder(TorchDispatchMode):
             self._modules.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._modules.pop()
             call = self.tape.calls[self._stack.pop()]
             call.outputs = self._tensors(output)
             call.ops = (call.ops[0], len(self.tape.ops))
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        def end(*_: Any) -> None:  # where a module raises, too: who called it may catch that
+            self._modules.pop()
+
+        handles = [
+            register_module_forward_pre_hook(enter),
+            register_module_forward_hook(leave),
+            register_module_forward_hook(end, always_call=True),
+        ]
         try:
             yield
         finally:
@@ -165,16 +171,19 @@ def record(model: nn.Module, inputs: Inputs, *, training: bool, observers: Set[i
         training: The mode to run it in.
         observers: Hooks to leave out, from `observing_hooks`.
     """
-    for faked, told in ((True, True), (True, False), (False, True)):
+    ways = ((True, True, True), (True, True, False), (True, False, False), (False, True, False))
+    for faked, told, modes in ways:
         try:
-            return _record(model, inputs, training, observers, faked=faked, told=told)
-        except Exception as error:  # the forward looks at values, or wants plain integers, or does not run at all
+            return _record(model, inputs, training, observers, faked=faked, told=told, modes=modes)
+        except Exception as error:  # it looks at values, sets its mode, wants plain integers, or does not run at all
             logger.debug("%s cannot be recorded (fake tensors: %s): %s", type(model).__name__, faked, error)
-    return _record(model, inputs, training, observers, faked=False, told=False)
+    return _record(model, inputs, training, observers, faked=False, told=False, modes=False)
 
 
-def _record(model: nn.Module, inputs: Inputs, training: bool, observers: Set[int], *, faked: bool, told: bool) -> Tape:
-    """Records a run, on fake tensors or not, with integers that tell where they come from or without."""
+def _record(
+    model: nn.Module, inputs: Inputs, training: bool, observers: Set[int], *, faked: bool, told: bool, modes: bool
+) -> Tape:
+    """Records a run, on fake tensors or not, with integers that tell where they come from, with modes watched."""
     fake = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
     tape = Tape(training, real=fake is None)
     recorder = Recorder(model, tape, fake)
@@ -187,7 +196,7 @@ def _record(model: nn.Module, inputs: Inputs, training: bool, observers: Set[int
         leave_out(model, observers)
         reader = Reader(recorder)
         if told:
-            reader.watch(model)
+            reader.watch(model, modes=modes)
         args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
         listening = reader if told else contextlib.nullcontext()
         with fake or contextlib.nullcontext(), recorder, recorder.modules(), listening:

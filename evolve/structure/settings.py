@@ -73,7 +73,7 @@ def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[S
         shapes = {key: changed[source] for key, source in _tensors_of(module, names) if source in changed}
         if shapes:
             found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
-    found += _norms_without_tensors(model, analysis, sizes)
+    found += _norms_without_tensors(model, analysis, sizes, groups)
     for tape in analysis.tapes:
         for (name, attribute, place), (value, position) in tape.settings.items():
             axis = analysis.flow.of(value)[position]
@@ -82,16 +82,30 @@ def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[S
     return list(dict.fromkeys(found))
 
 
-def _norms_without_tensors(model: nn.Module, analysis: Analysis, sizes: Sizes) -> Iterator[Setting]:
-    """Yields the channels that norms without scales keep, by what came in."""
+def _norms_without_tensors(
+    model: nn.Module, analysis: Analysis, sizes: Sizes, groups: Mapping[str, int]
+) -> Iterator[Setting]:
+    """Yields the sizes that norms without scales keep, by what came in."""
     for call in (call for tape in analysis.tapes for call in tape.calls):
         module = model.get_submodule(call.module)
-        attribute = "num_channels" if isinstance(module, nn.GroupNorm) else "num_features"
-        bare = isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase) and not module.state_dict()
-        if bare and call.inputs and len(call.inputs[0].shape) > 1:
-            channels = analysis.flow.of(call.inputs[0])[1]
-            if channels.resized(sizes) != channels.size:
-                yield Setting(call.module, attribute, None, channels.resized(sizes))
+        if not isinstance(module, _NORMS) or module.state_dict() or not call.inputs:
+            continue
+        axes = analysis.flow.of(call.inputs[0])
+        new = [axis.resized(sizes) for axis in axes]
+        if len(new) < 2 or new == [axis.size for axis in axes]:
+            continue
+        match module:
+            case nn.LayerNorm() | nn.RMSNorm():
+                for position, size in enumerate(new[-len(module.normalized_shape) :]):
+                    yield Setting(call.module, "normalized_shape", position, size)
+            case nn.GroupNorm():
+                yield Setting(call.module, "num_channels", None, new[1])
+                yield Setting(call.module, "num_groups", None, groups.get(call.module, module.num_groups))
+            case _:
+                yield Setting(call.module, "num_features", None, new[1])
+
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
