@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,7 @@ from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
 from evolve.structure.sites import Site, resolve
 from evolve.surgery.memory import out_of_memory
-from evolve.surgery.optimizer import ParameterTable, left_behind, optimizer_faults, reconcile
-from evolve.surgery.resize import Cut
+from evolve.surgery.optimizer import ParameterTable, forget, left_behind, optimizer_faults, reconcile
 from evolve.surgery.verify import difference, gradient_faults, rounding, structure_faults, tolerance, train_outputs
 
 
@@ -49,8 +47,8 @@ def carry_out(
     loss: Loss | None,
     limits: Limits | None,
     attempt: Attempt,
-) -> tuple[str, Sequence[Cut]]:
-    """Plans, applies and verifies inside an open transaction; returns the message and the cuts that were made."""
+) -> tuple[str, Change]:
+    """Plans, applies and verifies inside an open transaction; returns the message and what the operator did."""
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
@@ -82,9 +80,11 @@ def carry_out(
     limits.check_beforehand(model, inputs, attempt.params_after)
     if optimizer is not None:
         reconcile(model, optimizer, table, site.name, change.cuts)
+        if change.forget:
+            forget(optimizer, [model.get_parameter(name) for name in change.redrawn])
         _reject_if(optimizer_faults(model, optimizer, table, held))
     if inputs is None:
-        return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change.cuts
+        return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change
 
     after = _second_look(model, inputs, attempt.seed, plain="flops" in attempt.plan)
     attempt.flops_after = attempt.plan.get("flops", after.flops)
@@ -105,7 +105,7 @@ def carry_out(
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
     delta = attempt.max_abs_diff
     measured = "The outputs changed shape and cannot be compared." if delta is None else f"max|Δ| = {delta:.3g}."
-    return " ".join([change.message, measured, *remarks]), change.cuts
+    return " ".join([change.message, measured, *remarks]), change
 
 
 def first_look(

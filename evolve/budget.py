@@ -50,6 +50,21 @@ class Budget:
         """Returns which part of the budget is spent, from 0 to 1."""
         return min(1.0, float(getattr(spent, self.unit)) / self.amount)
 
+    def epochs_left(self, spent: Spent, epoch_flops: float) -> float:
+        """Returns how many more epochs the rest of the budget pays for, of the model as it is.
+
+        Args:
+            spent: What the run has used up; not nothing.
+            epoch_flops: FLOPs of an epoch of the model as it is.
+        """
+        prices = {
+            "epochs": 1.0,
+            "steps": spent.steps / spent.epochs,
+            "seconds": spent.seconds / spent.epochs,
+            "flops": epoch_flops,
+        }
+        return (self.amount - float(getattr(spent, self.unit))) / prices[self.unit]
+
     def ticks(self, epoch_steps: int, step_flops: float) -> int:
         """Returns the length of the run in ticks: what a learning rate schedule counts.
 

@@ -51,17 +51,13 @@ class Nursery:
         val: Held-out data.
         mutate: Makes a candidate's mutation on a model with its optimizer, by a seed.
         seed: Of the mutations.
-        accumulate: Batches of one optimizer step.
     """
 
-    def __init__(
-        self, state: TrainState, train: Batches, val: Batches, mutate: Mutate, seed: int, accumulate: int
-    ) -> None:
+    def __init__(self, state: TrainState, train: Batches, val: Batches, mutate: Mutate, seed: int) -> None:
         self.state = state
         self._train, self._val = train, val
         self._mutate = mutate
         self._seed = seed
-        self._accumulate = accumulate
 
     def raised(self, candidate: Candidate | None, steps: int) -> Child | None:
         """Returns a child after `steps` optimizer steps; None if its mutation is refused, or memory or loss give out.
@@ -91,6 +87,7 @@ class Nursery:
                 scheduler=None,
                 scaler=torch.amp.GradScaler() if self.state.scaler else None,
                 ema=None,
+                newborns=None,
                 flops_per_sample=flops,
             )
             try:
@@ -112,7 +109,7 @@ class Nursery:
             share = (1 + math.cos(math.pi * step / steps)) / 2
             for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * share
-            train_step(state, list(islice(coming, self._accumulate)))
+            train_step(state, list(islice(coming, state.config.accumulate)))
 
     def adopt(self, child: Child) -> None:
         """Gives the run's model, which has been mutated as the child was, the child's weights and optimizer state.

@@ -36,17 +36,18 @@ class EMA:
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.shadow.values()), [parameters[name].detach() for name in self.shadow], 1 - kept)
 
-    def follow(self, model: nn.Module, cuts: Sequence[Cut] = ()) -> None:
+    def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
         """After a mutation: averages are cut as their parameters were; what is new begins at its present value.
 
         Args:
             model: After the mutation.
             cuts: What it did to the axes of parameters.
+            redrawn: Parameters that took other values as a whole: an average with the old ones would be of neither.
         """
         old, self.shadow = self.shadow, {}
         for name, parameter in model.named_parameters():
             present = parameter.detach()
-            known = old.get(name)
+            known = None if name in redrawn else old.get(name)
             if known is not None:
                 known = recut_copy(known, [cut for cut in cuts if cut.name == name], present)
             keep = known is not None and known.shape == present.shape

@@ -1,27 +1,20 @@
-"""The evolution section of a configuration, and one round of attempts."""
+"""The `evolution` section of a configuration."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.optim import Optimizer
 from typing_extensions import Self
 
+from evolve.care import CareConfig
 from evolve.config import Named, OptionFaults, Section
 from evolve.limits import Limits
-from evolve.lineage import Lineage, Reasons, Weighed
-from evolve.mutation import MutationResult, mutate, sites
 from evolve.operators import operators
 from evolve.options import check_options
-from evolve.policies import Candidate, Choice, Policy, PolicyConfig
+from evolve.policies import PolicyConfig
+from evolve.probation import ProbationConfig
 from evolve.schedules import ScheduleConfig
-from evolve.situation import RunSituation
-from evolve.structure.probe import Loss
 
 
 class OperatorConfig(Named):
@@ -47,6 +40,10 @@ class EvolutionConfig(Section):
         policy: Which operator, and where.
         operators: Those to choose from.
         limits: Caps that no mutation may pass.
+        repay: Epochs for which the budget left must pay after a growth; a larger model than that is refused with the
+            figure. Null for none.
+        care: What is done for the model after a mutation.
+        probation: How mutations are put to the test; null keeps them at once.
         attempts: Candidates to try when a mutation is due, until one is applied.
         probe: Samples of the training data that each mutation is verified on.
     """
@@ -55,6 +52,9 @@ class EvolutionConfig(Section):
     policy: PolicyConfig = PolicyConfig()
     operators: list[OperatorConfig] = Field(default_factory=list)
     limits: Limits = Limits()
+    repay: Annotated[float, Field(gt=0)] | None = None
+    care: CareConfig = CareConfig()
+    probation: ProbationConfig | None = None
     attempts: Annotated[int, Field(ge=1)] = 3
     probe: Annotated[int, Field(ge=2)] = 8
 
@@ -66,89 +66,3 @@ class EvolutionConfig(Section):
         if self.schedule is not None and not self.operators:
             raise OptionFaults([(("operators",), "is empty: a schedule needs operators, such as [{name: residual}].")])
         return self
-
-
-class Round:
-    """Tries candidates, one after the other, until one is applied.
-
-    Args:
-        config: What may be tried.
-        lineage: Takes the records.
-        example: Probe batch.
-        seed: From which each attempt's own seed is derived.
-        loss: Of the model's outputs on the probe batch, for operators that look at gradients.
-    """
-
-    def __init__(
-        self, config: EvolutionConfig, lineage: Lineage, example: Tensor, seed: int, loss: Loss | None = None
-    ) -> None:
-        self.policy: Policy = config.policy.build()
-        self.lineage = lineage
-        self._config = config
-        self._example = example
-        self._seed = seed
-        self._loss = loss
-
-    def attempt(
-        self, model: nn.Module, optimizer: Optimizer, note: Mapping[str, Any], situation: RunSituation
-    ) -> list[MutationResult]:
-        """Makes up to `attempts` attempts and returns what became of them; only the last one can be applied."""
-        answers = []
-        candidates = self.candidates(model)
-        for _ in range(self._config.attempts if candidates else 0):
-            started = time.perf_counter()
-            choice = self.policy.choose(candidates, situation)
-            if choice is None:
-                break
-            reasons = self._reasons(choice, time.perf_counter() - started)
-            seed = situation.seed_of(choice.candidate, self.seed)
-            result = self.mutate(model, optimizer, choice.candidate, seed, {**note, "choice": reasons})
-            answers.append(replace(result, record=self.lineage.append(result.record)))
-            if result:
-                situation.adopt(choice.candidate)
-                break
-            situation.tried.append(choice.candidate)
-        return answers
-
-    def _reasons(self, choice: Choice, seconds: float) -> Reasons | None:
-        if not choice.by:
-            return None
-        candidate = choice.candidate
-        chosen = Weighed(operator=candidate.operator, site=candidate.site, value=choice.value, note=choice.note)
-        name = self._config.policy.name
-        return Reasons(policy=name, by=choice.by, chosen=chosen, others=list(choice.others), seconds=seconds)
-
-    def candidates(self, model: nn.Module) -> list[Candidate]:
-        """Returns what could be tried on the model as it stands."""
-        found = []
-        for entry, operator in enumerate(self._config.operators):
-            places = operator.sites or sites(model, operator.name, example_inputs=self._example, **operator.options)
-            found += [Candidate(operator.name, place, operator.options, entry) for place in places]
-        return found
-
-    @property
-    def seed(self) -> int:
-        """The seed of the next attempt."""
-        return (self._seed * 1_000_003 + len(self.lineage)) % 2**31
-
-    def mutate(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        chosen: Candidate,
-        seed: int,
-        note: Mapping[str, Any] | None = None,
-    ) -> MutationResult:
-        """Makes one attempt; nothing is written to the lineage."""
-        return mutate(
-            model,
-            chosen.operator,
-            site=chosen.site,
-            optimizer=optimizer,
-            example_inputs=self._example,
-            seed=seed,
-            loss=self._loss,
-            limits=self._config.limits,
-            note=note,
-            **chosen.options,
-        )

@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,20 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from evolve.care import Newborns
 from evolve.checkpoint import newest_checkpoint, restore, save_checkpoint
-from evolve.children import Nursery
 from evolve.data import as_batches
 from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
-from evolve.evolution import EvolutionConfig, Round
+from evolve.evolution import EvolutionConfig
 from evolve.interrupt import Interrupt
-from evolve.lineage import Lineage
+from evolve.lineage import Lineage, Verdict
 from evolve.optim import LrScheduleConfig, OptimizerConfig
+from evolve.probation import Probation
 from evolve.progress import Progress
+from evolve.rounds import Round
 from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
-from evolve.situation import RunSituation
 from evolve.snapshot import Snapshot, first_step
 from evolve.structure.probe import count_parameters
 from evolve.training import (
@@ -98,7 +99,7 @@ class Evolver:
         place_model(model, self.training)
         self._config_text = config_text
         steps = math.ceil(len(self.train) / self.training.accumulate)
-        inputs, targets = self.train.examples(self.evolution.probe)
+        inputs = self.train.example(self.evolution.probe)
         self.state = create_state(
             model,
             optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
@@ -109,19 +110,20 @@ class Evolver:
             epoch_samples=self.train.samples,
             flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
         )
+        self.state.newborns = Newborns(self.evolution.care, self.state.optimizer)
         self.display = Progress(progress, self.training.budget, steps)
         self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
-        self.lineage = Lineage()
-        targets = targets.to(self.state.device)
-        self.round = Round(
-            self.evolution, self.lineage, inputs, seed, loss=lambda outputs: self.state.loss(outputs, targets)
-        )
+        self.round = Round(self.evolution, self.state, self.train, self.val)
+        tested = self.evolution.probation
+        self.probation = Probation(tested, self.state, self.val) if tested else None
         self.history: list[dict[str, Any]] = []
         self._meter = Meter()
         self._params_from = count_parameters(model)
         self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
+        self._latest: list[int] = []  # the records of that mutation and of what followed it
         self._begun = False
         self._stop = False
+        self._due: str | None = None  # why a mutation is to be made, as soon as none is on probation
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -148,12 +150,20 @@ class Evolver:
         self._lap = time.perf_counter()
         with Interrupt() as interrupt, self.display:
             while not self.finished and not self._stop:
+                self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():
-                    self._meter.add(self._train(batches))
+                    result = self._train(batches)
+                    if result is None:
+                        break
+                    self._meter.add(result)
                     clock = self._tick()
                     reason = self.schedule.due(clock) if self.schedule and not self.finished else None
-                    if reason:
-                        self._evolve(reason)
+                    self._due = self._due or reason
+                    if self.probation and self._judge(self.probation.verdict(self.finished)):
+                        if self.finished:  # of a budget of time or FLOPs
+                            self._save()
+                        break
+                    self._evolve()
                     self._stop = self._stop or interrupt.signal is not None
                     over = self._stop or self.finished
                     if over or (clock.epoch_end and state.epoch % self.output.checkpoint_every == 0):
@@ -177,17 +187,16 @@ class Evolver:
         """
         path = newest_checkpoint(self._folder())
         records, progress = restore(path, self.state)
-        self.lineage = self.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
-        self.history = progress["history"]
-        self._write_history()
-        self._meter = Meter(**progress["meter"])
-        self._params_from = progress["params_from"]
-        self.round.policy.load_state(progress["policy"])
-        if self.schedule:
-            self.schedule.load_state(progress["schedule"])
+        self.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
+        self._take_up(progress)
         self._begun = True
         logger.info("Resumed %s at step %d.", path, self.state.step)
         return self
+
+    @property
+    def lineage(self) -> Lineage:
+        """Every mutation attempted so far."""
+        return self.round.lineage
 
     @property
     def finished(self) -> bool:
@@ -200,14 +209,21 @@ class Evolver:
         while window := list(islice(batches, self.training.accumulate)):
             yield window
 
-    def _train(self, batches: list[Batch]) -> StepResult:
+    def _train(self, batches: list[Batch]) -> StepResult | None:
+        """Makes an optimizer step; None where it came to nothing and a mutation on probation went for it."""
         before, self._before = self._before, None
         try:
             result = train_step(self.state, batches) if before is None else first_step(self.state, batches, before)
             if result is None:
-                self.display.mutation(self.lineage.take_back("Memory ran out in the first step after it: taken back."))
+                for index in self._latest:
+                    reason = "Memory ran out in the first step after it: taken back."
+                    self.display.mutation(self.lineage.take_back(index, reason))
+                if self.probation:
+                    self.probation.begin([])
                 result = train_step(self.state, batches)
         except NonFiniteLossError as error:
+            if self.probation and self._judge(self.probation.condemn()):
+                return None
             if self.output.dir is None or self.state.epoch == 0:
                 raise
             raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
@@ -237,45 +253,67 @@ class Evolver:
         self.state.seconds += now - self._lap
         self._lap = now
 
-    def _evolve(self, reason: str) -> None:
-        last = self.history[-1] if self.history else {}
-        note = {
-            "epoch": self.state.epoch,
-            "step": self.state.step,
-            "reason": reason,
-            "metrics_before": {k: v for k, v in last.items() if k.startswith("val_")} or None,
-        }
+    def _evolve(self) -> None:
+        """Makes a mutation where one is due and none is on probation."""
+        if self._due is None or self._tested or self.finished:
+            return
+        if self.probation:
+            self._save()  # a run that is stopped within the probation begins again here
+        reason, self._due = self._due, None
         before = Snapshot(self.state)
-        answers = self.round.attempt(self.model, self.state.optimizer, note, self._situation())
-        if not answers:
-            logger.warning("A mutation was due (%s), but there was none to try, or the policy chose none.", reason)
+        if self.probation:
+            self.probation.remember(before, self._progress(), self.history, self.lineage)
+        answers = self.round.attempt(reason, self.history)
         for answer in answers:
             self.display.mutation(answer.record)
-        if any(answers):
-            self._before = before
-            place_model(self.model, self.training)
-            self.state.flops_per_sample = answers[-1].record.flops_after or self.state.flops_per_sample
-            if self.state.ema:
-                self.state.ema.follow(self.model, answers[-1].cuts)
+        applied = [answer.record.index for answer in answers if answer]
+        if self.probation:
+            self.probation.begin(applied)
+        if applied:
+            self._before, self._latest = before, applied
 
-    def _situation(self) -> RunSituation:
-        """What the policy can ask about the run as it stands."""
-        state, accumulate = self.state, self.training.accumulate
-        nursery = Nursery(state, self.train, self.val, self.round.mutate, self.round.seed, accumulate)
-        example = self.train.example(self.evolution.probe)
-        return RunSituation(state, self.train, example, self.lineage.records, self.history, nursery)
+    def _judge(self, verdict: Verdict | None) -> bool:
+        """Carries out a verdict on what is on probation; says whether all went back to before it."""
+        if self.probation is None or verdict is None:
+            return False
+        for index in self.probation.records:
+            self.display.mutation(self.lineage.judge(index, verdict))
+        before = self.probation.end(verdict)
+        if before is not None:
+            # The policy has had its turn: it goes on, so that the next mutation is another one.
+            self._take_up({**before, "policy": self.round.policy.state()})
+        return before is not None
 
     def _save(self) -> None:
-        if self.output.dir is None:
-            return
-        progress = {
-            "history": self.history,
+        if self.output.dir is not None and not self._tested:
+            save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
+
+    @property
+    def _tested(self) -> bool:
+        """Whether a mutation is on probation: it is not in a checkpoint before it has passed."""
+        return self.probation is not None and bool(self.probation.records)
+
+    def _progress(self) -> dict[str, Any]:
+        """What a run needs to go on from here beside what training moves, as JSON values."""
+        return {
+            "history": list(self.history),
             "meter": self._meter.state(),
             "policy": self.round.policy.state(),
             "schedule": self.schedule.state() if self.schedule else {},
             "params_from": self._params_from,
+            "due": self._due,
         }
-        save_checkpoint(self._folder(), self.state, self.lineage, progress, self.output.keep)
+
+    def _take_up(self, progress: Mapping[str, Any]) -> None:
+        """Puts back what `_progress` returned."""
+        self.history = list(progress["history"])
+        self._write_history()
+        self._meter = Meter(**progress["meter"])
+        self._params_from = progress["params_from"]
+        self.round.policy.load_state(progress["policy"])
+        if self.schedule:
+            self.schedule.load_state(progress["schedule"])
+        self._due = progress["due"]
 
     def _folder(self) -> Path:
         if self.output.dir is None:
@@ -289,7 +327,7 @@ class Evolver:
         check_fit(self.state, next(iter(self.val.epoch(0))))
         if self.output.dir is not None:
             begin_folder(self._folder(), self.output.overwrite, self._config_text)
-            self.lineage = self.round.lineage = Lineage(self._folder() / "lineage.jsonl")
+            self.round.lineage = Lineage(self._folder() / "lineage.jsonl")
         seed_everything(self.training.seed)
         self._begun = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +70,39 @@ class Reasons(BaseModel):
     seconds: float = 0.0
 
 
+class Verdict(BaseModel):
+    """What became of a mutation on probation.
+
+    Attributes:
+        kept: Whether it stayed.
+        steps: Optimizer steps that it had.
+        metric: What it was judged by, such as "val_loss".
+        before: The metric right before the mutation.
+        promised: What the trend before it promised for the step of the verdict.
+        bound: The worst value with which it would have stayed.
+        found: The metric at the verdict; None where the loss was no number any more.
+        points: Evaluations that the trend was taken from; 0 where there were too few and the value before stood for it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kept: bool
+    steps: int
+    metric: str
+    before: float
+    promised: float
+    bound: float
+    found: float | None
+    points: int
+
+    def __str__(self) -> str:
+        what = f"{'Kept' if self.kept else 'Taken back'} after {self.steps} steps on probation"
+        if self.found is None:
+            return f"{what}: the loss is no number any more."
+        trend = f"the trend of {self.points} evaluations promised" if self.points else "before it there was"
+        return f"{what}: {self.metric} {self.found:.4g}; {trend} {self.promised:.4g}, allowed was {self.bound:.4g}."
+
+
 class Record(BaseModel):
     """One attempted mutation, applied or refused; enough to replay it.
 
@@ -98,6 +131,7 @@ class Record(BaseModel):
         memory_before: Bytes in use before: accelerator allocations, or resident memory on a CPU; likewise
             `memory_after`.
         traceback: Where an operator failed.
+        verdict: How it did on probation, once that is over.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,6 +162,7 @@ class Record(BaseModel):
     memory_before: int | None = None
     memory_after: int | None = None
     traceback: str | None = None
+    verdict: Verdict | None = None
     success: bool = False
 
 
@@ -167,9 +202,9 @@ class Lineage:
                 os.fsync(file.fileno())
         return record
 
-    def take_back(self, reason: str) -> Record:
-        """Notes that the last applied mutation was taken back: its record becomes `rolled_back`; returns it."""
-        record = self.applied[-1]
+    def take_back(self, index: int, reason: str) -> Record:
+        """Notes that an applied mutation was taken back: its record becomes `rolled_back`; returns it."""
+        record = self.records[index]
         changes = {
             "status": "rolled_back",
             "success": False,
@@ -177,10 +212,20 @@ class Lineage:
             "params_after": record.params_before,
             "flops_after": record.flops_before,
         }
-        self.records[record.index] = record.model_copy(update=changes)
+        return self._revise(index, changes)
+
+    def judge(self, index: int, verdict: Verdict) -> Record:
+        """Adds the verdict to the record of a mutation on probation; returns it."""
+        self._revise(index, {"verdict": verdict})
+        if verdict.kept:
+            return self._revise(index, {"message": f"{self.records[index].message} {verdict}"})
+        return self.take_back(index, str(verdict))
+
+    def _revise(self, index: int, changes: Mapping[str, Any]) -> Record:
+        self.records[index] = self.records[index].model_copy(update=changes)
         if self.path is not None:
             self._rewrite(self.path)
-        return self.records[record.index]
+        return self.records[index]
 
     def _rewrite(self, path: Path) -> None:
         temporary = path.with_name(path.name + ".new")

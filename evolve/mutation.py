@@ -19,7 +19,7 @@ from evolve.attempt import Attempt, carry_out, first_look, refuse_unworkable
 from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, UnknownNameError, did_you_mean
 from evolve.limits import Limits
 from evolve.lineage import Record, Status
-from evolve.operators import MutationOperator, operators
+from evolve.operators import Change, MutationOperator, operators
 from evolve.structure.inputs import as_inputs, infer_inputs
 from evolve.structure.probe import Loss, count_parameters
 from evolve.structure.quiet import preserved_rng
@@ -39,10 +39,12 @@ class MutationResult:
         record: What goes into the mutation log.
         cuts: How axes of parameters and buffers were made anew, for whoever keeps tensors of the same shapes, such as
             an average of the weights.
+        redrawn: Parameters, by name, that took other values as a whole, for the same.
     """
 
     record: Record
     cuts: Sequence[Cut] = field(default=(), repr=False)
+    redrawn: Sequence[str] = field(default=(), repr=False)
 
     @property
     def success(self) -> bool:
@@ -112,7 +114,7 @@ def mutate(
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
     acting = create_operator(operator, options)
     model = _underneath(model)
-    cuts: Sequence[Cut] = ()
+    change = Change("")
     with preserved_rng(model):
         attempt = Attempt(site or "", int(torch.randint(2**31 - 1, ())) if seed is None else seed)
     params_before, memory_before = count_parameters(model), memory_in_use(model)
@@ -122,7 +124,7 @@ def mutate(
         refuse_unworkable(model)
         # Tensors that are made in inference mode could never be trained.
         with torch.inference_mode(False), Transaction(model, optimizer):
-            message, cuts = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
+            message, change = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
     except Exception as error:
         status, message = _answer(error)
         if status == "failed":
@@ -157,7 +159,7 @@ def mutate(
         raise cause
     if strict and status != "applied":
         raise MutationError(message)
-    return MutationResult(record, cuts)
+    return MutationResult(record, change.cuts, change.redrawn)
 
 
 def _answer(error: Exception) -> tuple[Status, str]:

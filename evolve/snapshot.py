@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 class Snapshot:
     """Remembers a training state on creation; `restore` puts it back bit for bit, objects keeping their identity.
 
-    Model, optimizer, learning rate schedule, loss scaling, moving average, random generators and the counts of what is
-    done are covered. Copies of tensors are kept in the memory of the host, so that a full accelerator does not get
-    fuller; what a mutation replaces stays alive where it is.
+    Model, optimizer, learning rate schedule, loss scaling, moving average, care of new parts, random generators and the
+    counts of what is done are covered. Copies of tensors are kept in the memory of the host, so that a full accelerator
+    does not get fuller; what a mutation replaces stays alive where it is.
 
     Args:
         state: What training moves, between two optimizer steps.
@@ -40,6 +40,7 @@ class Snapshot:
         if state.ema is not None:
             shadow = {name: value.to(host, copy=True) for name, value in state.ema.shadow.items()}
             self._averages = (state.ema.updates, shadow)
+        self._newborns = copy.deepcopy(state.newborns.state()) if state.newborns else None
         self._counts = state.counts()
         self._random = random_state()
 
@@ -57,6 +58,8 @@ class Snapshot:
         if state.ema is not None and self._averages is not None:
             state.ema.updates, shadow = self._averages
             state.ema.shadow = {name: value.to(state.device, copy=True) for name, value in shadow.items()}
+        if state.newborns is not None and self._newborns is not None:
+            state.newborns.load_state(self._newborns, state.device)
         state.take_counts(self._counts)
         set_random_state(self._random)
 

@@ -33,21 +33,27 @@ ALLOWED = {
     "models": {"config", "plugins"},
     "data": {"config", "plugins"},
     "optim": {"config"},
-    "training": {"budget", "config", "device", "ema", "optim", "plugins"},
+    "care": {"config", "ema", "mutation", "operators", "structure", "surgery"},
+    "training": {"budget", "care", "config", "device", "ema", "optim", "plugins"},
     "schedules": {"budget", "config", "options"},
     "policies": {"config", "lineage", "options"},
     "scores": {"operators", "structure", "surgery"},
     "children": {"data", "mutation", "policies", "structure", "surgery", "training"},
     "situation": {"children", "data", "lineage", "policies", "scores", "structure", "training"},
     "checkpoint": {"device", "lineage", "mutation", "surgery", "training"},
+    "trend": set(),
+    "probation": {"config", "data", "lineage", "snapshot", "training", "trend"},
     "evolution": {
-        *("config", "options", "limits", "lineage", "mutation", "operators", "policies", "schedules", "situation"),
-        "structure",
+        *("care", "config", "limits", "operators", "options", "policies", "probation", "schedules"),
+    },
+    "rounds": {
+        *("care", "children", "data", "evolution", "limits", "lineage", "mutation", "policies", "situation"),
+        *("structure", "training"),
     },
     "progress": {"budget", "lineage"},
     "evolver": {
-        *("checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("children", "schedules", "situation", "snapshot", "structure", "training", "run"),
+        *("care", "checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
+        *("probation", "rounds", "schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
     "run": {"checkpoint", "config", "structure", "training"},
@@ -108,7 +114,8 @@ def test_arrows(path):
 
 
 @pytest.mark.parametrize(
-    "room", ["budget", "config", "lineage", "errors", "registry", "plugins", "options", "policies", "schedules"]
+    "room",
+    ["budget", "config", "lineage", "errors", "registry", "plugins", "options", "policies", "schedules", "trend"],
 )
 def test_rooms_without_torch(room):
     for path in FILES:

@@ -18,6 +18,7 @@ VARIANTS = {
     "kernel": [{"add": 4}],
     "dropout": [{"p": 0.5}],
     "branch": [{"kernel": 1, "ratio": 2.0}],
+    "shrink_perturb": [{"keep": "auto"}, {"keep": 0.0}],
     "widen": [{"add": 3}, {"factor": 1.5, "multiple_of": 8}, {"add": 1, "init": "twins"}],
     "narrow": [{"criterion": "indices", "indices": [0]}, {"remove": 1, "multiple_of": 2}],
 }

@@ -69,6 +69,10 @@ class SmallResNet(nn.Module):
             before = after
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(before, num_classes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights of the convolutions; all else is as its layers draw it."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

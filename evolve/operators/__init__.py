@@ -10,6 +10,7 @@ from evolve.operators.kernel import Kernel
 from evolve.operators.narrow import Narrow
 from evolve.operators.remove import Remove
 from evolve.operators.residual import Residual
+from evolve.operators.shrink_perturb import ShrinkPerturb
 from evolve.operators.swap import Swap
 from evolve.operators.widen import Widen
 
@@ -26,6 +27,7 @@ __all__ = [
     "OperatorOptions",
     "Remove",
     "Residual",
+    "ShrinkPerturb",
     "Swap",
     "Widen",
     "operator",

@@ -33,11 +33,15 @@ class Change:
         message: One sentence for the log.
         params_added: Parameters it means to have added (negative: removed); held against the count. None: no claim.
         cuts: How axes of parameters were made anew; the optimizer's state follows them.
+        redrawn: Parameters, by name, that took other values as a whole: an average of the weights begins anew there.
+        forget: Whether the optimizer's state of those begins anew as well.
     """
 
     message: str
     params_added: int | None = None
     cuts: Sequence[Cut] = ()
+    redrawn: Sequence[str] = ()
+    forget: bool = False
 
 
 class MutationOperator(ABC):

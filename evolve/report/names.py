@@ -35,8 +35,8 @@ def _products(rows: Sequence[Numbers]) -> list[tuple[Numbers, ...]]:
 
 
 def _filled(kind: str, values: Sequence[Numbers]) -> str:
-    texts = iter(values)
-    return re.sub(r"\*", lambda _: _braces(next(texts)), kind)
+    texts = iter(values)  # a name that is a star itself has no number to put in
+    return re.sub(r"\*", lambda _: _braces(next(texts)), kind) if values else kind
 
 
 def _braces(numbers: Numbers) -> str:

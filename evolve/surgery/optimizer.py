@@ -32,7 +32,7 @@ class OptimizerState:
 
     def __init__(self, optimizer: Optimizer, device: torch.device | None = None) -> None:
         self._optimizer = optimizer
-        self._groups = [(group, {k: _copy_list(v) for k, v in group.items()}) for group in optimizer.param_groups]
+        self._groups = [(group, [(k, v, _clone(v)) for k, v in group.items()]) for group in optimizer.param_groups]
         self._states = [
             (parameter, state, [(key, value, _clone(value, device)) for key, value in state.items()])
             for parameter, state in optimizer.state.items()
@@ -42,26 +42,22 @@ class OptimizerState:
     def restore(self) -> None:
         """Puts groups and state back."""
         self._optimizer.param_groups[:] = [group for group, _ in self._groups]
-        for group, copy in self._groups:
+        for group, items in self._groups:
             group.clear()
-            group.update(copy)
+            group.update(_restored(items))
         for (group, _), (params, content) in zip(self._groups, self._lists, strict=True):
             params[:] = content
             group["params"] = params
         self._optimizer.state.clear()
         for parameter, state, items in self._states:
             state.clear()
-            for key, value, copy in items:
-                if isinstance(value, Tensor):
-                    value.copy_(copy)
-                    state[key] = value
-                else:
-                    state[key] = copy
+            state.update(_restored(items))
             self._optimizer.state[parameter] = state
 
 
-def _copy_list(value: Any) -> Any:
-    return list(value) if isinstance(value, list) else value
+def _restored(items: Iterable[tuple[str, Any, Any]]) -> dict[str, Any]:
+    """Returns values by key as they were when they were copied; tensors are the ones they were."""
+    return {k: value.copy_(copy) if isinstance(value, Tensor) else copy for k, value, copy in items}
 
 
 def _clone(value: Any, device: torch.device | None = None) -> Any:
@@ -122,6 +118,12 @@ def reconcile(
             _resize_state(optimizer, parameter, before.shapes[id(old)], name)
     _drop(optimizer, [old for old in before.by_name.values() if id(old) not in living])
     _adopt(model, optimizer, before, site)
+
+
+def forget(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
+    """Lets the state of parameters begin anew, as a new optimizer would begin it."""
+    for parameter in parameters:
+        optimizer.state.pop(parameter, None)
 
 
 # How an optimizer's tensors scale with the gradient, by their names in torch.optim; others are carried as they are.

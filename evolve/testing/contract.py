@@ -206,8 +206,9 @@ def _check_moments(
 ) -> bool:
     """Untouched parameters keep their state; that of a parameter that was cut stays with the positions it belongs to.
 
-    Where the function is preserved, the average of a position has to be its gradient in the changed model, or zero if
-    the position is new. Elsewhere it has to be what the same position had before, found by its value; copies share it.
+    That of one that took other values as a whole may begin anew. Where the function is preserved, the average of a
+    position has to be its gradient in the changed model, or zero if the position is new. Elsewhere it has to be what
+    the same position had before, found by its value; copies share it.
 
     Returns:
         Whether all averages of preserved functions are gradients: under a norm over the group, where what a copy does
@@ -219,11 +220,14 @@ def _check_moments(
         old = before.states.get(key)
         if old is None:
             continue
+        same_shape = parameter.shape == before.values[key].shape
+        if parameter not in optimizer.state and same_shape and not torch.equal(parameter, before.values[key]):
+            continue  # of other values as a whole: its state may begin anew
         state = optimizer.state[parameter]
         assert state.keys() == old.keys(), f"{where}: the optimizer keeps other things of '{key}'"
         assert torch.equal(state["step"], old["step"]), f"{where}: the step of '{key}' changed"
         average, square = state["exp_avg"], state["exp_avg_sq"]
-        if parameter.shape == before.values[key].shape:
+        if same_shape:
             kept = all(torch.equal(state[k], v) for k, v in old.items())
             assert kept, f"{where}: the moments of '{key}' changed"
             continue

@@ -1,0 +1,224 @@
+"""New parts of parameters, and what is different for them in the first steps: learning rate, weight decay, a watch.
+
+A part is an entry of a mask, not a parameter: where `widen` adds channels to a weight, its old channels train on as
+they did. So nothing here is done with parameter groups. A step of any optimizer is made as it is, and what it did to
+the new parts is then scaled, which is what another learning rate does where an optimizer multiplies its update by it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evolve.care.config import CareConfig
+from evolve.errors import EvolveError
+from evolve.surgery.parts import follow
+from evolve.surgery.resize import Cut
+
+logger = logging.getLogger(__name__)
+
+_DECOUPLED = {"Adafactor", "Muon"}  # of torch's optimizers, those that decay weights by themselves and do not say so
+
+
+@dataclass
+class Litter:
+    """What one mutation brought.
+
+    Attributes:
+        born: Steps that had been made by then.
+        parts: Masks of what is new, by parameter.
+        reached: What of it has had a gradient.
+    """
+
+    born: int
+    parts: dict[str, Tensor]
+    reached: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class _Held:
+    """A parameter before a step: its value, what of it is new, and what will be made of the step there."""
+
+    parameter: nn.Parameter
+    value: Tensor
+    mask: Tensor
+    factor: float
+    undecayed: float  # learning rate times weight decay, of a decay that is to be undone
+
+
+class Newborns:
+    """All new parts that are still cared for.
+
+    Args:
+        config: What care they get.
+        optimizer: Of the model.
+
+    Raises:
+        EvolveError: If weight decay is to be suspended in an optimizer that is not torch's.
+    """
+
+    def __init__(self, config: CareConfig, optimizer: Optimizer) -> None:
+        if config.decay_grace and not type(optimizer).__module__.startswith("torch.optim"):
+            raise EvolveError(
+                f"care.decay_grace knows how the optimizers of torch.optim decay weights, not how a "
+                f"{type(optimizer).__name__} does. Set it to 0, or use one of torch's."
+            )
+        self._config = config
+        self._steps = 0
+        self._litters: list[Litter] = []
+        self._held: list[_Held] = []
+        self._rates: list[tuple[dict[str, Any], Any]] = []
+
+    def add(self, model: nn.Module, parts: Mapping[str, Tensor], cuts: Sequence[Cut] = ()) -> None:
+        """Takes in what a mutation brought; older new parts follow what it did to their parameters.
+
+        Args:
+            model: After the mutation.
+            parts: Masks of what is new, by parameter; see `surgery.parts.new_parts`.
+            cuts: What was done to axes of parameters.
+        """
+        for litter in self._litters:
+            litter.parts = _followed(model, litter.parts, cuts)
+            litter.reached = _followed(model, litter.reached, cuts)
+        if parts and self._longest:
+            self._litters.append(Litter(self._steps, dict(parts)))
+
+    def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """To be called when the gradients are complete, on their own scale."""
+        if not self._litters:
+            return
+        parameters = dict(model.named_parameters())
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        if self._config.rewarm is not None and self._config.rewarm.scope == "all":
+            self._scale_rates(optimizer, self._factor(self._litters[-1]))
+        for litter in self._litters:
+            age = self._steps - litter.born
+            for name, mask in litter.parts.items():
+                parameter = parameters[name]
+                group = groups.get(id(parameter))
+                if group is None:
+                    continue
+                if age < self._config.watch:
+                    _note_gradient(litter, name, parameter)
+                new = self._config.rewarm is not None and self._config.rewarm.scope == "new"
+                factor = self._factor(litter) if new else 1.0
+                undecayed = self._suspend_decay(optimizer, group, parameter, mask) if self._graceful(age) else 0.0
+                if factor != 1 or undecayed:
+                    self._held.append(_Held(parameter, parameter.detach().clone(), mask, factor, undecayed))
+
+    def after_step(self) -> None:
+        """To be called when the optimizer has moved the parameters."""
+        for group, rate in self._rates:
+            group["lr"] = rate
+        with torch.no_grad():
+            for held in self._held:
+                moved = held.parameter - held.value
+                if held.undecayed and bool(moved.any()):  # a scaler that skips a step decays nothing either
+                    moved += held.undecayed * held.value
+                held.parameter.copy_(torch.where(held.mask, held.value + held.factor * moved, held.parameter))
+        self._held, self._rates = [], []
+        if self._litters:
+            self._steps += 1
+            self._tell()
+            self._litters = [litter for litter in self._litters if self._steps - litter.born < self._longest]
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a resumed run needs, as tensors and numbers."""
+        return {"steps": self._steps, "litters": [vars(litter) for litter in self._litters]}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Takes up what `state` returned."""
+
+        def placed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: mask.to(device, copy=True) for name, mask in masks.items()}
+
+        self._steps = state["steps"]
+        self._litters = [Litter(o["born"], placed(o["parts"]), placed(o["reached"])) for o in state["litters"]]
+
+    @property
+    def _longest(self) -> int:
+        """Steps after which nothing is done for a part any more."""
+        rewarm = self._config.rewarm
+        return max(self._config.decay_grace, self._config.watch, rewarm.steps if rewarm is not None else 0)
+
+    def _factor(self, litter: Litter) -> float:
+        """What the learning rate of a litter is multiplied with."""
+        rewarm = self._config.rewarm
+        age = self._steps - litter.born
+        if rewarm is None or age >= rewarm.steps:
+            return 1.0
+        return rewarm.start + (1 - rewarm.start) * age / rewarm.steps
+
+    def _graceful(self, age: int) -> bool:
+        return age < self._config.decay_grace
+
+    def _scale_rates(self, optimizer: Optimizer, factor: float) -> None:
+        if factor != 1:
+            self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
+            for group, rate in self._rates:
+                group["lr"] = rate * factor
+
+    def _suspend_decay(
+        self, optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, mask: Tensor
+    ) -> float:
+        """Takes weight decay out of a gradient, or returns what will have to be added after the step."""
+        decay = float(group.get("weight_decay", 0.0))
+        if not decay or parameter.grad is None:
+            return 0.0
+        if group.get("decoupled_weight_decay", False) or type(optimizer).__name__ in _DECOUPLED:
+            return float(group["lr"]) * decay
+        sign = -1.0 if group.get("maximize", False) else 1.0  # the optimizer turns the gradient round, then adds decay
+        parameter.grad.sub_(torch.where(mask, sign * decay * parameter.detach(), 0.0))
+        return 0.0
+
+    def _tell(self) -> None:
+        """Warns of new units of a litter that has been watched long enough."""
+        for litter in self._litters:
+            if self._steps - litter.born != self._config.watch:
+                continue
+            for name, mask in litter.parts.items():
+                dead = mask & ~litter.reached.get(name, torch.zeros_like(mask))
+                if bool(dead.any()):
+                    logger.warning(
+                        "No gradient has reached %s in the %d steps since it came: it does not learn. Inputs that are "
+                        "never active, a zero on both sides or a detach are the usual reasons.",
+                        _told(name, mask, dead),
+                        self._config.watch,
+                    )
+
+
+def _followed(model: nn.Module, masks: Mapping[str, Tensor], cuts: Sequence[Cut]) -> dict[str, Tensor]:
+    """Returns masks after a mutation; those of parameters that went, or changed in a way that is not told, are gone."""
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    cut = {n: follow(mask, [cut for cut in cuts if cut.name == n], fresh=False) for n, mask in masks.items()}
+    return {name: mask for name, mask in cut.items() if mask.shape == shapes.get(name)}
+
+
+def _note_gradient(litter: Litter, name: str, parameter: nn.Parameter) -> None:
+    if parameter.grad is None:
+        return
+    gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+    seen = litter.reached.get(name)
+    litter.reached[name] = (gradient != 0) if seen is None else seen | (gradient != 0)
+
+
+def _told(name: str, mask: Tensor, dead: Tensor) -> str:
+    """Names the units of a parameter in which nothing new is alive, or counts the values where they are no units."""
+    if bool(dead.all()):
+        return f"the new parameter '{name}'"
+    for axis in range(dead.dim()):
+        rest = [other for other in range(dead.dim()) if other != axis]
+        lines = mask.any(dim=rest) if rest else mask
+        living = (mask & ~dead).any(dim=rest) if rest else mask & ~dead
+        units = (lines & ~living).nonzero().flatten()
+        if int(dead.sum()) == int(mask.index_select(axis, units).sum()):
+            listed = ", ".join(map(str, units[:8].tolist())) + (", ..." if len(units) > 8 else "")
+            of = "" if axis == 0 else f" of axis {axis}"
+            return f"{len(units)} of {int(lines.sum())} new units of '{name}' (positions {listed}{of})"
+    return f"{int(dead.sum())} of {int(mask.sum())} new values of '{name}'"

@@ -1,0 +1,165 @@
+"""One round of attempts: what the policy chooses is tried until something is applied, and the run follows it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evolve.care import grown, tend
+from evolve.children import Nursery
+from evolve.data import Batches
+from evolve.evolution import EvolutionConfig
+from evolve.limits import Limits
+from evolve.lineage import Lineage, Reasons, Weighed
+from evolve.mutation import MutationResult, mutate, sites
+from evolve.policies import Candidate, Choice, Policy
+from evolve.situation import RunSituation
+from evolve.structure.probe import parameter_shapes
+from evolve.structure.sites import EVERYWHERE
+from evolve.training import TrainState, place_model
+
+logger = logging.getLogger(__name__)
+
+
+class Round:
+    """Tries candidates on a running model, one after the other, until one is applied.
+
+    Attributes:
+        policy: Which operator, and where.
+        lineage: Takes the records.
+
+    Args:
+        config: What may be tried.
+        state: What training moves.
+        train: Training data; its first samples are the probe batch.
+        val: Held-out data, for children.
+    """
+
+    def __init__(self, config: EvolutionConfig, state: TrainState, train: Batches, val: Batches) -> None:
+        self.policy: Policy = config.policy.build()
+        self.lineage = Lineage()
+        self._config = config
+        self._state = state
+        self._train, self._val = train, val
+        self._example, targets = train.examples(config.probe)
+        self._targets = targets.to(state.device)
+        self._limits = config.limits
+
+    def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
+        """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.
+
+        Where that is a growth and `care.shrink` is set, `shrink_perturb` of the whole model follows, as an attempt of
+        its own. Optimizer, moving average and counts have followed when it returns.
+
+        Args:
+            reason: Why a mutation is due.
+            history: One mapping of metrics for each finished epoch.
+        """
+        state = self._state
+        self._limits, repaid = self._repaid()
+        note = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "reason": reason + repaid,
+            "metrics_before": {k: v for k, v in history[-1].items() if k.startswith("val_")} if history else None,
+        }
+        shapes = parameter_shapes(state.model)
+        answers = self._try_candidates(note, history)
+        if not answers:
+            logger.warning("A mutation was due (%s), but there was none to try, or the policy chose none.", reason)
+        if answers and grown(answers[-1]) and self._config.care.shrink is not None:
+            shrink = Candidate("shrink_perturb", EVERYWHERE, self._config.care.shrink.model_dump())
+            answers.append(self._log(shrink, self.seed, {**note, "reason": "care.shrink after a growth"}))
+        if applied := [answer for answer in answers if answer]:
+            place_model(state.model, state.config)
+            state.flops_per_sample = applied[-1].record.flops_after or state.flops_per_sample
+            tend(self._config.care, state, shapes, applied, self._train.epoch(state.epoch))
+        return answers
+
+    def _try_candidates(self, note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
+        """Makes attempts until one is applied."""
+        answers: list[MutationResult] = []
+        state = self._state
+        candidates = self.candidates(state.model)
+        nursery = Nursery(state, self._train, self._val, self.mutate, self.seed)
+        situation = RunSituation(state, self._train, self._example, self.lineage.records, history, nursery)
+        for _ in range(self._config.attempts if candidates else 0):
+            started = time.perf_counter()
+            choice = self.policy.choose(candidates, situation)
+            if choice is None:
+                break
+            reasons = self._reasons(choice, time.perf_counter() - started)
+            seed = situation.seed_of(choice.candidate, self.seed)
+            answers.append(self._log(choice.candidate, seed, {**note, "choice": reasons}))
+            if answers[-1]:
+                situation.adopt(choice.candidate)
+                break
+            situation.tried.append(choice.candidate)
+        return answers
+
+    def _log(self, candidate: Candidate, seed: int, note: Mapping[str, Any]) -> MutationResult:
+        """Makes one attempt on the running model and appends its record to the lineage."""
+        result = self.mutate(self._state.model, self._state.optimizer, candidate, seed, note)
+        return replace(result, record=self.lineage.append(result.record))
+
+    def _reasons(self, choice: Choice, seconds: float) -> Reasons | None:
+        if not choice.by:
+            return None
+        candidate = choice.candidate
+        chosen = Weighed(operator=candidate.operator, site=candidate.site, value=choice.value, note=choice.note)
+        name = self._config.policy.name
+        return Reasons(policy=name, by=choice.by, chosen=chosen, others=list(choice.others), seconds=seconds)
+
+    def _repaid(self) -> tuple[Limits, str]:
+        """The limits with what the budget left repays, and that figure to be told where it is the one that counts."""
+        limits, epochs = self._config.limits, self._config.repay
+        most = self._state.affordable(epochs) if epochs else None
+        if most is None or (limits.flops is not None and limits.flops <= most):
+            return limits, ""
+        told = f"; for {epochs:g} more epochs the budget left pays for no more than {most:,} FLOPs a sample"
+        return limits.model_copy(update={"flops": most}), told
+
+    def candidates(self, model: nn.Module) -> list[Candidate]:
+        """Returns what could be tried on the model as it stands."""
+        found = []
+        for entry, operator in enumerate(self._config.operators):
+            places = operator.sites or sites(model, operator.name, example_inputs=self._example, **operator.options)
+            found += [Candidate(operator.name, place, operator.options, entry) for place in places]
+        return found
+
+    @property
+    def seed(self) -> int:
+        """The seed of the next attempt."""
+        return (self._state.config.seed * 1_000_003 + len(self.lineage)) % 2**31
+
+    def mutate(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        chosen: Candidate,
+        seed: int,
+        note: Mapping[str, Any] | None = None,
+    ) -> MutationResult:
+        """Makes one attempt on the running model or a copy; nothing is written to the lineage."""
+        return mutate(
+            model,
+            chosen.operator,
+            site=chosen.site,
+            optimizer=optimizer,
+            example_inputs=self._example,
+            seed=seed,
+            loss=self._loss,
+            limits=self._limits,
+            note=note,
+            **chosen.options,
+        )
+
+    def _loss(self, outputs: Any) -> Tensor:
+        """Of the model's outputs on the probe batch, for operators that look at gradients."""
+        return self._state.loss(outputs, self._targets)

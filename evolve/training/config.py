@@ -1,0 +1,102 @@
+"""The `training` section of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from evolve.budget import UNITS, Budget
+from evolve.config import Named, OptionFaults, Section, signature_faults
+from evolve.errors import UnknownNameError
+from evolve.plugins import import_callable
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class LossConfig(Named):
+    """A loss: a function of `torch.nn.functional`, or an import path to `(outputs, targets) -> scalar tensor`."""
+
+    name: str = "cross_entropy"
+
+    @model_validator(mode="after")
+    def _loss_is_known(self) -> Self:
+        try:
+            function = self._find()
+        except UnknownNameError as error:
+            raise OptionFaults([(("name",), str(error))]) from error
+        options = {"input": 0, "target": 0} if hasattr(nn.functional, self.name) else {}
+        faults = signature_faults(function, {**self.options, **options}) if options else []
+        if faults:
+            raise OptionFaults([(("options", *path), message) for path, message in faults])
+        return self
+
+    def _find(self) -> Loss:
+        function: Loss = getattr(nn.functional, self.name, None) or import_callable(self.name, "loss")
+        return function
+
+    def build(self) -> Loss:
+        """Returns the loss with its options bound."""
+        return partial(self._find(), **self.options) if self.options else self._find()
+
+
+class TrainingConfig(Section):
+    """How to train, and for how long: one of `epochs`, `steps`, `seconds` and `flops` is the budget.
+
+    Attributes:
+        epochs: Passes over the training data; null where another budget is given.
+        steps: Optimizer steps.
+        seconds: Wall time of training, evaluating and mutating.
+        flops: FLOPs of all training steps: 3 times those of a forward pass, for each sample.
+        device: "auto" (cuda, mps, cpu), or a torch device.
+        precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling on CUDA).
+        loss: A function of `torch.nn.functional` or an import path.
+        grad_clip: Greatest norm of all gradients together; null for none.
+        accumulate: Batches per optimizer step.
+        ema: Decay of a moving average of the weights, used for evaluation; null for none.
+        channels_last: Keep images and convolutions in channels-last memory format.
+        compile: Run the model through `torch.compile`; it compiles again after a mutation.
+        seed: Of Python, NumPy, torch, the data order and the mutations.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] | None = 10
+    steps: Annotated[int, Field(ge=1)] | None = None
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss: LossConfig = LossConfig()
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    channels_last: bool = False
+    compile: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_give_way(cls, value: Any) -> Any:
+        """The default of `epochs` does not count beside another budget."""
+        if isinstance(value, dict) and any(value.get(unit) is not None for unit in UNITS):
+            return {"epochs": None, **value}
+        return value
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        ask = f"give one of {', '.join(UNITS)}."
+        if not given:
+            raise OptionFaults([(("epochs",), f"is null, and no other budget is given: {ask}")])
+        if len(given) > 1:
+            message = f"'{given[0]}' is given too, and a run has one budget: {ask}"
+            raise OptionFaults([((unit,), message) for unit in given[1:]])
+        return self
+
+    @property
+    def budget(self) -> Budget:
+        """How long the run is."""
+        return next(Budget(unit, amount) for unit in UNITS if (amount := getattr(self, unit)) is not None)

@@ -1,0 +1,160 @@
+"""Everything that training moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from evolve.budget import FORWARD_AND_BACKWARD, Spent
+from evolve.care import Newborns
+from evolve.device import resolve_device
+from evolve.ema import EMA
+from evolve.optim import LrScheduleConfig
+from evolve.training.config import Loss, TrainingConfig
+
+_COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
+
+
+@dataclass
+class TrainState:
+    """Everything that training moves.
+
+    Attributes:
+        model: The network, in place.
+        forward: What is called in its stead: the model, or its compiled form.
+        newborns: New parts of its parameters that are cared for.
+        epoch: Epochs finished.
+        step: Optimizer steps made.
+        batch: Batches of the running epoch that are done.
+        seconds: Wall time of the run so far, as whoever drives it counts it.
+        flops: FLOPs of the training steps so far.
+        flops_per_sample: FLOPs of one forward pass of one sample of the model as it stands.
+        epoch_steps: Optimizer steps of an epoch.
+        epoch_samples: Samples of an epoch.
+        ticks: Length of the run as the learning rate schedule counts it.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Loss
+    config: TrainingConfig
+    device: torch.device
+    forward: Callable[..., Any]
+    scheduler: LRScheduler | None = None
+    lr_schedule: LrScheduleConfig | None = None
+    scaler: torch.amp.GradScaler | None = None
+    ema: EMA | None = None
+    newborns: Newborns | None = None
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+    flops_per_sample: int = 0
+    epoch_steps: int = 1
+    epoch_samples: int = 0
+    ticks: int = 1
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def counts(self) -> dict[str, float]:
+        """Returns where the run stands and what it has spent, as plain numbers."""
+        return {name: getattr(self, name) for name in _COUNTS}
+
+    def take_counts(self, counts: Mapping[str, float]) -> None:
+        """Takes up what `counts` returned."""
+        for name in _COUNTS:
+            setattr(self, name, counts[name])
+
+    @property
+    def progress(self) -> float:
+        """Which part of the budget is spent, from 0 to 1."""
+        return self.config.budget.progress(self.spent)
+
+    @property
+    def spent(self) -> Spent:
+        """What the run has used up."""
+        return Spent(self.step / self.epoch_steps, self.step, self.seconds, self.flops)
+
+    def affordable(self, epochs: float) -> int | None:
+        """Returns the most FLOPs of a forward pass of a model that the budget left trains for so many epochs.
+
+        It is never less than the model has: one that does not grow needs no repayment. None where size does not matter,
+        as the budget is of epochs or steps, and enough are left. Seconds are taken to go with FLOPs.
+        """
+        epoch_flops = FORWARD_AND_BACKWARD * self.flops_per_sample * self.epoch_samples
+        budget = self.config.budget
+        left = budget.epochs_left(self.spent, epoch_flops)
+        if budget.unit in ("epochs", "steps"):
+            return None if left >= epochs else self.flops_per_sample
+        return max(self.flops_per_sample, int(self.flops_per_sample * left / epochs))
+
+
+def place_model(model: nn.Module, config: TrainingConfig) -> torch.device:
+    """Moves a model, in place, to the device and memory format that the configuration names."""
+    device = resolve_device(config.device)
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)
+    return device
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: Optimizer,
+    config: TrainingConfig,
+    *,
+    loss: Loss | None = None,
+    lr_schedule: LrScheduleConfig | LRScheduler | None = None,
+    epoch_steps: int = 1,
+    epoch_samples: int = 0,
+    flops_per_sample: int = 0,
+) -> TrainState:
+    """Returns the state of a run that is about to begin.
+
+    Args:
+        model: Already placed by `place_model`.
+        optimizer: Over the model's parameters.
+        config: How to train.
+        loss: Instead of the configured one.
+        lr_schedule: Its configuration, or a schedule that moves once a step.
+        epoch_steps: Optimizer steps of an epoch.
+        epoch_samples: Samples of an epoch; needed where FLOPs are the budget.
+        flops_per_sample: FLOPs of one forward pass of one sample; needed where FLOPs are the budget.
+
+    Raises:
+        EvolveError: If FLOPs are the budget and the model has none, or the schedule refuses its options.
+    """
+    step_flops = FORWARD_AND_BACKWARD * flops_per_sample * epoch_samples / epoch_steps
+    ticks = config.budget.ticks(epoch_steps, step_flops)
+    built = None
+    if isinstance(lr_schedule, LrScheduleConfig):
+        ticks = ticks if lr_schedule.interval == "step" else math.ceil(ticks / epoch_steps)
+        built = lr_schedule.build(optimizer, ticks)
+    device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    return TrainState(
+        model=model,
+        optimizer=optimizer,
+        loss=loss or config.loss.build(),
+        config=config,
+        device=device,
+        forward=torch.compile(model) if config.compile else model,
+        scheduler=built or (lr_schedule if isinstance(lr_schedule, LRScheduler) else None),
+        lr_schedule=lr_schedule if isinstance(lr_schedule, LrScheduleConfig) else None,
+        scaler=torch.amp.GradScaler() if config.precision == "fp16" and device.type == "cuda" else None,
+        ema=EMA(model, config.ema) if config.ema else None,
+        flops_per_sample=flops_per_sample,
+        epoch_steps=epoch_steps,
+        epoch_samples=epoch_samples,
+        ticks=ticks,
+    )

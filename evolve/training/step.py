@@ -1,0 +1,175 @@
+"""One optimizer step, and evaluating, as plain functions over a training state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evolve.budget import FORWARD_AND_BACKWARD, whole
+from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.training.state import TrainState
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step saw.
+
+    Attributes:
+        loss: Mean of the batches' losses.
+        samples: How many there were.
+        hits: For each batch, which answers were right; empty where targets are not classes.
+    """
+
+    loss: float
+    samples: int
+    hits: list[Tensor]
+
+
+def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
+    """Makes one optimizer step over one or, with accumulation, several batches.
+
+    Raises:
+        NonFiniteLossError: If a loss is NaN or infinite; nothing was changed by it.
+    """
+    total, samples = 0.0, 0
+    answers: list[Tensor | None] = []
+    for inputs, targets in batches:
+        inputs, targets = _place(state, inputs), to_device(state, targets)
+        with _autocast(state):
+            outputs = state.forward(inputs)
+            loss = state.loss(outputs, targets)
+        value = loss.item()
+        if not math.isfinite(value):
+            state.optimizer.zero_grad()
+            raise NonFiniteLossError(
+                f"The loss became {value} at step {state.step} (epoch {state.epoch}). The step was not trained on. "
+                "Lower the learning rate, clip gradients (training.grad_clip) or use precision: fp32."
+            )
+        share = loss if len(batches) == 1 else loss / len(batches)
+        (state.scaler.scale(share) if state.scaler else share).backward()
+        total, samples = total + value / len(batches), samples + len(inputs)
+        answers.append(_hits(outputs, targets))
+    _optimizer_step(state)
+    state.step += 1
+    state.batch += len(batches)
+    state.flops += FORWARD_AND_BACKWARD * state.flops_per_sample * samples
+    advance_schedule(state, "step")
+    return StepResult(total, samples, [hits for hits in answers if hits is not None])
+
+
+def _optimizer_step(state: TrainState) -> None:
+    if state.scaler and (state.config.grad_clip is not None or state.newborns):
+        state.scaler.unscale_(state.optimizer)
+    if state.config.grad_clip is not None:
+        parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, state.config.grad_clip)
+    if state.newborns:
+        state.newborns.before_step(state.model, state.optimizer)
+    if state.scaler:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.step()
+    if state.newborns:
+        state.newborns.after_step()
+    state.optimizer.zero_grad()
+    if state.ema:
+        state.ema.update(state.model)
+
+
+def advance_schedule(state: TrainState, interval: str, val_loss: float | None = None) -> None:
+    """Moves the learning rate schedule to where the run stands, if it moves at this interval ("step" or "epoch")."""
+    if state.scheduler is None:
+        return
+    if state.lr_schedule is None:
+        if interval == "step":
+            state.scheduler.step()
+    elif state.lr_schedule.interval == interval:
+        state.lr_schedule.advance(state.scheduler, whole(state.progress * state.ticks), val_loss)
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
+    """Returns mean "loss" and, where targets are classes, "accuracy", with averaged weights where there are any."""
+    loss_sum, samples = torch.zeros((), device=state.device, dtype=torch.float32), 0
+    answers: list[Tensor | None] = []
+    averaged = state.ema.applied_to(state.model) if state.ema else nullcontext()
+    with _eval_mode(state.model), averaged:
+        for inputs, targets in batches:
+            inputs, targets = _place(state, inputs), targets.to(state.device, non_blocking=True)
+            with _autocast(state):
+                outputs = state.forward(inputs)
+                loss = state.loss(outputs, targets)
+            loss_sum += loss.float() * len(inputs)
+            samples += len(inputs)
+            answers.append(_hits(outputs, targets))
+    metrics = {"loss": loss_sum.item() / max(samples, 1)}
+    if hits := [batch for batch in answers if batch is not None]:
+        metrics["accuracy"] = int(torch.cat(hits).sum()) / samples
+    return metrics
+
+
+def check_fit(state: TrainState, batch: Batch) -> None:
+    """Runs model and loss on one batch, in eval mode, so that a misfit is told before a run begins.
+
+    Raises:
+        EvolveError: If either fails, with the shapes that were given.
+    """
+    try:
+        evaluate(state, [batch])
+    except Exception as error:  # a model may fail in any way on data that it was not made for
+        inputs, targets = batch
+        raise EvolveError(
+            f"Model and data do not fit: on inputs of shape {tuple(inputs.shape)} ({inputs.dtype}) with targets of "
+            f"shape {tuple(targets.shape)} ({targets.dtype}) {type(state.model).__name__} or the loss raised "
+            f"{type(error).__name__}: {error}. Check channels, image size and number of classes."
+        ) from error
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _place(state: TrainState, inputs: Tensor) -> Tensor:
+    if state.config.channels_last and inputs.dim() == 4:
+        return inputs.to(state.device, non_blocking=True, memory_format=torch.channels_last)
+    return inputs.to(state.device, non_blocking=True)
+
+
+def to_device(state: TrainState, targets: Tensor) -> Tensor:
+    """Brings targets to where the model is."""
+    return targets.to(state.device, non_blocking=True)
+
+
+def _autocast(state: TrainState) -> AbstractContextManager[Any]:
+    if state.config.precision == "fp32":
+        return nullcontext()
+    dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float16
+    return torch.autocast(state.device.type, dtype)
+
+
+def _hits(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Which answers of a classification are right; None where the targets are not one class each.
+
+    Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an epoch.
+    """
+    classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
+    if not classes or targets.is_floating_point():
+        return None
+    hits: Tensor = outputs.argmax(1) == targets
+    return hits
