@@ -32,6 +32,7 @@ FAMILY = {"w8d1": (8, 1), "w12d1": (12, 1), "w16d1": (16, 1), "w8d2": (8, 2)}
 SMALL, FINAL, EVOLVED = "w8d1", "w16d1", "evolved"
 RATES = (0.05, 0.025, 0.1)
 BUDGETS = {10_000: (4.0, 8.0, 16.0, 32.0), 45_000: (0.4, 0.8, 1.6, 3.2)}
+SHORT = {10_000: (1.0, 2.0), 45_000: (0.1, 0.2)}  # of the evolved arm alone: how soon it is as accurate as a rival
 CONFIG = Path(__file__).with_suffix(".yaml")
 
 
@@ -94,6 +95,7 @@ def plan(store: Store, seeds: int, budgets: dict[int, tuple[float, ...]]) -> Ite
             for arm in FAMILY:
                 yield Run(arm, images, budget, store.best_lr(arm, images, budget) or RATES[0], seed)
             yield Run(EVOLVED, images, budget, lr, seed)
+        yield from (Run(EVOLVED, images, budget, lr, seed) for images, of in SHORT.items() for budget in of)
 
 
 def evolve(data: Data, flops: float, seed: int) -> tuple[torch.nn.Module, Took, dict[str, Any]]:
@@ -145,7 +147,7 @@ def needed(store: Store, images: int, budgets: tuple[float, ...], goal: float, k
         goal: Accuracy on the test images.
         key: Returns this figure of the runs, such as `cpu`, instead of the budget.
     """
-    known = [b for b in budgets if store.figures(EVOLVED, images, b, "test")]
+    known = [b for b in (*SHORT[images], *budgets) if store.figures(EVOLVED, images, b, "test")]
     points = [(store.mean(EVOLVED, images, b, key) if key else b, store.mean(EVOLVED, images, b)) for b in known]
     if points and points[0][1] >= goal:
         return points[0][0]
@@ -209,7 +211,9 @@ def picture(store: Store, budgets: dict[int, tuple[float, ...]], path: Path) -> 
     figure, axes = plt.subplots(1, len(budgets), figsize=(10, 4), sharey=True, squeeze=False)
     for axis, (images, of) in zip(axes[0], budgets.items(), strict=True):
         unit = images * sample_flops(network(*FAMILY[FINAL])) / 1e12
-        curves = {arm: [(b * unit, store.mean(arm, images, b)) for b in of] for arm in (*FAMILY, EVOLVED)}
+        curves = {
+            arm: [(b * unit, store.mean(arm, images, b)) for b in (*SHORT[images], *of)] for arm in (*FAMILY, EVOLVED)
+        }
         curves = {arm: [(x, y) for x, y in points if not math.isnan(y)] for arm, points in curves.items()}
         for arm in FAMILY:
             axis.plot(*zip(*curves[arm], strict=True), "o-", ms=3, lw=1, alpha=0.7, label=f"{arm}, fixed")

@@ -103,9 +103,11 @@ def carry_out(
             _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
     else:
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
-    delta = attempt.max_abs_diff
-    measured = "The outputs changed shape and cannot be compared." if delta is None else f"max|Δ| = {delta:.3g}."
-    return " ".join([change.message, measured, *remarks]), change
+    return " ".join([change.message, _measured(attempt.max_abs_diff), *remarks]), change
+
+
+def _measured(delta: float | None) -> str:
+    return "The outputs changed shape and cannot be compared." if delta is None else f"max|Δ| = {delta:.3g}."
 
 
 def first_look(
