@@ -221,6 +221,9 @@ def picture(store: Store, budgets: dict[int, tuple[float, ...]], path: Path) -> 
         axis.plot(*zip(*envelope, strict=True), color="0.8", lw=8, zorder=0, label="best fixed network")
         axis.plot(*zip(*curves[EVOLVED], strict=True), "k*-", ms=9, label="evolved")
         axis.set(xscale="log", xlabel="training compute, TFLOPs", title=f"CIFAR-10, {images:,} training images")
+        ticks = [b * unit for b in (*SHORT[images], *of)]
+        axis.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("test accuracy, %")
     axes[0][-1].legend(fontsize=8)
