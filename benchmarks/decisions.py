@@ -195,7 +195,7 @@ def cost(
     steps, decisions, weighed = [], [], 0
     for _ in range(5):
         steps += [seconds(lambda one=one: train_step(run.state, [one])) for one in batches]
-        situation, timer = run._situation(), Timer()
+        situation, timer = run.round.situation(run.history), Timer()
         candidates = run.round.candidates(run.model)
         choice = run.round.policy.choose(candidates, situation)
         decisions.append(timer.read())

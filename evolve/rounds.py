@@ -85,10 +85,8 @@ class Round:
     def _try_candidates(self, note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes attempts until one is applied."""
         answers: list[MutationResult] = []
-        state = self._state
-        candidates = self.candidates(state.model)
-        nursery = Nursery(state, self._train, self._val, self.mutate, self.seed)
-        situation = RunSituation(state, self._train, self._example, self.lineage.records, history, nursery)
+        candidates = self.candidates(self._state.model)
+        situation = self.situation(history)
         for _ in range(self._config.attempts if candidates else 0):
             started = time.perf_counter()
             choice = self.policy.choose(candidates, situation)
@@ -102,6 +100,11 @@ class Round:
                 break
             situation.tried.append(choice.candidate)
         return answers
+
+    def situation(self, history: Sequence[Mapping[str, Any]]) -> RunSituation:
+        """Returns what the policy can ask about the run as it stands."""
+        nursery = Nursery(self._state, self._train, self._val, self.mutate, self.seed)
+        return RunSituation(self._state, self._train, self._example, self.lineage.records, history, nursery)
 
     def _log(self, candidate: Candidate, seed: int, note: Mapping[str, Any]) -> MutationResult:
         """Makes one attempt on the running model and appends its record to the lineage."""
