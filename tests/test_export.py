@@ -34,6 +34,7 @@ CHANGES = {
     "branch, convolution": ("chain", "branch", "features.4", {}),
     "branch, mlp": ("grouped_queries", "branch", "gate", {}),
     "dropout": ("chain", "dropout", "features", {}),
+    "shrink_perturb": ("chain", "shrink_perturb", "*", {}),
     "remove": ("chain", "remove", "features.1", {"preserves": "no"}),
 }
 
