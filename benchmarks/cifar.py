@@ -51,15 +51,14 @@ class Data:
         return TensorBatches(self.val[0][:count], self.val[1][:count], 500, shuffle=False, normalise=PLAIN)
 
 
-def load(archive: Path, images: int, cache: Path | None = None) -> Data:
+def load(archive: Path, images: int) -> Data:
     """Returns CIFAR-10 with `images` training images, at most 45,000.
 
     Args:
         archive: A zip of JPEGs, `train/<class>/<n>.jpg` and `test/<class>/<n>.jpg`.
         images: How many of the training images to train on.
-        cache: Where the decoded arrays are kept; in the temporary folder if None.
     """
-    cache = cache or Path(tempfile.gettempdir()) / "evolve-cifar10.npz"
+    cache = Path(tempfile.gettempdir()) / "evolve-cifar10.npz"  # decoded once for all benchmarks
     if not cache.exists():
         np.savez(cache, **_decode(archive))
     arrays = {name: torch.from_numpy(array) for name, array in np.load(cache).items()}

@@ -6,7 +6,7 @@ the best of them (by the validation images) with the others. The evolved arm has
 all budgets and both sizes of the training data. Runs are kept, a line of JSON each, and not made twice; the arms take
 turns.
 
-Printed are, for each budget, the accuracies on test images that no decision saw, and how much compute the evolved run
+Printed are, for each budget, the accuracies on test images that decide nothing here, and how much compute the evolved run
 needs to be as accurate as the final network from scratch, and as the better of the final and the small one.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from cifar import BATCH, Data, accuracy, add_data, load, network, sample_flops, train
+from cifar import Data, accuracy, add_data, load, network, sample_flops, train
 from timing import Timer, Took, arguments, spread, told, write_json
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig
@@ -111,7 +111,6 @@ def evolve(data: Data, flops: float, seed: int) -> tuple[torch.nn.Module, Took, 
         lr_schedule=LrScheduleConfig(**config["lr_schedule"]),
         training=TrainingConfig(**config["training"] | {"flops": flops, "seed": seed}),
         evolution=EvolutionConfig(**config["evolution"]),
-        batch_size=BATCH,
         progress=False,
     )
     timer = Timer()
