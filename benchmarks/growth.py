@@ -6,8 +6,8 @@ the best of them (by the validation images) with the others. The evolved arm has
 all budgets and both sizes of the training data. Runs are kept, a line of JSON each, and not made twice; the arms take
 turns.
 
-Printed are, for each budget, the accuracies on test images that decide nothing here, and how much compute the evolved run
-needs to be as accurate as the final network from scratch, and as the better of the final and the small one.
+Printed are, for each budget, the accuracies on test images that decide nothing here, and how much compute the evolved
+run needs to be as accurate as the final network from scratch, and as the better of the final and the small one.
 """
 
 from __future__ import annotations
