@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,7 +17,7 @@ from evolve.errors import NonFiniteLossError
 from evolve.mutation import MutationResult
 from evolve.policies import Candidate
 from evolve.structure.quiet import preserved_rng
-from evolve.surgery.memory import out_of_memory
+from evolve.surgery.memory import free_memory, out_of_memory
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
 from evolve.training import TrainState, evaluate, train_step
 
@@ -34,11 +33,13 @@ class Child:
     Attributes:
         state: Its model and optimizer.
         seed: That of its mutation, so that the same one can be made again.
+        steps: Optimizer steps that it was trained for.
         loss: On the held-out data.
     """
 
     state: TrainState
     seed: int
+    steps: int
     loss: float
 
 
@@ -49,7 +50,7 @@ class Nursery:
         state: What training moves.
         train: Training data; every child sees the batches that are next, in the same order.
         val: Held-out data.
-        mutate: Makes a candidate's mutation on a model with its optimizer, by a seed.
+        mutate: Makes a candidate's mutation on a model with its optimizer, by a seed, and what always follows it.
         seed: Of the mutations.
     """
 
@@ -72,35 +73,42 @@ class Nursery:
             steps: Optimizer steps.
         """
         with preserved_rng(self.state.model, self._seed):
-            model, optimizer = copy.deepcopy((self.state.model, self.state.optimizer))
-            flops = self.state.flops_per_sample
-            if candidate is not None:
-                answer = self._mutate(model, optimizer, candidate, self._seed)
-                if not answer:
-                    return None
-                flops = answer.record.flops_after or flops
-            state = replace(
-                self.state,
-                model=model,
-                forward=model,
-                optimizer=optimizer,
-                scheduler=None,
-                scaler=torch.amp.GradScaler() if self.state.scaler else None,
-                ema=None,
-                newborns=None,
-                flops_per_sample=flops,
-            )
             try:
-                self._teach(state, steps)
+                return self._raise(candidate, steps)
             except (NonFiniteLossError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, NonFiniteLossError) and not out_of_memory(error):
                     raise
-                logger.warning("A child (%s) was given up: %s", candidate, error)
+                logger.warning("A child (%s) was given up: %s", candidate or "not mutated", error)
+        free_memory()
+        return None
+
+    def _raise(self, candidate: Candidate | None, steps: int) -> Child | None:
+        model, optimizer, scaler = copy.deepcopy((self.state.model, self.state.optimizer, self.state.scaler))
+        flops = self.state.flops_per_sample
+        if candidate is not None:
+            answer = self._mutate(model, optimizer, candidate, self._seed)
+            if not answer:
                 return None
-            finally:
-                self.state.flops = state.flops
-            loss = evaluate(state, self._val.epoch(0))["loss"]
-        return Child(state, self._seed, loss)
+            flops = answer.record.flops_after or flops
+        state = replace(
+            self.state,
+            model=model,
+            forward=model,
+            optimizer=optimizer,
+            scheduler=None,
+            scaler=scaler,
+            ema=None,
+            newborns=None,
+            flops_per_sample=flops,
+        )
+        try:
+            self._teach(state, steps)
+        finally:
+            self.state.flops = state.flops
+        loss = evaluate(state, self._val.epoch(0))["loss"]
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"its held-out loss is {loss}.")
+        return Child(state, self._seed, steps, loss)
 
     def _teach(self, state: TrainState, steps: int) -> None:
         rates = [float(group["lr"]) for group in state.optimizer.param_groups]

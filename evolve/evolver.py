@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
@@ -23,14 +22,15 @@ from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolution import EvolutionConfig
 from evolve.interrupt import Interrupt
-from evolve.lineage import Lineage, Verdict
+from evolve.lineage import Lineage, Record, Verdict
+from evolve.metrics import Metrics
 from evolve.optim import LrScheduleConfig, OptimizerConfig
 from evolve.probation import Probation
 from evolve.progress import Progress
 from evolve.rounds import Round
-from evolve.run import Meter, OutputConfig, RunResult, begin_folder, flops_per_sample
+from evolve.run import OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.schedules import Clock, Schedule
-from evolve.snapshot import Snapshot, first_step
+from evolve.snapshot import Snapshot, unless_memory_runs_out
 from evolve.structure.probe import count_parameters
 from evolve.training import (
     Batch,
@@ -116,8 +116,7 @@ class Evolver:
         self.round = Round(self.evolution, self.state, self.train, self.val)
         tested = self.evolution.probation
         self.probation = Probation(tested, self.state, self.val) if tested else None
-        self.history: list[dict[str, Any]] = []
-        self._meter = Meter()
+        self._metrics = Metrics(Path(self.output.dir) if self.output.dir else None)
         self._params_from = count_parameters(model)
         self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
         self._latest: list[int] = []  # the records of that mutation and of what followed it
@@ -146,30 +145,21 @@ class Evolver:
             EvolveError: If the run folder already holds another run.
         """
         self._begin()
-        state, self._stop = self.state, False
+        self._stop = False
         self._lap = time.perf_counter()
         with Interrupt() as interrupt, self.display:
             while not self.finished and not self._stop:
                 self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():
-                    result = self._train(batches)
-                    if result is None:
-                        break
-                    self._meter.add(result)
-                    clock = self._tick()
-                    reason = self.schedule.due(clock) if self.schedule and not self.finished else None
-                    self._due = self._due or reason
-                    if self.probation and self._judge(self.probation.verdict(self.finished)):
-                        if self.finished:  # of a budget of time or FLOPs
-                            self._save()
-                        break
-                    self._evolve()
+                    clock = self._step(batches)
                     self._stop = self._stop or interrupt.signal is not None
-                    over = self._stop or self.finished
-                    if over or (clock.epoch_end and state.epoch % self.output.checkpoint_every == 0):
-                        self._save()
-                    if over:
+                    if clock is None or self._stop or self.finished:
                         break
+                    if clock.epoch_end and self.state.epoch % self.output.checkpoint_every == 0:
+                        self._save()
+            if self.finished and self._metrics.pending:  # what a mutation that went back, or children, left of an epoch
+                self._measure()
+            self._save()
         return self._result(interrupt.signal)
 
     def stop(self) -> None:
@@ -199,6 +189,11 @@ class Evolver:
         return self.round.lineage
 
     @property
+    def history(self) -> list[dict[str, Any]]:
+        """One line of metrics for each epoch; the last may be of a part of one, where the run ended."""
+        return self._metrics.lines
+
+    @property
     def finished(self) -> bool:
         """Whether the budget is spent."""
         return self.state.progress >= 1
@@ -206,20 +201,35 @@ class Evolver:
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
         batches = iter(self.train.epoch(self.state.epoch, self.state.batch))
-        while window := list(islice(batches, self.training.accumulate)):
+        while not self.finished and (window := list(islice(batches, self.training.accumulate))):
             yield window
+
+    def _step(self, batches: list[Batch]) -> Clock | None:
+        """Trains, judges and mutates; None where the run went back to before a mutation, and to other batches."""
+        result = self._train(batches)
+        if result is None:
+            return None
+        self._metrics.add(result)
+        clock = self._tick()
+        if self.schedule and not self.finished:
+            reason = self.schedule.due(clock)
+            self._due = self._due or reason
+        if self.probation and self._judge(self.probation.verdict(self.finished)):
+            return None
+        self._evolve()
+        return clock
 
     def _train(self, batches: list[Batch]) -> StepResult | None:
         """Makes an optimizer step; None where it came to nothing and a mutation on probation went for it."""
         before, self._before = self._before, None
         try:
-            result = train_step(self.state, batches) if before is None else first_step(self.state, batches, before)
+            if before is None:
+                return train_step(self.state, batches)
+            when = "in the first step after the mutation"
+            result = unless_memory_runs_out(before, when, lambda: train_step(self.state, batches))
             if result is None:
-                for index in self._latest:
-                    reason = "Memory ran out in the first step after it: taken back."
-                    self.display.mutation(self.lineage.take_back(index, reason))
-                if self.probation:
-                    self.probation.begin([])
+                for record in self._taken_back(self._latest, when):
+                    self.display.mutation(record)
                 result = train_step(self.state, batches)
         except NonFiniteLossError as error:
             if self.probation and self._judge(self.probation.condemn()):
@@ -230,7 +240,7 @@ class Evolver:
         return result
 
     def _tick(self) -> Clock:
-        """After an optimizer step: writes a line of metrics where it was the last of its epoch, or of the run."""
+        """After an optimizer step: measures where it was the last of its epoch, or of the run."""
         state = self.state
         self._count_time()
         epoch_end = state.batch >= len(self.train)
@@ -238,14 +248,16 @@ class Evolver:
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
         if epoch_end or self.finished:
-            val = evaluate(state, self.val.epoch(0))
-            self._count_time()
-            self.history.append({**self._meter.line(state, val), "params": count_parameters(self.model)})
-            self._meter = Meter(since=state.seconds)
-            advance_schedule(state, "epoch", val["loss"])
-            self._write_history()
-            self.display.epoch(self.history[-1])
+            self._measure()
         return Clock(state.epoch, state.step, epoch_end, self.history, state.progress)
+
+    def _measure(self) -> None:
+        """Evaluates, and writes a line of metrics."""
+        val = evaluate(self.state, self.val.epoch(0))
+        self._count_time()
+        self._metrics.write(self.state, val)
+        advance_schedule(self.state, "epoch", val["loss"])
+        self.display.epoch(self.history[-1])
 
     def _count_time(self) -> None:
         """Adds the wall time since it was last counted."""
@@ -260,17 +272,26 @@ class Evolver:
         if self.probation:
             self._save()  # a run that is stopped within the probation begins again here
         reason, self._due = self._due, None
-        before = Snapshot(self.state)
+        before, first = Snapshot(self.state), len(self.lineage)
         if self.probation:
             self.probation.remember(before, self._progress(), self.history, self.lineage)
-        answers = self.round.attempt(reason, self.history)
-        for answer in answers:
-            self.display.mutation(answer.record)
-        applied = [answer.record.index for answer in answers if answer]
+        when = "where the run was to follow the mutation"
+        answers = unless_memory_runs_out(before, when, lambda: self.round.attempt(reason, self.history))
+        applied = [record.index for record in self.lineage.records[first:] if record.success]
         if self.probation:
-            self.probation.begin(applied)
-        if applied:
+            self.probation.begin(applied, self.round.ahead)
+        if answers is None:
+            self._taken_back(applied, when)
+        elif applied:
             self._before, self._latest = before, applied
+        for record in self.lineage.records[first:]:
+            self.display.mutation(record)
+
+    def _taken_back(self, applied: list[int], when: str) -> list[Record]:
+        """Notes of mutations, by their numbers, that memory ran out and all is as before them."""
+        if self.probation:
+            self.probation.begin([])
+        return [self.lineage.take_back(index, f"Memory ran out {when}: taken back.") for index in applied]
 
     def _judge(self, verdict: Verdict | None) -> bool:
         """Carries out a verdict on what is on probation; says whether all went back to before it."""
@@ -296,8 +317,7 @@ class Evolver:
     def _progress(self) -> dict[str, Any]:
         """What a run needs to go on from here beside what training moves, as JSON values."""
         return {
-            "history": list(self.history),
-            "meter": self._meter.state(),
+            **self._metrics.state(),
             "policy": self.round.policy.state(),
             "schedule": self.schedule.state() if self.schedule else {},
             "params_from": self._params_from,
@@ -306,9 +326,7 @@ class Evolver:
 
     def _take_up(self, progress: Mapping[str, Any]) -> None:
         """Puts back what `_progress` returned."""
-        self.history = list(progress["history"])
-        self._write_history()
-        self._meter = Meter(**progress["meter"])
+        self._metrics.load_state(progress)
         self._params_from = progress["params_from"]
         self.round.policy.load_state(progress["policy"])
         if self.schedule:
@@ -330,11 +348,6 @@ class Evolver:
             self.round.lineage = Lineage(self._folder() / "lineage.jsonl")
         seed_everything(self.training.seed)
         self._begun = True
-
-    def _write_history(self) -> None:
-        if self.output.dir is not None:
-            lines = "".join(json.dumps(metrics) + "\n" for metrics in self.history)
-            (self._folder() / "metrics.jsonl").write_text(lines, encoding="utf-8")
 
     def _result(self, number: int | None) -> RunResult:
         applied = len(self.lineage.applied)

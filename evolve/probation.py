@@ -57,6 +57,7 @@ class _Trial:
         before: The metric.
         curve: Steps and values of the metric since the model last changed, the present one too.
         records: Numbers of the mutations on probation.
+        ahead: Steps that the model was trained for beside the run's own.
     """
 
     snapshot: Snapshot
@@ -65,6 +66,7 @@ class _Trial:
     before: Score
     curve: list[tuple[int, float]]
     records: list[int]
+    ahead: int = 0
 
 
 class Probation:
@@ -109,10 +111,15 @@ class Probation:
         curve.append((state.step, before.mean))
         self._trial = _Trial(snapshot, progress, state.step, before, curve, [])
 
-    def begin(self, records: list[int]) -> None:
-        """Puts mutations, by their numbers, on probation together; where there are none, nothing is to be tested."""
+    def begin(self, records: list[int], ahead: int = 0) -> None:
+        """Puts mutations on probation together.
+
+        Args:
+            records: Their numbers; where there are none, nothing is to be tested.
+            ahead: Steps that the model made as a child, beside the run's own: the trend is followed further by them.
+        """
         if self._trial and records:
-            self._trial.records = records
+            self._trial.records, self._trial.ahead = records, ahead
         else:
             self._trial = None
 
@@ -127,7 +134,7 @@ class Probation:
             return None
         found = score(self._state, self._batches.epoch(0), metric)
         noise = standard_error(trial.before.values, found.values)
-        promised = promise([(at, self._falling(value)) for at, value in trial.curve], step, noise)
+        promised = promise([(at, self._falling(value)) for at, value in trial.curve], step + trial.ahead, noise)
         bound = promised.value + promised.margin
         kept = self._falling(found.mean) <= bound
         return self._told(trial, kept, found.mean, self._falling(promised.value), self._falling(bound), promised.points)
@@ -138,14 +145,11 @@ class Probation:
         return self._told(trial, False, None, trial.before.mean, trial.before.mean, 0) if trial else None
 
     def end(self, verdict: Verdict) -> Mapping[str, Any] | None:
-        """Carries out a verdict; returns what the run has to go back to if it goes back. FLOPs and time stay spent."""
+        """Carries out a verdict; returns what the run has to go back to if it goes back."""
         trial, self._trial = self._trial, None
         if verdict.kept or trial is None:
             return None
-        state = self._state
-        spent = {"seconds": state.seconds, "flops": state.flops}
         trial.snapshot.restore()
-        state.take_counts({**state.counts(), **spent})
         return trial.progress
 
     def _falling(self, value: float) -> float:

@@ -33,6 +33,7 @@ class Round:
     Attributes:
         policy: Which operator, and where.
         lineage: Takes the records.
+        ahead: Steps that the model made as a child, where the last round let it take up what a child had learned.
 
     Args:
         config: What may be tried.
@@ -44,67 +45,92 @@ class Round:
     def __init__(self, config: EvolutionConfig, state: TrainState, train: Batches, val: Batches) -> None:
         self.policy: Policy = config.policy.build()
         self.lineage = Lineage()
+        self.ahead = 0
         self._config = config
         self._state = state
         self._train, self._val = train, val
         self._example, targets = train.examples(config.probe)
         self._targets = targets.to(state.device)
-        self._limits = config.limits
+        if config.repay and not state.flops_per_sample:
+            logger.warning("evolution.repay says nothing about this model: its FLOPs cannot be counted.")
 
     def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.
 
         Where that is a growth and `care.shrink` is set, `shrink_perturb` of the whole model follows, as an attempt of
-        its own. Optimizer, moving average and counts have followed when it returns.
+        its own. Optimizer, moving average and counts have followed when it returns. None is made where weighing them
+        took the rest of the budget.
 
         Args:
             reason: Why a mutation is due.
             history: One mapping of metrics for each finished epoch.
         """
-        state = self._state
-        self._limits, repaid = self._repaid()
+        state, self.ahead = self._state, 0
         note = {
             "epoch": state.epoch,
             "step": state.step,
-            "reason": reason + repaid,
+            "reason": reason,
             "metrics_before": {k: v for k, v in history[-1].items() if k.startswith("val_")} if history else None,
         }
         shapes = parameter_shapes(state.model)
-        answers = self._try_candidates(note, history)
-        if not answers:
-            logger.warning("A mutation was due (%s), but there was none to try, or the policy chose none.", reason)
-        if answers and grown(answers[-1]) and self._config.care.shrink is not None:
-            shrink = Candidate("shrink_perturb", EVERYWHERE, self._config.care.shrink.model_dump())
+        situation = self.situation(history)
+        answers, chosen = self._try_candidates(situation, note)
+        if answers and (shrink := self._shrinking(answers[-1])):
             answers.append(self._log(shrink, self.seed, {**note, "reason": "care.shrink after a growth"}))
-        if applied := [answer for answer in answers if answer]:
+        if chosen is not None:
+            applied = [answer for answer in answers if answer]
             place_model(state.model, state.config)
             state.flops_per_sample = applied[-1].record.flops_after or state.flops_per_sample
-            tend(self._config.care, state, shapes, applied, self._train.epoch(state.epoch))
+            self.ahead = situation.adopt(chosen)
+            tend(self._config.care, state, shapes, applied, self._train.epoch(state.epoch), adopted=self.ahead > 0)
         return answers
 
-    def _try_candidates(self, note: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
-        """Makes attempts until one is applied."""
+    def _try_candidates(
+        self, situation: RunSituation, note: Mapping[str, Any]
+    ) -> tuple[list[MutationResult], Candidate | None]:
+        """Makes attempts until one is applied; returns what became of them, and what was applied."""
         answers: list[MutationResult] = []
         candidates = self.candidates(self._state.model)
-        situation = self.situation(history)
+        if not candidates:
+            logger.warning("A mutation was due (%s), but there is no site for any of the operators.", note["reason"])
         for _ in range(self._config.attempts if candidates else 0):
             started = time.perf_counter()
             choice = self.policy.choose(candidates, situation)
             if choice is None:
+                logger.info("A mutation was due (%s); the policy chose none.", note["reason"])
+                break
+            if self._state.progress >= 1:
+                logger.info("A mutation was due (%s), but children took the rest of the budget.", note["reason"])
                 break
             reasons = self._reasons(choice, time.perf_counter() - started)
             seed = situation.seed_of(choice.candidate, self.seed)
-            answers.append(self._log(choice.candidate, seed, {**note, "choice": reasons}))
+            repaid = self._repaid()[1]
+            answers.append(
+                self._log(choice.candidate, seed, {**note, "reason": note["reason"] + repaid, "choice": reasons})
+            )
             if answers[-1]:
-                situation.adopt(choice.candidate)
-                break
+                return answers, choice.candidate
             situation.tried.append(choice.candidate)
-        return answers
+        return answers, None
+
+    def _shrinking(self, result: MutationResult) -> Candidate | None:
+        """What follows a growth where `care.shrink` is set."""
+        shrink = self._config.care.shrink
+        if shrink is None or not grown(result):
+            return None
+        return Candidate("shrink_perturb", EVERYWHERE, shrink.model_dump())
 
     def situation(self, history: Sequence[Mapping[str, Any]]) -> RunSituation:
         """Returns what the policy can ask about the run as it stands."""
-        nursery = Nursery(self._state, self._train, self._val, self.mutate, self.seed)
+        nursery = Nursery(self._state, self._train, self._val, self._bred, self.seed)
         return RunSituation(self._state, self._train, self._example, self.lineage.records, history, nursery)
+
+    def _bred(self, model: nn.Module, optimizer: Optimizer, candidate: Candidate, seed: int) -> MutationResult:
+        """Makes a child of a copy: the candidate's mutation, and the shrinking that would follow it."""
+        result = self.mutate(model, optimizer, candidate, seed)
+        if shrink := self._shrinking(result):
+            self.mutate(model, optimizer, shrink, seed)
+        return result
 
     def _log(self, candidate: Candidate, seed: int, note: Mapping[str, Any]) -> MutationResult:
         """Makes one attempt on the running model and appends its record to the lineage."""
@@ -158,7 +184,7 @@ class Round:
             example_inputs=self._example,
             seed=seed,
             loss=self._loss,
-            limits=self._limits,
+            limits=self._repaid()[0],
             note=note,
             **chosen.options,
         )

@@ -1,15 +1,13 @@
-"""What a run is: the folder it is written to, what it counts, and what came of it."""
+"""What a run is: the folder it is written to, and what came of it."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -18,7 +16,6 @@ from evolve.config import Section
 from evolve.errors import EvolveError
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import probe
-from evolve.training import StepResult, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -62,53 +59,6 @@ class RunResult:
     progress: float
     finished: bool
     signal: int | None
-
-
-@dataclass
-class Meter:
-    """Sums over the steps of the running epoch, which began when the run had taken `since` seconds."""
-
-    loss: float = 0.0
-    samples: int = 0
-    correct: int | None = 0
-    since: float = 0.0
-    _hits: list[Tensor] = field(default_factory=list)  # not counted yet: that would wait for the device
-
-    def add(self, result: StepResult) -> None:
-        """Takes in one optimizer step."""
-        self.loss += result.loss * result.samples
-        self.samples += result.samples
-        if not result.hits:
-            self.correct = None
-        self._hits += result.hits
-        if len(self._hits) >= 256:
-            self._count()
-
-    def line(self, state: TrainState, val: Mapping[str, float]) -> dict[str, Any]:
-        """Returns the line of metrics of the epoch that is over, with those of its evaluation."""
-        self._count()
-        accuracy = {} if self.correct is None else {"train_accuracy": self.correct / self.samples}
-        return {
-            "epoch": state.epoch,
-            "step": state.step,
-            "train_loss": self.loss / self.samples,
-            **accuracy,
-            **{f"val_{name}": value for name, value in val.items()},
-            "lr": state.lr,
-            "seconds": state.seconds - self.since,
-            "flops": state.flops,
-            "progress": state.progress,
-        }
-
-    def state(self) -> dict[str, Any]:
-        """Returns the sums as JSON values, for a resumed run."""
-        self._count()
-        return {"loss": self.loss, "samples": self.samples, "correct": self.correct, "since": self.since}
-
-    def _count(self) -> None:
-        if self._hits and self.correct is not None:
-            self.correct += int(torch.cat(self._hits).sum())
-        self._hits = []
 
 
 def flops_per_sample(model: nn.Module, inputs: Tensor, needed: bool) -> int:

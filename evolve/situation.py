@@ -49,7 +49,7 @@ class RunSituation:
     tried: list[Candidate] = field(default_factory=list)
     _evidence: dict[int, Evidence] = field(default_factory=dict)
     _promises: dict[tuple[Any, ...], Promise] = field(default_factory=dict)
-    _children: list[tuple[Candidate | None, Child]] = field(default_factory=list)
+    _best: tuple[Candidate, Child] | None = None
 
     def promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
         """Returns what a score says of a candidate, from the next `batches` of the training data; nothing is built."""
@@ -97,11 +97,15 @@ class RunSituation:
         return {name: position for position, name in enumerate(names)}
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
-        """Trains a mutated copy of the model a little and returns its held-out loss; None if it is refused."""
+        """Trains a mutated copy of the model a little and returns its held-out loss; None if it came to nothing.
+
+        Of the mutated ones the best is kept, for memory's sake that one alone.
+        """
         child = self.nursery.raised(candidate, steps)
         if child is None:
             return None
-        self._children.append((candidate, child))
+        if candidate is not None and (self._best is None or child.loss < self._best[1].loss):
+            self._best = candidate, child
         return child.loss
 
     def seed_of(self, candidate: Candidate, otherwise: int) -> int:
@@ -109,11 +113,13 @@ class RunSituation:
         child = self._child_of(candidate)
         return otherwise if child is None else child.seed
 
-    def adopt(self, candidate: Candidate) -> None:
-        """Gives the mutated model what the candidate's child has learned, where there is one."""
+    def adopt(self, candidate: Candidate) -> int:
+        """Gives the mutated model what the candidate's child has learned; returns in how many steps, 0 without one."""
         child = self._child_of(candidate)
-        if child is not None:
-            self.nursery.adopt(child)
+        if child is None:
+            return 0
+        self.nursery.adopt(child)
+        return child.steps
 
     def _child_of(self, candidate: Candidate) -> Child | None:
-        return next((child for known, child in self._children if known == candidate), None)
+        return self._best[1] if self._best is not None and self._best[0] == candidate else None

@@ -53,10 +53,11 @@ ALLOWED = {
     "progress": {"budget", "lineage"},
     "evolver": {
         *("care", "checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("probation", "rounds", "schedules", "snapshot", "structure", "training", "run"),
+        *("metrics", "probation", "rounds", "schedules", "snapshot", "structure", "training", "run"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
-    "run": {"checkpoint", "config", "structure", "training"},
+    "run": {"checkpoint", "config", "structure"},
+    "metrics": {"structure", "training"},
     "build": {
         *(
             "budget",

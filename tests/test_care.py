@@ -203,6 +203,19 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
     ]
 
 
+def test_single_values_without_a_gradient_are_not_told(caplog):
+    model = nn.Linear(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    newborns = Newborns(CareConfig(watch=1), optimizer)
+    newborns.add(model, {"weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3, [True] * 3])})
+    x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    y = model(x)
+    (y[0, 2] + y[1, 3]).backward()  # each new unit is reached through two of its three inputs
+    newborns.before_step(model, optimizer)
+    newborns.after_step()
+    assert not caplog.messages
+
+
 def test_a_new_parameter_that_is_never_reached_is_named(caplog):
     model = net()
     newborns = Newborns(CareConfig(watch=1), torch.optim.SGD(model.parameters(), lr=0.1))

@@ -158,6 +158,19 @@ def test_samples_must_be_pairs():
         as_batches([torch.zeros(2), torch.ones(2), torch.ones(2)], shuffle=False).example(1)
 
 
+def test_a_second_pass_leaves_the_running_one_of_persistent_workers_as_it_is():
+    data = TensorDataset(torch.arange(12.0)[:, None], torch.arange(12))
+    batches = IterableBatches(DataLoader(data, 3, num_workers=1, persistent_workers=True))
+    running = batches.epoch(0)
+    seen = [next(running)[1].tolist()]
+    assert next(iter(batches.onward(0, 1)))[1].tolist() == [3, 4, 5]
+    seen += [targets.tolist() for _, targets in running]
+    assert seen == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    kept = batches.loader._iterator
+    assert len(list(batches.epoch(1))) == 4
+    assert batches.loader._iterator is kept  # whose workers go on from epoch to epoch
+
+
 def test_own_loader_keeps_its_order_and_example_leaves_no_trace():
     def loader():
         data = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10))

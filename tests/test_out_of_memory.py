@@ -1,5 +1,7 @@
 """Where memory runs out in a mutation, or in the first step after it, the run goes on as if it had not been tried."""
 
+import sys
+
 import pytest
 import torch
 from fingerprints import fingerprint
@@ -7,7 +9,7 @@ from test_resume import digests, make, stop_after
 from torch import nn
 
 import evolve
-from evolve import EvolutionConfig, TrainingConfig
+from evolve import EvolutionConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import EvolveError
 from evolve.lineage import Lineage
 from evolve.operators import operators
@@ -106,7 +108,7 @@ def test_in_the_first_step_after_it(hungry, tmp_path, kind):
     (record,) = Lineage.read(tmp_path / "run" / "lineage.jsonl")
     assert record == run.lineage.records[0]
     assert (record.status, record.success, record.step) == ("rolled_back", False, 4)
-    assert record.message.endswith("Memory ran out in the first step after it: taken back.")
+    assert record.message.endswith("Memory ran out in the first step after the mutation: taken back.")
     assert (record.params_after, record.flops_after) == (record.params_before, record.flops_before)
     model = evolve.load(tmp_path / "run", model=type(plain.model)())
     assert model.state_dict().keys() == plain.model.state_dict().keys()
@@ -114,6 +116,61 @@ def test_in_the_first_step_after_it(hungry, tmp_path, kind):
     resumed = make(tmp_path / "again", evolution=evolution(kind=kind)).restore()
     resumed.run()
     assert digests(resumed) == digests(run)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scope", ["new", "all"])
+def test_in_the_middle_of_the_first_step_after_it(scaled, scope):
+    """Where an optimizer makes its state, of parts that are cared for, with gradients that have been unscaled."""
+
+    def prepared(operators):
+        config = {
+            "schedule": {"name": "at", "options": {"steps": [4]}} if operators else None,
+            "operators": operators,
+            "care": {"rewarm": {"steps": 5, "scope": scope}},
+        }
+        run = make(evolution=EvolutionConfig.model_validate(config), optimizer=OptimizerConfig(name="AdamW"))
+        run.state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if scaled else None
+        return run
+
+    def full(*arguments):
+        if run._latest and not failed:
+            failed.append(run.state.step)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    failed, plain = [], prepared([])
+    run = prepared([{"name": "widen", "sites": ["features.0"], "options": {"factor": 1.5}}])
+    run.state.optimizer.register_step_pre_hook(full)
+    run.run()
+    plain.run()
+    assert failed == [4]
+    assert [record.status for record in run.lineage] == ["rolled_back"]
+    found, expected = digests(run), digests(plain)
+    assert found.pop("log") != expected.pop("log")
+    assert found == expected
+
+
+@pytest.mark.parametrize("probation", [None, {"steps": 3}])
+def test_where_the_run_was_to_follow_it(tmp_path, monkeypatch, probation):
+    config = {
+        "schedule": {"name": "at", "options": {"steps": [4]}},
+        "operators": [{"name": "widen", "sites": ["features.0"], "options": {"factor": 1.5}}],
+        "care": {"batchnorm": 2},
+        "probation": probation,
+    }
+    plain = make(tmp_path / "plain", evolution=EvolutionConfig())
+    plain.run()
+    run = make(tmp_path / "run", evolution=EvolutionConfig.model_validate(config))
+    monkeypatch.setattr(
+        sys.modules["evolve.care.tend"], "recalibrate", lambda *arguments: torch.empty(TOO_MUCH, dtype=torch.uint8)
+    )
+    assert run.run().finished
+    (record,) = Lineage.read(tmp_path / "run" / "lineage.jsonl")
+    assert (record.status, record.params_after, record.verdict) == ("rolled_back", record.params_before, None)
+    assert record.message.endswith("Memory ran out where the run was to follow the mutation: taken back.")
+    found, expected = digests(run), digests(plain)
+    assert found.pop("log") != expected.pop("log")
+    assert found == expected
 
 
 def test_only_there_and_only_for_memory(hungry):

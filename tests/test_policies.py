@@ -174,7 +174,7 @@ def test_hill_climb_takes_the_best_child():
     assert choice.others == [
         Weighed(operator="widen", site="a", value=0.5),
         Weighed(operator="", value=0.6, note="not mutated"),
-        Weighed(operator="widen", site="b", note="refused"),
+        Weighed(operator="widen", site="b", note="refused, or given up"),
     ]
 
 
@@ -184,6 +184,8 @@ def test_hill_climb_changes_nothing_where_no_child_is_better(caplog):
         assert policy("hill_climb").choose([A, B, C], told) is None
     assert "No child came below the model's own loss of 0.3" in caplog.text
     assert policy("hill_climb").choose([A], Told(losses={"a": 0.1}, tried=[A])) is None
+    assert policy("hill_climb").choose([A], Told(losses={"a": None, None: 0.3})) is None
+    assert policy("hill_climb").choose([A], Told(losses={"a": 0.1, None: None})) is None  # nothing to compare with
 
 
 def test_hill_climb_draws_by_its_seed():
@@ -195,6 +197,21 @@ def test_hill_climb_draws_by_its_seed():
         drawn.add(tuple(site for site, _ in told.asked))
     assert len(drawn) == 2
     assert all(len(sites) == 3 for sites in drawn)
+
+
+def test_hill_climb_draws_others_when_it_is_asked_again_also_in_a_resumed_run():
+    many, climb = [Candidate("widen", site, {}, 0) for site in "abcdefgh"], policy("hill_climb", children=4)
+
+    def drawn():
+        told = Told(losses=dict.fromkeys("abcdefgh", 1.0) | {None: 0.5})  # the model as it is wins: no record is made
+        climb.choose(many, told)
+        return tuple(site for site, _ in told.asked)
+
+    first, state, second = drawn(), climb.state(), drawn()
+    assert first != second
+    climb = policy("hill_climb", children=4)
+    climb.load_state(state)
+    assert drawn() == second
 
 
 def net():
@@ -276,7 +293,8 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
     evolver.round.situation = lambda history: situation
     answers = evolver.round.attempt("asked for", [])
     (record,) = [answer.record for answer in answers]
-    child = situation._child_of(next(c for c, _ in situation._children if c and c.site == record.site))
+    candidate, child = situation._best
+    assert (candidate.operator, candidate.site) == (record.operator, record.site)
     assert record.success
     assert evolver.model is model
     assert all(dict(model.named_parameters())[name] is parameter for name, parameter in kept.items())

@@ -14,6 +14,7 @@ import evolve
 from evolve import EvolutionConfig, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.operators import operators
+from evolve.training import evaluate
 from evolve.trend import MOST, promise, standard_error
 
 
@@ -260,10 +261,22 @@ def test_a_budget_that_runs_out_within_a_probation_ends_with_what_was_before(tmp
     evolver = run_of(tmp_path / "run", training=training, evolution=evolution("harm", 9, [last - 2]))
     assert evolver.run().finished
     assert evolver.lineage.records[0].verdict.steps == 2
-    assert evolver.state.step == last - 2
+    assert evolver.state.step == last - 2 == evolver.history[-1]["step"]
+    assert evolver.history[-1]["progress"] == 1
+    assert evolver.history[-1]["val_loss"] == evaluate(evolver.state, evolver.val.epoch(0))["loss"]
     resumed = run_of(tmp_path / "run", training=training, evolution=evolution("harm", 9, [last - 2])).restore()
     assert resumed.finished
     assert digests(resumed) == digests(evolver)
+
+
+def test_a_stop_where_a_mutation_is_taken_back_is_saved(tmp_path, plain):
+    evolver = stop_after(run_of(tmp_path / "run", evolution=evolution("harm", 3, [8])), 11)
+    assert not evolver.run().finished
+    assert evolver.lineage.records[0].status == "rolled_back"
+    resumed = run_of(tmp_path / "run", evolution=evolution("harm", 3, [8])).restore()
+    assert [record.status for record in resumed.lineage] == ["rolled_back"]  # and not made and judged again
+    assert resumed.run().finished
+    assert without_log(resumed) == plain
 
 
 def test_by_accuracy():

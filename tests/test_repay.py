@@ -4,6 +4,7 @@ import pytest
 from test_budget import SAMPLES, SMALL, evolver
 
 from evolve.budget import Budget, Spent
+from evolve.rounds import Round
 
 EPOCH = 3 * SMALL * SAMPLES  # FLOPs of an epoch of the small net
 
@@ -56,6 +57,20 @@ def test_a_tighter_limit_stays():
     run.run()
     assert [record.options["factor"] for record in run.lineage.applied] == [2]
     assert run.lineage.records[0].reason == "0.5 of the budget"
+
+
+def test_where_flops_cannot_be_counted_nothing_is_refused_for_them_and_it_is_told(caplog):
+    run = evolver(evolution=growing(100), epochs=8)
+    assert "evolution.repay" not in caplog.text
+    run.state.flops_per_sample = 0
+    Round(run.evolution, run.state, run.train, run.val)
+    assert "evolution.repay says nothing about this model" in caplog.text
+    assert run.run().applied == 1
+
+
+@pytest.mark.parametrize("budget", [{"steps": 40}, {"seconds": 60.0}, {"flops": 8 * EPOCH}, {"epochs": 8}])
+def test_before_the_first_step_nothing_is_known(budget):
+    assert evolver(evolution=growing(100), **budget).round.attempt("asked for", [])[-1]
 
 
 def test_seconds_go_with_flops():

@@ -138,6 +138,7 @@ class Newborns:
         def placed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
             return {name: mask.to(device, copy=True) for name, mask in masks.items()}
 
+        self._held, self._rates = [], []  # of a step that was not finished
         self._steps = state["steps"]
         self._litters = [Litter(o["born"], placed(o["parts"]), placed(o["reached"])) for o in state["litters"]]
 
@@ -184,11 +185,11 @@ class Newborns:
                 continue
             for name, mask in litter.parts.items():
                 dead = mask & ~litter.reached.get(name, torch.zeros_like(mask))
-                if bool(dead.any()):
+                if units := _told(name, mask, dead):
                     logger.warning(
                         "No gradient has reached %s in the %d steps since it came: it does not learn. Inputs that are "
                         "never active, a zero on both sides or a detach are the usual reasons.",
-                        _told(name, mask, dead),
+                        units,
                         self._config.watch,
                     )
 
@@ -208,17 +209,19 @@ def _note_gradient(litter: Litter, name: str, parameter: nn.Parameter) -> None:
     litter.reached[name] = (gradient != 0) if seen is None else seen | (gradient != 0)
 
 
-def _told(name: str, mask: Tensor, dead: Tensor) -> str:
-    """Names the units of a parameter in which nothing new is alive, or counts the values where they are no units."""
+def _told(name: str, mask: Tensor, dead: Tensor) -> str | None:
+    """Names the units of a parameter in which nothing new is alive; None where there are none.
+
+    A single value without a gradient is common (two units that are never active together) and no fault of a unit.
+    """
     if bool(dead.all()):
         return f"the new parameter '{name}'"
-    for axis in range(dead.dim()):
+    for axis in range(min(dead.dim(), 2)):  # outputs, then inputs
         rest = [other for other in range(dead.dim()) if other != axis]
         lines = mask.any(dim=rest) if rest else mask
         living = (mask & ~dead).any(dim=rest) if rest else mask & ~dead
-        units = (lines & ~living).nonzero().flatten()
-        if int(dead.sum()) == int(mask.index_select(axis, units).sum()):
-            listed = ", ".join(map(str, units[:8].tolist())) + (", ..." if len(units) > 8 else "")
+        if units := (lines & ~living).nonzero().flatten().tolist():
+            listed = ", ".join(map(str, units[:8])) + (", ..." if len(units) > 8 else "")
             of = "" if axis == 0 else f" of axis {axis}"
             return f"{len(units)} of {int(lines.sum())} new units of '{name}' (positions {listed}{of})"
-    return f"{int(dead.sum())} of {int(mask.sum())} new values of '{name}'"
+    return None

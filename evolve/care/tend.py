@@ -41,6 +41,7 @@ def tend(
     shapes: Mapping[str, Shape],
     applied: Sequence[MutationResult],
     batches: Iterable[tuple[Tensor, Tensor]],
+    adopted: bool = False,
 ) -> None:
     """Lets all that goes with a model's parameters follow them, and gives the care that comes once.
 
@@ -50,12 +51,15 @@ def tend(
         shapes: Of the parameters before; see `structure.probe.parameter_shapes`.
         applied: What was done to the model since, in order.
         batches: Training data for the statistics of BatchNorm.
+        adopted: Whether the model has taken up what a child of it has learned. Then averages begin anew, as all values
+            are others, and what is new is not young any more.
     """
     model = patient.model
     cuts = [cut for result in applied for cut in result.cuts]
     if patient.ema is not None:
-        patient.ema.follow(model, cuts, [name for result in applied for name in result.redrawn])
-    growth = any(map(grown, applied))
+        redrawn = list(shapes) if adopted else [name for result in applied for name in result.redrawn]
+        patient.ema.follow(model, cuts, redrawn)
+    growth = any(map(grown, applied)) and not adopted
     if growth and config.moments == "reset":
         forget(patient.optimizer, model.parameters())
     if patient.newborns is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any
@@ -110,6 +111,7 @@ class IterableBatches(Batches):
             raise DataError("This DataLoader yields no batch. Is its data set empty, or smaller than a dropped batch?")
         self.loader = loader
         self._known = torch.empty(0), torch.empty(0)
+        self._passes = 0  # that are being read now
 
     @property
     def samples(self) -> int:
@@ -129,8 +131,16 @@ class IterableBatches(Batches):
         set_epoch = getattr(self.loader.sampler, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
-        for item in islice(self.loader, start, None):
-            yield as_pair(item)
+        loader = self.loader
+        if self._passes and loader.persistent_workers:  # it has one iterator, and would begin the running pass anew
+            loader = copy.copy(loader)
+            loader._iterator = None
+        self._passes += 1
+        try:
+            for item in islice(loader, start, None):
+                yield as_pair(item)
+        finally:
+            self._passes -= 1
 
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
         """Returns `n` samples of the loader's next pass; they are kept, so that the loader is read once."""

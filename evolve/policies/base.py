@@ -94,9 +94,10 @@ class Situation(Protocol):
         """Returns how deep in the model a site lies, in [0, 1): 0 at the input; None where it is all of the model."""
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
-        """Trains a mutated copy of the model a little and returns its held-out loss; None if the mutation is refused.
+        """Trains a mutated copy of the model a little and returns its held-out loss.
 
-        The copy of the candidate that is chosen then becomes the model.
+        None if the mutation is refused, or memory or a finite loss give out. Of the mutated copies the one with the
+        lowest loss is kept: where its candidate is chosen then, it becomes the model.
 
         Args:
             candidate: None for a copy that is not mutated.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -33,19 +34,28 @@ class HillClimb(Policy):
         steps: PositiveInt = 50
         seed: NonNegativeInt = 0
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._rounds = 0
+
     def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
         """Returns the best child's mutation."""
         if situation.tried:
             return None  # the best child was refused on the model itself: there is no second best that was trained
-        chance = random.Random(f"{self.options.seed} {len(situation.records)}")
-        weighed: list[tuple[float, Candidate | None]] = []
+        chance = random.Random(f"{self.options.seed} {self._rounds}")
+        self._rounds += 1
+        own = situation.child(None, self.options.steps)
+        if own is None:
+            logger.warning("The model's own copy came to nothing: there is nothing to compare children with.")
+            return None
+        weighed: list[tuple[float, Candidate | None]] = [(own, None)]
         refused: list[Weighed] = []
-        for candidate in [*drawn(candidates, self.options.children, chance), None]:
+        for candidate in drawn(candidates, self.options.children, chance):
             loss = situation.child(candidate, self.options.steps)
             if loss is not None:
                 weighed.append((loss, candidate))
-            elif candidate is not None:
-                refused.append(Weighed(operator=candidate.operator, site=candidate.site, note="refused"))
+            else:
+                refused.append(Weighed(operator=candidate.operator, site=candidate.site, note="refused, or given up"))
         weighed.sort(key=lambda pair: pair[0])
         (loss, best), *others = weighed
         if best is None:
@@ -64,3 +74,11 @@ class HillClimb(Policy):
             for value, candidate in others
         ]
         return Choice(best, f"held-out loss after {self.options.steps} steps", loss, "", [*told, *refused])
+
+    def state(self) -> dict[str, Any]:
+        """Returns how often it was asked: each time it draws other children."""
+        return {"rounds": self._rounds}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up how often it was asked."""
+        self._rounds = state["rounds"]

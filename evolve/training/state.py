@@ -90,10 +90,13 @@ class TrainState:
         """Returns the most FLOPs of a forward pass of a model that the budget left trains for so many epochs.
 
         It is never less than the model has: one that does not grow needs no repayment. None where size does not matter,
-        as the budget is of epochs or steps, and enough are left. Seconds are taken to go with FLOPs.
+        as the budget is of epochs or steps, and enough are left; and where it is not known, as no step has been made or
+        FLOPs cannot be counted. Seconds are taken to go with FLOPs.
         """
         epoch_flops = FORWARD_AND_BACKWARD * self.flops_per_sample * self.epoch_samples
         budget = self.config.budget
+        if not self.step or not epoch_flops:
+            return None
         left = budget.epochs_left(self.spent, epoch_flops)
         if budget.unit in ("epochs", "steps"):
             return None if left >= epochs else self.flops_per_sample

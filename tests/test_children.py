@@ -1,0 +1,169 @@
+"""Children: what becomes of a run in which they fail, spend its budget, or take its model's place."""
+
+import logging
+import math
+
+import pytest
+import torch
+from test_budget import SAMPLES, SMALL, evolver, net
+from test_resume import digests
+
+import evolve.children
+from evolve.policies import Candidate
+from evolve.surgery.parts import new_parts
+from evolve.training import evaluate
+from evolve.trend import promise
+
+EPOCH = 3 * SMALL * SAMPLES  # FLOPs of an epoch of the small net
+WIDER = Candidate("widen", "0", {"factor": 2})
+
+
+def climbing(step, children=1, steps=5, **changes):
+    """Hill climbing after an optimizer step, to twice the hidden units."""
+    return {
+        "schedule": {"name": "at", "options": {"steps": [step]}},
+        "policy": {"name": "hill_climb", "options": {"children": children, "steps": steps}},
+        "operators": [{"name": "widen", "sites": ["0"], "options": {"factor": 2}}],
+        **changes,
+    }
+
+
+def surely(run):
+    """Lets the mutated child win, whatever it has learned."""
+    raised = run.round.situation
+
+    def situation(history):
+        found = raised(history)
+        child = found.child
+        found.child = lambda candidate, steps: math.inf if child(candidate, steps) and not candidate else 0.0
+        return found
+
+    run.round.situation = situation
+    return run
+
+
+def test_one_that_has_no_finite_loss_is_given_up(monkeypatch, caplog):
+    run = evolver(steps=8, evolution=climbing(3))
+    situation = run.round.situation([])
+    monkeypatch.setattr(evolve.children, "evaluate", lambda state, batches: {"loss": math.nan})
+    assert situation.child(WIDER, 2) is None
+    assert "was given up: its held-out loss is nan" in caplog.text
+    assert run.run().applied == 0
+
+
+@pytest.mark.parametrize("where", ["evaluate", "train_step"])
+def test_where_memory_runs_out_the_run_goes_on(monkeypatch, caplog, where):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    plain = evolver(steps=8)
+    plain.run()
+    run = evolver(steps=8, evolution=climbing(3))
+    monkeypatch.setattr(evolve.children, where, full)
+    assert run.run().finished
+    assert "was given up: CUDA out of memory" in caplog.text
+    found, expected = digests(run), digests(plain)
+    assert found.pop("history") != expected.pop("history") or where == "train_step"  # FLOPs were spent
+    assert found == expected
+
+
+def test_the_best_alone_is_kept():
+    run = evolver(steps=8, evolution=climbing(3))
+    situation, other = run.round.situation([]), Candidate("widen", "0", {"factor": 3})
+    situation.child(None, 5)
+    losses = [situation.child(one, 5) for one in (WIDER, other)]
+    candidate, child = situation._best
+    assert child.loss == min(losses) == losses[[WIDER, other].index(candidate)]
+    assert situation.adopt(other if candidate == WIDER else WIDER) == 0
+
+
+@pytest.mark.parametrize("probation", [None, {"steps": 4}])
+def test_where_they_take_the_rest_of_the_budget_the_run_ends_with_the_model_as_it_is(tmp_path, caplog, probation):
+    config = climbing(8, steps=40, probation=probation, repay=1)
+    run = surely(evolver(tmp_path / "run", flops=4 * EPOCH, evolution=config))
+    with caplog.at_level(logging.INFO, "evolve.rounds"):
+        result = run.run()
+    assert "children took the rest of the budget" in caplog.text
+    assert (result.finished, result.applied, result.refused, run.state.step) == (True, 0, 0, 8)
+    assert [(line["epoch"], line["step"], line["progress"] == 1) for line in run.history] == [
+        (1, 5, False),
+        (1, 8, True),
+    ]
+    assert run.history[-1]["val_loss"] == evaluate(run.state, run.val.epoch(0))["loss"]
+    resumed = evolver(tmp_path / "run", flops=4 * EPOCH, evolution=config).restore()
+    assert resumed.finished
+    assert (resumed.state.step, resumed.history) == (8, run.history)
+
+
+def test_what_is_repaid_is_reckoned_after_them():
+    two = 3 * SMALL * 8 * 10 * 3  # FLOPs of ten steps of the model as it is, and of one with twice the units
+    for repay, applied in ((2, 1), (2.6, 0)):  # 2.5 epochs of the larger net are left
+        run = surely(evolver(flops=7 * EPOCH + two, evolution=climbing(10, steps=10, repay=repay)))
+        run.run()
+        assert len(run.lineage.applied) == applied, run.lineage.records
+        assert run.lineage.records[0].reason.startswith("step 10; for")
+
+
+def test_what_they_spent_stays_spent_where_memory_runs_out_after_the_mutation():
+    run = surely(evolver(steps=8, evolution=climbing(3)))
+    spent = []
+
+    def full(*arguments):
+        if run._latest and not spent:
+            spent.append(run.state.flops)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    run.state.optimizer.register_step_pre_hook(full)
+    run.run()
+    assert [record.status for record in run.lineage] == ["rolled_back"]
+    assert spent == [3 * SMALL * 8 * (3 + 5 + 2 * 5)]
+    assert run.state.flops == spent[0] + 3 * SMALL * 8 * 5
+
+
+def adopted(**changes):
+    """A run right after it has taken up a child that was trained for 30 steps."""
+    run = surely(evolver(steps=8, ema=0.99, evolution=climbing(3, steps=30, **changes)))
+    answers = run.round.attempt("asked for", [])
+    assert run.round.ahead == 30
+    return run, answers
+
+
+def test_the_average_begins_anew_with_one_that_is_adopted():
+    run, _ = adopted()
+    assert all(torch.equal(run.state.ema.shadow[name], p) for name, p in run.model.named_parameters())
+
+
+def test_what_is_new_in_one_that_is_adopted_is_not_young():
+    run, (answer,) = adopted(care={"rewarm": {"steps": 50}, "moments": "reset"})
+    assert new_parts(run.model, {"0.weight": torch.Size([6, 8])}, answer.cuts)
+    assert run.state.newborns.state()["litters"] == []
+
+
+def test_they_are_shrunk_before_they_learn(monkeypatch):
+    began, train_step = {}, evolve.children.train_step
+
+    def watched(state, batches):
+        began.setdefault(state.model, state.model[2].bias.detach().clone())
+        return train_step(state, batches)
+
+    monkeypatch.setattr(evolve.children, "train_step", watched)
+    run, answers = adopted(care={"shrink": {"keep": 0.0}})
+    assert [answer.record.operator for answer in answers] == ["widen", "shrink_perturb"]
+    (_, as_it_was), (child, shrunk) = began.items()
+    assert torch.equal(as_it_was, net()[2].bias)
+    assert not torch.isclose(shrunk, as_it_was).any()
+    learned = child.state_dict()
+    assert all(torch.equal(learned[name], value) for name, value in run.model.state_dict().items())
+
+
+def test_the_trend_of_a_probation_is_followed_as_far_as_a_child_has_gone():
+    found = []
+    for steps in (1, 60):
+        run = surely(evolver(steps=31, evolution=climbing(25, steps=steps, probation={"steps": 5})))
+        run.run()
+        (record,) = run.lineage
+        curve = [(line["step"], line["val_loss"]) for line in run.history if line["step"] < 25]
+        curve.append((25, record.verdict.before))
+        assert record.verdict.promised == pytest.approx(promise(curve, 30 + steps, 0.0).value)
+        found.append(record.verdict.promised)
+    assert found[1] < found[0]
