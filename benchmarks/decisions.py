@@ -195,9 +195,9 @@ def cost(
     steps, decisions, weighed = [], [], 0
     for _ in range(5):
         steps += [seconds(lambda one=one: train_step(run.state, [one])) for one in batches]
-        situation, timer = run.round.situation(run.history), Timer()
-        candidates = run.round.candidates(run.model)
-        choice = run.round.policy.choose(candidates, situation)
+        situation, timer = run.trials.round.situation(run.history), Timer()
+        candidates = run.trials.round.candidates(run.model)
+        choice = run.trials.round.policy.choose(candidates, situation)
         decisions.append(timer.read())
         weighed = len(choice.others) + 1 if choice else 0
     step, decision = (statistics.median(took.cpu for took in taken) for taken in (steps, decisions))

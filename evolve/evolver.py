@@ -22,28 +22,24 @@ from evolve.device import seed_everything
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolution import EvolutionConfig
 from evolve.interrupt import Interrupt
-from evolve.lineage import Lineage, Record, Verdict
+from evolve.lineage import Lineage
 from evolve.metrics import Metrics
 from evolve.optim import LrScheduleConfig, OptimizerConfig
-from evolve.probation import Probation
 from evolve.progress import Progress
-from evolve.rounds import Round
 from evolve.run import OutputConfig, RunResult, begin_folder, flops_per_sample
-from evolve.schedules import Clock, Schedule
-from evolve.snapshot import Snapshot, unless_memory_runs_out
+from evolve.schedules import Clock
 from evolve.structure.probe import count_parameters
 from evolve.training import (
     Batch,
     Loss,
-    StepResult,
     TrainingConfig,
     advance_schedule,
     check_fit,
     create_state,
     evaluate,
     place_model,
-    train_step,
 )
+from evolve.trials import Trials
 
 if TYPE_CHECKING:
     from evolve.build import RunConfig
@@ -112,17 +108,11 @@ class Evolver:
         )
         self.state.newborns = Newborns(self.evolution.care, self.state.optimizer)
         self.display = Progress(progress, self.training.budget, steps)
-        self.schedule: Schedule | None = self.evolution.schedule.build() if self.evolution.schedule else None
-        self.round = Round(self.evolution, self.state, self.train, self.val)
-        tested = self.evolution.probation
-        self.probation = Probation(tested, self.state, self.val) if tested else None
+        self.trials = Trials(self.evolution, self.state, self.train, self.val, self.display.mutation)
         self._metrics = Metrics(Path(self.output.dir) if self.output.dir else None)
         self._params_from = count_parameters(model)
-        self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
-        self._latest: list[int] = []  # the records of that mutation and of what followed it
         self._begun = False
         self._stop = False
-        self._due: str | None = None  # why a mutation is to be made, as soon as none is on probation
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -177,7 +167,7 @@ class Evolver:
         """
         path = newest_checkpoint(self._folder())
         records, progress = restore(path, self.state)
-        self.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
+        self.trials.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
         self._take_up(progress)
         self._begun = True
         logger.info("Resumed %s at step %d.", path, self.state.step)
@@ -186,7 +176,7 @@ class Evolver:
     @property
     def lineage(self) -> Lineage:
         """Every mutation attempted so far."""
-        return self.round.lineage
+        return self.trials.round.lineage
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -206,38 +196,21 @@ class Evolver:
 
     def _step(self, batches: list[Batch]) -> Clock | None:
         """Trains, judges and mutates; None where the run went back to before a mutation, and to other batches."""
-        result = self._train(batches)
-        if result is None:
-            return None
-        self._metrics.add(result)
-        clock = self._tick()
-        if self.schedule and not self.finished:
-            reason = self.schedule.due(clock)
-            self._due = self._due or reason
-        if self.probation and self._judge(self.probation.verdict(self.finished)):
-            return None
-        self._evolve()
-        return clock
-
-    def _train(self, batches: list[Batch]) -> StepResult | None:
-        """Makes an optimizer step; None where it came to nothing and a mutation on probation went for it."""
-        before, self._before = self._before, None
         try:
-            if before is None:
-                return train_step(self.state, batches)
-            when = "in the first step after the mutation"
-            result = unless_memory_runs_out(before, when, lambda: train_step(self.state, batches))
-            if result is None:
-                for record in self._taken_back(self._latest, when):
-                    self.display.mutation(record)
-                result = train_step(self.state, batches)
+            self._metrics.add(self.trials.step(batches))
         except NonFiniteLossError as error:
-            if self.probation and self._judge(self.probation.condemn()):
+            if self._goes_back(self.trials.condemn()):
                 return None
             if self.output.dir is None or self.state.epoch == 0:
                 raise
             raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
-        return result
+        clock = self._tick()
+        if not self.finished:
+            self.trials.ask(clock)
+        if self._goes_back(self.trials.judge(self.finished)):
+            return None
+        self._evolve()
+        return clock
 
     def _tick(self) -> Clock:
         """After an optimizer step: measures where it was the last of its epoch, or of the run."""
@@ -267,71 +240,35 @@ class Evolver:
 
     def _evolve(self) -> None:
         """Makes a mutation where one is due and none is on probation."""
-        if self._due is None or self._tested or self.finished:
+        if not self.trials.waiting or self.finished:
             return
-        if self.probation:
+        if self.trials.probation:
             self._save()  # a run that is stopped within the probation begins again here
-        reason, self._due = self._due, None
-        before, first = Snapshot(self.state), len(self.lineage)
-        if self.probation:
-            self.probation.remember(before, self._progress(), self.history, self.lineage)
-        when = "where the run was to follow the mutation"
-        answers = unless_memory_runs_out(before, when, lambda: self.round.attempt(reason, self.history))
-        applied = [record.index for record in self.lineage.records[first:] if record.success]
-        if self.probation:
-            self.probation.begin(applied, self.round.ahead)
-        if answers is None:
-            self._taken_back(applied, when)
-        elif applied:
-            self._before, self._latest = before, applied
-        for record in self.lineage.records[first:]:
-            self.display.mutation(record)
+        self.trials.make(self.history, self._progress)
 
-    def _taken_back(self, applied: list[int], when: str) -> list[Record]:
-        """Notes of mutations, by their numbers, that memory ran out and all is as before them."""
-        if self.probation:
-            self.probation.begin([])
-        return [self.lineage.take_back(index, f"Memory ran out {when}: taken back.") for index in applied]
-
-    def _judge(self, verdict: Verdict | None) -> bool:
-        """Carries out a verdict on what is on probation; says whether all went back to before it."""
-        if self.probation is None or verdict is None:
-            return False
-        for index in self.probation.records:
-            self.display.mutation(self.lineage.judge(index, verdict))
-        before = self.probation.end(verdict)
-        if before is not None:
-            # The policy has had its turn: it goes on, so that the next mutation is another one.
-            self._take_up({**before, "policy": self.round.policy.state()})
-        return before is not None
+    def _goes_back(self, to: Mapping[str, Any] | None) -> bool:
+        """Takes up what was before a mutation that did not pass, where there is such; says whether."""
+        if to is not None:
+            self._take_up(to)
+        return to is not None
 
     def _save(self) -> None:
-        if self.output.dir is not None and not self._tested:
+        if self.output.dir is not None and not self.trials.testing:  # it is saved when it has passed
             save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
-
-    @property
-    def _tested(self) -> bool:
-        """Whether a mutation is on probation: it is not in a checkpoint before it has passed."""
-        return self.probation is not None and bool(self.probation.records)
 
     def _progress(self) -> dict[str, Any]:
         """What a run needs to go on from here beside what training moves, as JSON values."""
         return {
             **self._metrics.state(),
-            "policy": self.round.policy.state(),
-            "schedule": self.schedule.state() if self.schedule else {},
+            **self.trials.state(),
             "params_from": self._params_from,
-            "due": self._due,
         }
 
     def _take_up(self, progress: Mapping[str, Any]) -> None:
         """Puts back what `_progress` returned."""
         self._metrics.load_state(progress)
         self._params_from = progress["params_from"]
-        self.round.policy.load_state(progress["policy"])
-        if self.schedule:
-            self.schedule.load_state(progress["schedule"])
-        self._due = progress["due"]
+        self.trials.load_state(progress)
 
     def _folder(self) -> Path:
         if self.output.dir is None:
@@ -345,7 +282,7 @@ class Evolver:
         check_fit(self.state, next(iter(self.val.epoch(0))))
         if self.output.dir is not None:
             begin_folder(self._folder(), self.output.overwrite, self._config_text)
-            self.round.lineage = Lineage(self._folder() / "lineage.jsonl")
+            self.trials.round.lineage = Lineage(self._folder() / "lineage.jsonl")
         seed_everything(self.training.seed)
         self._begun = True
 

@@ -50,10 +50,11 @@ ALLOWED = {
         *("care", "children", "data", "evolution", "limits", "lineage", "mutation", "policies", "situation"),
         *("structure", "training"),
     },
+    "trials": {"data", "evolution", "lineage", "probation", "rounds", "schedules", "snapshot", "training"},
     "progress": {"budget", "lineage"},
     "evolver": {
         *("care", "checkpoint", "config", "data", "device", "evolution", "interrupt", "lineage", "optim", "progress"),
-        *("metrics", "probation", "rounds", "schedules", "snapshot", "structure", "training", "run"),
+        *("metrics", "run", "schedules", "structure", "training", "trials"),
         "build",  # only inside `from_config`, which hands over to the composition root
     },
     "run": {"checkpoint", "config", "structure"},

@@ -49,14 +49,14 @@ def widening(**schedule):
 
 def each_step(run, note):
     """Calls `note()` after each optimizer step."""
-    train = run._train
+    train = run.trials.step
 
     def trained(batches):
         result = train(batches)
         note()
         return result
 
-    run._train = trained
+    run.trials.step = trained
     return run
 
 

@@ -30,7 +30,7 @@ def climbing(step, children=1, steps=5, **changes):
 
 def surely(run):
     """Lets the mutated child win, whatever it has learned."""
-    raised = run.round.situation
+    raised = run.trials.round.situation
 
     def situation(history):
         found = raised(history)
@@ -38,13 +38,13 @@ def surely(run):
         found.child = lambda candidate, steps: math.inf if child(candidate, steps) and not candidate else 0.0
         return found
 
-    run.round.situation = situation
+    run.trials.round.situation = situation
     return run
 
 
 def test_one_that_has_no_finite_loss_is_given_up(monkeypatch, caplog):
     run = evolver(steps=8, evolution=climbing(3))
-    situation = run.round.situation([])
+    situation = run.trials.round.situation([])
     monkeypatch.setattr(evolve.children, "evaluate", lambda state, batches: {"loss": math.nan})
     assert situation.child(WIDER, 2) is None
     assert "was given up: its held-out loss is nan" in caplog.text
@@ -69,7 +69,7 @@ def test_where_memory_runs_out_the_run_goes_on(monkeypatch, caplog, where):
 
 def test_the_best_alone_is_kept():
     run = evolver(steps=8, evolution=climbing(3))
-    situation, other = run.round.situation([]), Candidate("widen", "0", {"factor": 3})
+    situation, other = run.trials.round.situation([]), Candidate("widen", "0", {"factor": 3})
     situation.child(None, 5)
     losses = [situation.child(one, 5) for one in (WIDER, other)]
     candidate, child = situation._best
@@ -109,7 +109,7 @@ def test_what_they_spent_stays_spent_where_memory_runs_out_after_the_mutation():
     spent = []
 
     def full(*arguments):
-        if run._latest and not spent:
+        if run.trials._latest and not spent:
             spent.append(run.state.flops)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -123,8 +123,8 @@ def test_what_they_spent_stays_spent_where_memory_runs_out_after_the_mutation():
 def adopted(**changes):
     """A run right after it has taken up a child that was trained for 30 steps."""
     run = surely(evolver(steps=8, ema=0.99, evolution=climbing(3, steps=30, **changes)))
-    answers = run.round.attempt("asked for", [])
-    assert run.round.ahead == 30
+    answers = run.trials.round.attempt("asked for", [])
+    assert run.trials.round.ahead == 30
     return run, answers
 
 

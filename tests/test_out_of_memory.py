@@ -134,7 +134,7 @@ def test_in_the_middle_of_the_first_step_after_it(scaled, scope):
         return run
 
     def full(*arguments):
-        if run._latest and not failed:
+        if run.trials._latest and not failed:
             failed.append(run.state.step)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 

@@ -271,13 +271,13 @@ def test_a_run_says_why_and_a_resumed_one_ends_as_one_that_was_not_stopped(name,
 
 def test_deciding_draws_no_random_number_and_changes_no_weight():
     evolver = run("gradient")
-    candidates = evolver.round.candidates(evolver.model)
+    candidates = evolver.trials.round.candidates(evolver.model)
     before = {key: value.clone() for key, value in evolver.model.state_dict().items()}
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     for name in ("gradient", "hill_climb"):
-        policy(name).choose(candidates, evolver.round.situation(evolver.history))
+        policy(name).choose(candidates, evolver.trials.round.situation(evolver.history))
     assert torch.equal(torch.rand(3), expected)
     after = evolver.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -289,9 +289,9 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
     evolver = run("hill_climb", options={"children": 3, "steps": 12}, ema=0.9)
     model, optimizer = evolver.model, evolver.state.optimizer
     kept = dict(model.named_parameters())
-    situation = evolver.round.situation(evolver.history)
-    evolver.round.situation = lambda history: situation
-    answers = evolver.round.attempt("asked for", [])
+    situation = evolver.trials.round.situation(evolver.history)
+    evolver.trials.round.situation = lambda history: situation
+    answers = evolver.trials.round.attempt("asked for", [])
     (record,) = [answer.record for answer in answers]
     candidate, child = situation._best
     assert (candidate.operator, candidate.site) == (record.operator, record.site)
@@ -314,7 +314,7 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
 def test_what_children_spend_is_counted():
     evolver = run("hill_climb", options={"children": 1, "steps": 5})
     before = evolver.state.flops_per_sample
-    situation = evolver.round.situation(evolver.history)
+    situation = evolver.trials.round.situation(evolver.history)
     situation.child(None, 5)
     assert evolver.state.flops == 3 * before * 5 * 16
     candidate = Candidate("widen", "0", {"add": 1}, 0)
@@ -326,7 +326,7 @@ def test_what_children_spend_is_counted():
 
 def test_where_a_site_lies():
     evolver = run("bandit")
-    situation = evolver.round.situation(evolver.history)
+    situation = evolver.trials.round.situation(evolver.history)
     depths = [situation.depth(Candidate("deepen", site)) for site in ("0", "2", "5", "0:3", "*")]
     assert depths[0] == depths[3] == 0.0
     assert depths[0] < depths[1] < depths[2] < 1

@@ -109,7 +109,7 @@ def test_other_optimizers_and_schedules_go_back_too(tmp_path, optimizer, schedul
 def test_what_goes_back_is_the_same_objects_bit_for_bit():
     evolver = run_of(evolution=evolution("harm", 3, [5], care={"shrink": {}, "batchnorm": 1, "decay_grace": 9}))
     state, seen = evolver.state, {}
-    remember, end = evolver.probation.remember, evolver.probation.end
+    remember, end = evolver.trials.probation.remember, evolver.trials.probation.end
 
     def look():
         shadow = [(name, value.clone()) for name, value in state.ema.shadow.items()]
@@ -125,7 +125,7 @@ def test_what_goes_back_is_the_same_objects_bit_for_bit():
         seen["after"] = look()
         return progress
 
-    evolver.probation.remember, evolver.probation.end = remembering, ending
+    evolver.trials.probation.remember, evolver.trials.probation.end = remembering, ending
     evolver.run()
     (print_before, shadow, *rest), (print_after, shadow_after, *rest_after) = seen["before"], seen["after"]
     assert print_before == print_after
@@ -152,7 +152,7 @@ def test_what_does_not_harm_is_kept(tmp_path):
 def test_growth_and_shrinking_go_back_together():
     wide = [{"name": "widen", "sites": ["features.0"], "options": {"factor": 2.0}}]
     evolver = run_of(evolution=evolution("widen", 2, [5], operators=wide, care={"shrink": {}}))
-    evolver.probation.verdict = _always_bad(evolver.probation)
+    evolver.trials.probation.verdict = _always_bad(evolver.trials.probation)
     evolver.run()
     assert [record.status for record in evolver.lineage] == ["rolled_back", "rolled_back"]
     assert evolver.model.features[0].out_channels == 4
@@ -214,8 +214,8 @@ def test_the_same_evolver_goes_on_within_a_probation(tmp_path, mixed):
     whole.run()
     evolver = run_of(tmp_path / "run", evolution=config)
     stop_after(evolver, 3).run()
-    assert evolver.probation.records == [0]
-    del evolver._train  # which would stop at step 3 once more
+    assert evolver.trials.probation.records == [0]
+    del evolver.trials.step  # which would stop at step 3 once more
     evolver.run()
     assert digests(evolver) == digests(whole)
 
@@ -237,7 +237,7 @@ def test_flops_stay_spent():
     alone.run()
     evolver = run_of(training=training, evolution=evolution("harm", 3, [5]))
     seen = []
-    end = evolver.probation.end
+    end = evolver.trials.probation.end
 
     def ending(verdict):
         before = (evolver.state.step, evolver.state.flops)
@@ -245,7 +245,7 @@ def test_flops_stay_spent():
         seen.append((*before, evolver.state.step, evolver.state.flops))
         return progress
 
-    evolver.probation.end = ending
+    evolver.trials.probation.end = ending
     assert evolver.run().finished
     ((late, spent, early, after),) = seen
     assert (late, early) == (8, 5)

@@ -70,7 +70,7 @@ def test_where_flops_cannot_be_counted_nothing_is_refused_for_them_and_it_is_tol
 
 @pytest.mark.parametrize("budget", [{"steps": 40}, {"seconds": 60.0}, {"flops": 8 * EPOCH}, {"epochs": 8}])
 def test_before_the_first_step_nothing_is_known(budget):
-    assert evolver(evolution=growing(100), **budget).round.attempt("asked for", [])[-1]
+    assert evolver(evolution=growing(100), **budget).trials.round.attempt("asked for", [])[-1]
 
 
 def test_seconds_go_with_flops():

@@ -58,7 +58,7 @@ def make(folder=None, **changes):
 
 def stop_after(evolver, step):
     """Stops the run at the end of an optimizer step, as a signal would."""
-    train = evolver._train
+    train = evolver.trials.step
 
     def trained(batches):
         result = train(batches)
@@ -66,7 +66,7 @@ def stop_after(evolver, step):
             evolver.stop()
         return result
 
-    evolver._train = trained
+    evolver.trials.step = trained
     return evolver
 
 
@@ -280,14 +280,14 @@ def test_a_run_is_not_written_over(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_saves(whole, tmp_path, number):
     evolver = make(tmp_path / "run")
-    train = evolver._train
+    train = evolver.trials.step
 
     def interrupted(batches):
         if evolver.state.step == 7:
             os.kill(os.getpid(), number)
         return train(batches)
 
-    evolver._train = interrupted
+    evolver.trials.step = interrupted
     before = signal.getsignal(number)
     result = evolver.run()
     assert (result.signal, evolver.state.step, result.finished) == (number, 8, False)
