@@ -98,9 +98,8 @@ def plan(store: Store, seeds: int, budgets: dict[int, tuple[float, ...]]) -> Ite
         yield from (Run(EVOLVED, images, budget, lr, seed) for images, of in SHORT.items() for budget in of)
 
 
-def evolve(data: Data, flops: float, seed: int) -> tuple[torch.nn.Module, Took, dict[str, Any]]:
+def evolve(data: Data, flops: float, seed: int, config: dict[str, Any]) -> tuple[torch.nn.Module, Took, dict[str, Any]]:
     """Makes an evolved run; returns the network, the seconds and what became of it."""
-    config = settings()
     torch.manual_seed(seed)
     model = network(**config["model"])
     evolver = Evolver(
@@ -124,7 +123,7 @@ def make(run: Run, data: Data) -> dict[str, Any]:
     """Trains one run and returns its figures."""
     flops = run.budget * run.images * sample_flops(network(*FAMILY[FINAL]))
     if run.arm == EVOLVED:
-        model, took, more = evolve(data, flops, run.seed)
+        model, took, more = evolve(data, flops, run.seed, settings())
     else:
         torch.manual_seed(run.seed)
         model = network(*FAMILY[run.arm])

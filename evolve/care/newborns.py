@@ -210,7 +210,7 @@ def _note_gradient(litter: Litter, name: str, parameter: nn.Parameter) -> None:
 
 
 def _told(name: str, mask: Tensor, dead: Tensor) -> str | None:
-    """Names the units of a parameter in which nothing new is alive; None where there are none.
+    """Names the new units of a parameter in which nothing is alive; None where there are none.
 
     A single value without a gradient is common (two units that are never active together) and no fault of a unit.
     """
@@ -218,10 +218,9 @@ def _told(name: str, mask: Tensor, dead: Tensor) -> str | None:
         return f"the new parameter '{name}'"
     for axis in range(min(dead.dim(), 2)):  # outputs, then inputs
         rest = [other for other in range(dead.dim()) if other != axis]
-        lines = mask.any(dim=rest) if rest else mask
-        living = (mask & ~dead).any(dim=rest) if rest else mask & ~dead
-        if units := (lines & ~living).nonzero().flatten().tolist():
+        new, lost = (mask.all(dim=rest), dead.all(dim=rest)) if rest else (mask, dead)
+        if units := (new & lost).nonzero().flatten().tolist():
             listed = ", ".join(map(str, units[:8])) + (", ..." if len(units) > 8 else "")
             of = "" if axis == 0 else f" of axis {axis}"
-            return f"{len(units)} of {int(lines.sum())} new units of '{name}' (positions {listed}{of})"
+            return f"{len(units)} of {int(new.sum())} new units of '{name}' (positions {listed}{of})"
     return None
