@@ -57,8 +57,19 @@ scores: Registry[type[Score]] = Registry("score", "evolve.scores")
 
 
 def centred(reading: Reading) -> Reading:
-    """Takes off the mean slope, which the bias of what is read into follows already: it says nothing of new units."""
-    return replace(reading, slopes=reading.slopes - reading.slopes.mean(0))
+    """Takes their means off slopes, units and what is present.
+
+    The bias of what is read into follows the mean slope already: it says nothing of new units. Then the mean of the
+    units does not change the sum over all samples, but that over a part of them, whose mean slope is not zero by
+    chance: there it is nothing but noise, and large where units are (centring, Schraudolph 1998).
+    """
+    present = reading.present
+    return replace(
+        reading,
+        slopes=reading.slopes - reading.slopes.mean(0),
+        units=reading.units - reading.units.mean(0),
+        present=None if present is None else present - present.mean(0),
+    )
 
 
 def halves(reading: Reading) -> tuple[Tensor, Tensor]:
