@@ -5,9 +5,10 @@ So the samples are halved, and the product of the two halves' slopes stands for 
 nothing to do with that of the other, and cancels. Where input weights are turned to be the best, only the first half
 decides.
 
-What remains of noise is as likely above zero as below, and large at places where slopes are steep. Each half has four
-parts, whose products with those of the other half show how large it is. A score is a lower bound: one standard error
-below the sum. So a small gain that is there for certain comes before a large one that may be chance.
+What remains of noise is as likely above zero as below, and large at places where slopes are steep. Each half has eight
+parts, whose products with those of the other half show how large it is. A score is a lower bound: two standard errors
+below the sum, which noise alone passes in one case of forty. So a small gain that is there for certain comes before a
+large one that may be chance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor
 from evolve.registry import Registry
 from evolve.scores.addition import Addition, Reading
 
-PARTS = 4  # of each half of the samples
+PARTS = 8  # of each half of the samples
+_ERRORS = 2  # standard errors that a score lies below the sum
 _TURNS = 1  # steps in which input weights are turned
 
 
@@ -85,8 +87,8 @@ def products(first: Tensor, second: Tensor) -> Tensor:
 
 
 def lower_bound(found: Tensor) -> float:
-    """Returns the sum of products less its standard error, as it is where there is nothing but noise."""
-    return float(found.sum() - found.square().sum().sqrt())
+    """Returns the sum of products less two of its standard errors, as they are where there is nothing but noise."""
+    return float(found.sum() - _ERRORS * found.square().sum().sqrt())
 
 
 def steepest(added: Addition, directions: Tensor) -> Tensor:
