@@ -21,6 +21,7 @@ from evolve.scores import Evidence, addition, collect, scores
 from evolve.structure.analysis import analyse
 from evolve.structure.inputs import as_inputs
 from evolve.structure.quiet import preserved_rng
+from evolve.structure.sites import STORE
 from evolve.training import TrainState, to_device
 
 logger = logging.getLogger(__name__)
@@ -86,15 +87,22 @@ class RunSituation:
         """Returns how deep in the model a site lies, in [0, 1), by the order in which modules are called."""
         site = (candidate.site or "").rpartition(".")
         first = f"{site[0]}.{site[2].partition(':')[0]}".lstrip(".")
-        position = self._order.get(first)
-        return None if position is None else position / len(self._order)
+        return self._depths.get(first)
 
     @cached_property
-    def _order(self) -> dict[str, int]:
-        """The modules by when they are first called."""
+    def _depths(self) -> dict[str, float]:
+        """How many modules are called before each one, over how many there are.
+
+        Inserted blocks do not count and lie where the module before them does: no mutation moves what was there.
+        """
         calls = analyse(self.state.model, as_inputs(self.state.model, self.example)).tapes[0].calls
         names = dict.fromkeys(call.module for call in calls if call.module)
-        return {name: position for position, name in enumerate(names)}
+        inserted = {name for name in names if name.partition(".")[0] == STORE}
+        depths, before = {}, 0
+        for name in names:
+            depths[name] = max(0, before - (name in inserted)) / (len(names) - len(inserted))
+            before += name not in inserted
+        return depths
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
         """Trains a mutated copy of the model a little and returns its held-out loss; None if it came to nothing.

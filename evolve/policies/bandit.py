@@ -22,9 +22,11 @@ Arm = tuple[str, str]  # an operator, and a region of the model
 class Bandit(Policy):
     """An upper confidence bound over arms, each an operator in a region of the model (UCB1, Auer et al. 2002).
 
-    The reward of a mutation is by how much the logarithm of the held-out loss falls in an epoch after it, until the
-    next one, over the share of FLOPs that it added. A mutation that was refused has the reward 0. All of it is read off
-    the log, so that a resumed run knows what the stopped one knew.
+    Each arm is played once; then the highest bound counts. The reward of a mutation is by how much the logarithm of the
+    held-out loss falls in an epoch after it, over the share of FLOPs that it added. The loss is the lowest of the epochs
+    until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who comes after. A
+    mutation that was refused has the reward 0. All of it is read off the log, so that a resumed run knows what the
+    stopped one knew.
     """
 
     name = "bandit"
@@ -39,7 +41,7 @@ class Bandit(Policy):
         seed: NonNegativeInt = 0
 
     def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
-        """Returns a random candidate of the arm with the highest bound."""
+        """Returns a random candidate of an arm that was not played yet, or of the one with the highest bound."""
         arms: dict[Arm, list[Candidate]] = {}
         for candidate in untried(candidates, situation):
             arms.setdefault((candidate.operator, self._region(situation.depth(candidate))), []).append(candidate)
@@ -54,15 +56,15 @@ class Bandit(Policy):
             found = rewards.get(arm, [])
             mean = sum(found) / largest / (len(found) + 1)  # as if each arm had been worth nothing once
             bound = self.options.exploration * math.sqrt(2 * math.log(plays + 2) / (len(found) + 1))
-            weighed.append((mean + bound, chance.random(), arm, len(found)))
+            weighed.append((not found, mean + bound, chance.random(), arm, len(found)))
         weighed.sort(reverse=True)
-        (value, _, best, played), *others = weighed
+        (_, value, _, best, played), *others = weighed
         return Choice(
             chance.choice(arms[best]),
             "bound on the reward of the arm",
             value,
             _told(best, played),
-            [Weighed(operator=arm[0], value=bound, note=_told(arm, count)) for bound, _, arm, count in others],
+            [Weighed(operator=arm[0], value=bound, note=_told(arm, count)) for _, bound, _, arm, count in others],
         )
 
     def rewards(self, records: Sequence[Record], history: Sequence[Mapping[str, Any]]) -> dict[Arm, list[float]]:
@@ -81,12 +83,15 @@ class Bandit(Policy):
         at = record.epoch or 0
         if end <= at or at < 1:
             return None
-        old, new = self._metric(history[at - 1]), self._metric(history[end - 1])
+        old, new = self._lowest(history[max(0, 2 * at - end) : at]), self._lowest(history[at:end])
         fall = math.log(max(old, 1e-12) / max(new, 1e-12)) / (end - at)
         before, after = record.flops_before or 0, record.flops_after or 0
         share = (after - before) / before if before else 0.0
         least: float = self.options.least_flops
         return fall / max(share, least)
+
+    def _lowest(self, lines: Sequence[Mapping[str, Any]]) -> float:
+        return min(map(self._metric, lines))
 
     def _metric(self, line: Mapping[str, Any]) -> float:
         value = line.get(self.options.metric)
