@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig
+from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig, mutate
 from evolve.errors import EvolveError
 from evolve.lineage import Reasons, Record, Weighed
 from evolve.policies import Candidate, PolicyConfig, Promise
@@ -106,7 +106,7 @@ def turn(choice, epoch, *, success=True, flops=(100, 200)):
     )
 
 
-def test_bandit_rewards_are_gain_per_share_of_flops():
+def test_bandit_rewards_are_falls_of_log_loss_per_growth_of_log_flops():
     bandit = policy("bandit", regions=2)
     history = [{"val_loss": math.exp(-x)} for x in (0.0, 0.1, 0.3, 0.9, 0.9)]
     first = bandit.choose([A], Told())
@@ -121,11 +121,34 @@ def test_bandit_rewards_are_gain_per_share_of_flops():
     ]
     rewards = bandit.rewards(records, history)
     assert set(rewards) == {("widen", "region 1 of 2"), ("widen", "region 2 of 2"), ("deepen", "region 2 of 2")}
-    assert rewards["widen", "region 1 of 2"] == pytest.approx([(0.3 - 0.0) / 2 / 0.5])  # two epochs, half as much again
-    assert rewards["widen", "region 2 of 2"] == pytest.approx([0.6 / 0.25])  # less than a quarter counts as a quarter
+    assert rewards["widen", "region 1 of 2"] == pytest.approx([0.3 / 2 / math.log(1.5)])  # two epochs
+    assert rewards["widen", "region 2 of 2"] == pytest.approx([0.6 / math.log(1.25)])  # less counts as that
     assert rewards["deepen", "region 2 of 2"] == [0.0]  # refused
     floor = policy("bandit", regions=2, least_flops=0.01).rewards(records, history)
-    assert floor["widen", "region 2 of 2"] == pytest.approx([0.6 / 0.01])
+    assert floor["widen", "region 2 of 2"] == pytest.approx([0.6 / math.log(1.01)])
+
+
+def test_bandit_takes_a_bad_epoch_for_no_gain_of_the_next_arm():
+    bandit = policy("bandit", regions=2)
+    history = [{"val_loss": math.exp(-x)} for x in (0.0, 0.3, 0.1, 0.0, 0.4, 0.2, 0.4)]
+    first, second = bandit.choose([A], Told()), bandit.choose([C], Told())
+    rewards = bandit.rewards([turn(first, 1), turn(second, 4)], history)
+    assert rewards["widen", "region 1 of 2"] == pytest.approx([0.3 / 3 / math.log(2)])
+    assert rewards["deepen", "region 2 of 2"] == pytest.approx([0.1 / 3 / math.log(2)])  # against 0.3 of epoch 2
+
+
+def test_bandit_counts_two_steps_as_one_that_comes_to_the_same():
+    bandit = policy("bandit", regions=2)
+    history = [{"val_loss": math.exp(-x)} for x in (0.0, 0.2, 0.4, 0.8)]
+    steps = [
+        turn(bandit.choose([A], Told()), 1, flops=(100, 150)),
+        turn(bandit.choose([A], Told()), 2, flops=(150, 225)),
+    ]
+    (small, same) = bandit.rewards(steps, history[:3])["widen", "region 1 of 2"]
+    (large,) = bandit.rewards([turn(bandit.choose([A], Told()), 1, flops=(100, 225))], [history[0], history[2]])[
+        "widen", "region 1 of 2"
+    ]
+    assert small == pytest.approx(large) == pytest.approx(same)
 
 
 def test_bandit_tries_every_arm_and_stays_with_what_pays():
@@ -145,6 +168,17 @@ def test_bandit_tries_every_arm_and_stays_with_what_pays():
     assert chosen[1] == bandit.choose([A, B, C], Told(records=told.records, history=told.history[:2])).candidate.site
 
 
+def test_bandit_plays_every_arm_before_it_plays_one_again():
+    for seed in range(5):
+        bandit, told, played = policy("bandit", seed=seed), Told(history=[{"val_loss": 1.0}]), []
+        for epoch in range(1, 4):
+            choice = bandit.choose([A, B, C], told)
+            played.append(choice.candidate.site)
+            told.records.append(turn(choice, epoch))
+            told.history.append({"val_loss": told.history[-1]["val_loss"] * 0.9})  # whatever is played pays
+        assert set(played) == {"a", "b", "c"}
+
+
 def test_bandit_without_exploration_is_greedy_and_with_much_is_even():
     found = {}
     for exploration in (0.0, 100.0):
@@ -155,7 +189,7 @@ def test_bandit_without_exploration_is_greedy_and_with_much_is_even():
             told.records.append(turn(choice, epoch))
             told.history.append({"val_loss": told.history[-1]["val_loss"] * 0.9})
         found[exploration] = max(map(chosen.count, "abc"))
-    assert found == {0.0: 30, 100.0: 10}
+    assert found == {0.0: 28, 100.0: 10}
 
 
 def test_bandit_says_which_metrics_there_are():
@@ -331,3 +365,17 @@ def test_where_a_site_lies():
     assert depths[0] == depths[3] == 0.0
     assert depths[0] < depths[1] < depths[2] < 1
     assert depths[4] is None
+
+
+def test_a_site_lies_where_it_lay_before_blocks_came():
+    evolver = run("bandit")
+    sites = ("0", "2", "5")
+    before = evolver.round.situation(evolver.history)
+    depths = [before.depth(Candidate("deepen", site)) for site in sites]
+    for _ in range(3):
+        mutate(evolver.model, "deepen", site="5", example_inputs=evolver.train.example(8), strict=True)
+    mutate(evolver.model, "deepen", site="2", example_inputs=evolver.train.example(8), strict=True)
+    after = evolver.round.situation(evolver.history)
+    assert [after.depth(Candidate("deepen", site)) for site in sites] == depths
+    inside = [after.depth(Candidate("deepen", f"evolved.deepen_{number}")) for number in range(4)]
+    assert inside == [depths[2]] * 3 + [depths[1]]

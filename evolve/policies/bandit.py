@@ -23,10 +23,11 @@ class Bandit(Policy):
     """An upper confidence bound over arms, each an operator in a region of the model (UCB1, Auer et al. 2002).
 
     Each arm is played once; then the highest bound counts. The reward of a mutation is by how much the logarithm of the
-    held-out loss falls in an epoch after it, over the share of FLOPs that it added. The loss is the lowest of the epochs
-    until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who comes after. A
-    mutation that was refused has the reward 0. All of it is read off the log, so that a resumed run knows what the
-    stopped one knew.
+    held-out loss falls in an epoch after it, over the growth of the logarithm of FLOPs: the exponent of a scaling law
+    (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. The loss is the lowest
+    of the epochs until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who
+    comes after. A mutation that was refused has the reward 0. All of it is read off the log, so that a resumed run
+    knows what the stopped one knew.
     """
 
     name = "bandit"
@@ -86,9 +87,8 @@ class Bandit(Policy):
         old, new = self._lowest(history[max(0, 2 * at - end) : at]), self._lowest(history[at:end])
         fall = math.log(max(old, 1e-12) / max(new, 1e-12)) / (end - at)
         before, after = record.flops_before or 0, record.flops_after or 0
-        share = (after - before) / before if before else 0.0
-        least: float = self.options.least_flops
-        return fall / max(share, least)
+        growth = after / before if before else 0.0
+        return fall / math.log(max(growth, 1 + self.options.least_flops))
 
     def _lowest(self, lines: Sequence[Mapping[str, Any]]) -> float:
         return min(map(self._metric, lines))
