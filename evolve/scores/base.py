@@ -76,8 +76,10 @@ def centred(reading: Reading) -> Reading:
 
 def halves(reading: Reading) -> tuple[Tensor, Tensor]:
     """Returns the slope of the loss with respect to the reading weights, (parts, values, outputs), from either half."""
-    units, parts = reading.units.flatten(1), reading.samples % (2 * PARTS)
-    slopes = [units[parts == part].T @ reading.slopes[parts == part] for part in range(2 * PARTS)]
+    parts = reading.samples % (2 * PARTS)
+    order, rows = parts.argsort(stable=True), parts.bincount(minlength=2 * PARTS).tolist()
+    pairs = zip(reading.units.flatten(1)[order].split(rows), reading.slopes[order].split(rows), strict=True)
+    slopes = [units.T @ slopes for units, slopes in pairs]
     return torch.stack(slopes[::2]) * reading.stands_for, torch.stack(slopes[1::2]) * reading.stands_for
 
 
