@@ -370,12 +370,12 @@ def test_where_a_site_lies():
 def test_a_site_lies_where_it_lay_before_blocks_came():
     evolver = run("bandit")
     sites = ("0", "2", "5")
-    before = evolver.round.situation(evolver.history)
+    before = evolver.trials.round.situation(evolver.history)
     depths = [before.depth(Candidate("deepen", site)) for site in sites]
     for _ in range(3):
         mutate(evolver.model, "deepen", site="5", example_inputs=evolver.train.example(8), strict=True)
     mutate(evolver.model, "deepen", site="2", example_inputs=evolver.train.example(8), strict=True)
-    after = evolver.round.situation(evolver.history)
+    after = evolver.trials.round.situation(evolver.history)
     assert [after.depth(Candidate("deepen", site)) for site in sites] == depths
     inside = [after.depth(Candidate("deepen", f"evolved.deepen_{number}")) for number in range(4)]
     assert inside == [depths[2]] * 3 + [depths[1]]
