@@ -218,11 +218,11 @@ COSTS = [
 ]
 
 
-def cases(seeds: int, only: str) -> list[dict[str, Any]]:
+def cases(seeds: range, only: str) -> list[dict[str, Any]]:
     """Prints and returns how often each policy finds what helps."""
     found = []
     for title, task in TASKS.items():
-        tables = [truth(task, seed) for seed in range(min(3, seeds))]
+        tables = [truth(task, seed) for seed in seeds[:3]]
         told = {key: statistics.mean(table[key] for table in tables) for key in tables[0]}
         print(f"{title}: held-out loss after the same training")
         for key, loss in told.items():
@@ -230,15 +230,16 @@ def cases(seeds: int, only: str) -> list[dict[str, Any]]:
         for name in POLICIES:
             if only not in name:
                 continue
-            right = sum(decides(task, name, seed) for seed in range(seeds))
-            print(f"    {name:<20} finds it in {right} of {seeds} seeds", flush=True)
-            found.append({"task": title, "policy": name, "right": right, "seeds": seeds, "truth": told})
+            right = sum(decides(task, name, seed) for seed in seeds)
+            print(f"    {name:<20} finds it in {right} of {len(seeds)} seeds", flush=True)
+            found.append({"task": title, "policy": name, "right": right, "seeds": list(seeds), "truth": told})
     return found
 
 
 def main() -> None:
     """Runs the decisions."""
     parser = arguments(__doc__.splitlines()[0], repetitions=10)
+    parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -246,7 +247,7 @@ def main() -> None:
     started = time.perf_counter()
     pairs = [(case, policy) for case in COSTS for policy in ("gradient", "bandit")]
     found = [cost(*case, policy) for case, policy in pairs if options.only in f"cost, {case[0]}, {policy}"]
-    found += cases(options.repetitions, options.only)
+    found += cases(range(options.first, options.first + options.repetitions), options.only)
     print(f"{time.perf_counter() - started:.0f} s")
     write_json(options.json, "decisions", found)
 
