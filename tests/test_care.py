@@ -196,10 +196,11 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
         assert not caplog.messages
         step(model, optimizer, newborns)
         step(model, optimizer, newborns)
-    assert [message.partition(" in the 3 steps")[0] for message in caplog.messages] == [
-        "No gradient has reached 1 of 3 new units of 'hidden.weight' (positions 5)",
-        "No gradient has reached 1 of 3 new units of 'hidden.bias' (positions 5)",
-        "No gradient has reached 1 of 3 new units of 'head.weight' (positions 5 of axis 1)",
+    assert [message.partition(". It does not")[0] for message in caplog.messages] == [
+        "No gradient has come to what is new in the 3 steps since a mutation: "
+        "1 of 3 new units of 'hidden.weight' (positions 5); "
+        "1 of 3 new units of 'hidden.bias' (positions 5); "
+        "1 of 3 new units of 'head.weight' (positions 5 of axis 1)"
     ]
 
 
@@ -222,7 +223,7 @@ def test_a_new_parameter_that_is_never_reached_is_named(caplog):
     model.register_parameter("spare", nn.Parameter(torch.zeros(2)))
     newborns.add(model, {"spare": torch.ones(2, dtype=torch.bool)})
     step(model, torch.optim.SGD(model.parameters(), lr=0.1), newborns)
-    assert caplog.messages[0].startswith("No gradient has reached the new parameter 'spare' in the 1 steps")
+    assert "in the 1 steps since a mutation: the new parameter 'spare'. It does not learn" in caplog.messages[0]
 
 
 def test_batch_norm_is_taken_anew_and_nothing_else_changes():

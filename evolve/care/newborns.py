@@ -183,15 +183,14 @@ class Newborns:
         for litter in self._litters:
             if self._steps - litter.born != self._config.watch:
                 continue
-            for name, mask in litter.parts.items():
-                dead = mask & ~litter.reached.get(name, torch.zeros_like(mask))
-                if units := _told(name, mask, dead):
-                    logger.warning(
-                        "No gradient has reached %s in the %d steps since it came: it does not learn. Inputs that are "
-                        "never active, a zero on both sides or a detach are the usual reasons.",
-                        units,
-                        self._config.watch,
-                    )
+            dead = {n: mask & ~litter.reached.get(n, torch.zeros_like(mask)) for n, mask in litter.parts.items()}
+            if told := [units for name, mask in litter.parts.items() if (units := _told(name, mask, dead[name]))]:
+                logger.warning(
+                    "No gradient has come to what is new in the %d steps since a mutation: %s. It does not learn. Inputs "
+                    "that are never active, a zero on both sides or a detach are the usual reasons.",
+                    self._config.watch,
+                    "; ".join(told),
+                )
 
 
 def _followed(model: nn.Module, masks: Mapping[str, Tensor], cuts: Sequence[Cut]) -> dict[str, Tensor]:
