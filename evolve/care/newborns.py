@@ -186,8 +186,8 @@ class Newborns:
             dead = {n: mask & ~litter.reached.get(n, torch.zeros_like(mask)) for n, mask in litter.parts.items()}
             if told := [units for name, mask in litter.parts.items() if (units := _told(name, mask, dead[name]))]:
                 logger.warning(
-                    "No gradient has come to what is new in the %d steps since a mutation: %s. It does not learn. Inputs "
-                    "that are never active, a zero on both sides or a detach are the usual reasons.",
+                    "No gradient has come to what is new in the %d steps since a mutation: %s. It does not learn. "
+                    "Inputs that are never active, a zero on both sides or a detach are the usual reasons.",
                     self._config.watch,
                     "; ".join(told),
                 )
