@@ -19,7 +19,10 @@ Make = Callable[[Sequence[int]], Tensor]
 
 
 def shortcut(fake: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Returns what `func` gives for fake arguments, or None where only running it tells."""
+    """Returns what `func` gives for a fake first argument, or None where only running it tells.
+
+    Parameters and buffers need not be fake: only their sizes are looked at.
+    """
     rule = _RULES.get(func)
     if rule is None or kwargs:
         return None
