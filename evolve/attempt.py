@@ -14,6 +14,7 @@ from evolve.limits import Limits
 from evolve.lineage import TensorSpec
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
+from evolve.structure.analysis import Analysis
 from evolve.structure.hooks import backward_hooks
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
@@ -55,13 +56,13 @@ def carry_out(
     gradients = [(parameter, parameter.grad, parameter.shape) for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = None  # an operator may run a backward pass; the gradients that stood here come back
-    before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups)
+    mixed = operator.on_groups and operator.preserves != "no"
+    before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups, mixed=mixed)
     attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    # Other widths that pass in eval mode pass in train mode where the forward asks for no mode; nothing is promised.
-    alike = operator.preserves == "no" and operator.on_groups and not structure_of(model, before).asks_mode
     still = operator.redraws and (not operator.on_groups or structure_of(model, before).drops)
+    alike = operator.on_groups and _modes_alike(operator, structure_of(model, before))
     trained, train_error = None, None
     if inputs is not None and not alike:
         trained, train_error = _train_outputs_before(model, inputs, attempt.seed, still)
@@ -86,13 +87,13 @@ def carry_out(
     if inputs is None:
         return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change
 
-    after = _second_look(model, inputs, attempt.seed, plain="flops" in attempt.plan)
+    after = _second_look(model, inputs, attempt.seed, plain="flops" in attempt.plan, mixed=mixed)
     attempt.flops_after = attempt.plan.get("flops", after.flops)
     limits.check_running(model, inputs, attempt.flops_after)
-    pairs = [("eval", before.outputs, after.outputs)]
-    if train_error is None and not alike:
+    pairs = [("eval or train" if mixed else "eval", before.outputs, after.outputs)]
+    if not (alike or train_error):
         pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=still)))
-    _check_outputs(model, inputs, operator, pairs, attempt, still)
+    _check_outputs(model, inputs, operator, pairs, attempt, still=still, mixed=mixed)
     remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
     if optimizer is not None and (remark := left_behind(optimizer, table, held)):
         remarks.append(remark)
@@ -100,10 +101,15 @@ def carry_out(
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
         other = len(ParameterTable(model).by_name) != len(table.by_name)
         if fresh or other or backward_hooks(model):  # other widths alone break no backward of autograd's own
-            _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=train_error is None))
+            _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=not (alike or train_error)))
     else:
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
     return " ".join([change.message, _measured(attempt.max_abs_diff), *remarks]), change
+
+
+def _modes_alike(operator: MutationOperator, structure: Analysis) -> bool:
+    """Whether one run tells of both modes: the one that mixes their statistics, or either where nothing is promised."""
+    return not structure.asks_mode and (operator.redraws or not structure.drops)
 
 
 def _measured(delta: float | None) -> str:
@@ -111,10 +117,16 @@ def _measured(delta: float | None) -> str:
 
 
 def first_look(
-    model: nn.Module, inputs: Inputs | None, seed: int, loss: Loss | None = None, *, plain: bool = False
+    model: nn.Module,
+    inputs: Inputs | None,
+    seed: int,
+    loss: Loss | None = None,
+    *,
+    plain: bool = False,
+    mixed: bool = False,
 ) -> Probe:
     try:
-        return probe(model, inputs, seed, loss, plain=plain)
+        return probe(model, inputs, seed, loss, plain=plain, mixed=mixed)
     except Exception as error:
         shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
         fault = f"{type(error).__name__}: {error}"
@@ -123,9 +135,9 @@ def first_look(
         ) from error
 
 
-def _second_look(model: nn.Module, inputs: Inputs, seed: int, *, plain: bool) -> Probe:
+def _second_look(model: nn.Module, inputs: Inputs, seed: int, *, plain: bool, mixed: bool) -> Probe:
     try:
-        return probe(model, inputs, seed, plain=plain)
+        return probe(model, inputs, seed, plain=plain, mixed=mixed)
     except Exception as error:  # whatever a user's forward makes of the change
         raise RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
 
@@ -162,7 +174,9 @@ def _check_outputs(
     operator: MutationOperator,
     pairs: list[tuple[str, Any, Any]],
     attempt: Attempt,
+    *,
     still: bool,
+    mixed: bool,
 ) -> None:
     for mode, old, new in pairs:
         if operator.preserves != "no":
@@ -174,8 +188,8 @@ def _check_outputs(
         allowed = tolerance(old, operator.preserves)
         if allowed is not None and delta.relative > allowed:
             if operator.preserves == "exact":
-                training = mode == "train"
-                allowed = max(allowed, rounding(model, inputs, new, attempt.seed, training=training, still=still))
+                how = {"training": mode == "train", "still": still, "mixed": mixed}
+                allowed = max(allowed, rounding(model, inputs, new, attempt.seed, **how))
             if delta.relative <= allowed:
                 continue
             raise RejectedError(

@@ -58,7 +58,7 @@ def test_convolutional_networks(dims, training, dtype):
     compare = Compare(fake)
     with torch.no_grad(), fake, compare:
         model(x)
-    assert {"convolution", "native_batch_norm", "relu", "relu_", "add", "cat"} <= compare.taken
+    assert {"convolution", "native_batch_norm", "relu", "relu_", "add", "cat", "empty"} <= compare.taken
 
 
 def test_the_unusual_goes_the_long_way():
@@ -72,5 +72,6 @@ def test_the_unusual_goes_the_long_way():
     assert shortcut(fake, add, (x, x), {"alpha": 2}) is None
     assert shortcut(fake, cat, ([x, y], 0), {}) is None  # does not fit: running it says so
     assert shortcut(fake, relu, (last,), {}) is None
+    assert shortcut(fake, torch.ops.aten.empty.memory_format, ([3],), {"dtype": torch.uint8}) is None
     assert shortcut(fake, torch.ops.aten.gelu.default, (x,), {}) is None
     assert shortcut(fake, relu, (x,), {}).shape == x.shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -258,20 +257,21 @@ class _Members:
 
     def _alike(self) -> list[list[int]]:
         """Returns runs of members that may be copies of one another, by a number that equal members share."""
+        makers = [place for place in self.places if not place.reads]
+        matrices = [place for place in makers if self.held.all[place.name].dim() > 1]  # which tell most members apart
         generator = torch.Generator().manual_seed(0)
         prints = torch.zeros(self.group.size, dtype=torch.float64)
-        for place in self.places:
-            if not place.reads:
-                members = place.members(self.held.squares(place.name, place.axis))
-                prints += members @ torch.randn(members.shape[1], generator=generator, dtype=torch.float64)
-        values, order = (found.tolist() for found in prints.sort(stable=True))
-        near = 1e-6 * max(abs(values[0]), abs(values[-1]))
-        runs = [[order[0]]]
-        for (before, value), member in zip(pairwise(values), order[1:], strict=True):
-            if value - before > near:
-                runs.append([])
-            runs[-1].append(member)
-        return [sorted(run) for run in runs if len(run) > 1]
+        for place in matrices or makers:
+            sums = place.members(self.held.squares(place.name, place.axis))
+            prints += sums @ torch.randn(sums.shape[1], generator=generator, dtype=torch.float64)
+        values, order = prints.sort(stable=True)
+        members, near = order.tolist(), values.diff() <= 1e-6 * prints.abs().max()
+        runs: list[list[int]] = []
+        for position in near.nonzero().flatten().tolist():
+            if not runs or runs[-1][-1] != members[position]:
+                runs.append([members[position]])
+            runs[-1].append(members[position + 1])
+        return [sorted(run) for run in runs]
 
     def _equal(self, pairs: Mapping[int, int]) -> dict[int, int]:
         """Returns those of the pairs of members that are made by equal weights, element for element."""

@@ -127,9 +127,14 @@ class Analysis:
                 return tuple(axis.resized(sizes) for axis in self.flow.of(value))
             return value
 
+        def stays(value: Value | None) -> bool:
+            return value is None or all(axis.resized(sizes) == axis.size for axis in self.flow.of(value))
+
         total = 0
         for op in self.tapes[0].ops:
-            if op.flops:
+            if op.flops and all(map(stays, (*op.tensors, *op.outputs))):
+                total += op.flops
+            elif op.flops:
                 out = tuple(shape(value) for value in op.outputs)
                 kwargs = {key: shape(value) for key, value in op.kwargs.items()}
                 count = flop_registry[op.func._overloadpacket]

@@ -96,10 +96,10 @@ class Recorder(TorchDispatchMode):
             return args[0].fake_device
         noted = tuple(self._note(arg) for arg in args)
         noted_kwargs = {key: self._note(value) for key, value in kwargs.items()}
-        if self._fake is not None:
+        out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
+        if out is None and self._fake is not None:
             args = tuple(self._replace(arg) for arg in args)
             kwargs = {key: self._replace(value) for key, value in kwargs.items()}
-        out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
         out = func(*args, **kwargs) if out is None else out
         if func._overloadpacket in _TURNING:
             self._values.pop(id(out), None)  # the same tensor, but its axes are others from here on

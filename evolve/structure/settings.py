@@ -70,6 +70,8 @@ def known_settings(model: nn.Module, analysis: Analysis, sizes: Sizes) -> list[S
     found = []
     names = {id(tensor): name for name, tensor in (*model.named_buffers(), *model.named_parameters())}
     for name, module in model.named_modules():
+        if not isinstance(module, _SIZED):
+            continue
         shapes = {key: changed[source] for key, source in _tensors_of(module, names) if source in changed}
         if shapes:
             found += [Setting(name, *setting) for setting in _layer_sizes(module, shapes, groups.get(name))]
@@ -106,6 +108,7 @@ def _norms_without_tensors(
 
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, *_NORMS)
 
 
 def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,12 @@ Make = Callable[[Sequence[int]], Tensor]
 
 
 def shortcut(fake: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Returns what `func` gives for fake arguments, or None where only running it tells."""
+    """Returns what `func` gives for a fake first argument, or None where only running it tells.
+
+    Parameters and buffers need not be fake: only their sizes are looked at.
+    """
+    if func is _aten.empty.memory_format:
+        return _nothing(fake, *args, **kwargs)
     rule = _RULES.get(func)
     if rule is None or kwargs:
         return None
@@ -32,6 +37,14 @@ def shortcut(fake: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dic
             return FakeTensor(fake, torch.empty(shape, dtype=like.dtype, device="meta"), like.fake_device)
 
     return rule(make, *args)
+
+
+def _nothing(fake: FakeTensorMode, size: Sequence[int], **how: Any) -> Tensor | None:
+    """The tensor of no elements that every BatchNorm makes, for other kernels to keep something in."""
+    if list(size) != [0] or how.keys() != {"dtype", "layout", "device"} or how["layout"] != torch.strided:
+        return None
+    with no_dispatch():
+        return FakeTensor(fake, torch.empty(0, dtype=how["dtype"], device="meta"), how["device"])
 
 
 def _relu(make: Make, x: Tensor) -> Tensor:

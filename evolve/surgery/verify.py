@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.inputs import Inputs
-from evolve.structure.probe import gradients_of, output_tensors
+from evolve.structure.probe import gradients_of, mixed_statistics, output_tensors
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 
 # Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
@@ -127,7 +127,14 @@ def tolerance(outputs: Any, preserves: str) -> float | None:
 
 
 def rounding(
-    model: nn.Module, inputs: Inputs, outputs: Any, seed: int, *, training: bool, still: bool = False
+    model: nn.Module,
+    inputs: Inputs,
+    outputs: Any,
+    seed: int,
+    *,
+    training: bool,
+    still: bool = False,
+    mixed: bool = False,
 ) -> float:
     """Returns how far rounding may carry this model's outputs, relative to the largest.
 
@@ -142,6 +149,7 @@ def rounding(
         seed: Of all that was drawn in it.
         training: Its mode.
         still: Whether dropout was left out.
+        mixed: Whether it was made with `mixed_statistics`.
     """
 
     def nudge(leaf: Any) -> Any:
@@ -152,9 +160,11 @@ def rounding(
     with undisturbed(model), preserved_rng(model, seed):
         other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
     quiet = WithoutDropout() if still else contextlib.nullcontext()
+    statistics = mixed_statistics() if mixed else contextlib.nullcontext()
     with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused(), quiet, _Precision() as seen:
         model.train(training)
-        nudged = model(*other.args, **other.kwargs)
+        with statistics:
+            nudged = model(*other.args, **other.kwargs)
     coarsest = max((EXACT.get(kind, 0.0) for kind in seen.kinds), default=0.0)
     return max(min(_ROUNDINGS * difference(outputs, nudged).relative, _MOST_ROUNDING), coarsest)
 
