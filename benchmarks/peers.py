@@ -133,6 +133,7 @@ def grow_evolve(
 
 ARMS = {
     "evolve, split": "split",
+    "evolve, zero_out": "zero_out",
     "evolve, gradmax": "gradmax",
     "gromo, default": {},
     "gromo, zero fan-out": {"output_extension_init": "kaiming", "input_extension_init": "zeros"},
