@@ -108,11 +108,13 @@ class Evolver:
         )
         self.state.newborns = Newborns(self.evolution.care, self.state.optimizer)
         self.display = Progress(progress, self.training.budget, steps)
-        self.trials = Trials(self.evolution, self.state, self.train, self.val, self.display.mutation)
+        self.trials = Trials(self.evolution, self.state, self.train, self.val, self.display.mutation, self._stopping)
         self._metrics = Metrics(Path(self.output.dir) if self.output.dir else None)
         self._params_from = count_parameters(model)
+        self._saved: Path | None = None  # the newest checkpoint
         self._begun = False
         self._stop = False
+        self._interrupt = Interrupt()
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -135,26 +137,27 @@ class Evolver:
             EvolveError: If the run folder already holds another run.
         """
         self._begin()
-        self._stop = False
-        self._lap = time.perf_counter()
-        with Interrupt() as interrupt, self.display:
-            while not self.finished and not self._stop:
+        self._stop, self._interrupt = False, Interrupt()
+        self.state.lap = time.perf_counter()
+        with self._interrupt, self.display:
+            while not self.finished and not self._stopping():
                 self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():
-                    clock = self._step(batches)
-                    self._stop = self._stop or interrupt.signal is not None
-                    if clock is None or self._stop or self.finished:
+                    if not self._step(batches):
                         break
-                    if clock.epoch_end and self.state.epoch % self.output.checkpoint_every == 0:
-                        self._save()
-            if self.finished and self._metrics.pending:  # what a mutation that went back, or children, left of an epoch
-                self._measure()
+            if self.finished:
+                if self._metrics.pending:  # what a mutation that went back, or children, left of an epoch
+                    self._measure()
+                self._metrics.close(self.state)
             self._save()
-        return self._result(interrupt.signal)
+        return self._result(self._interrupt.signal)
 
     def stop(self) -> None:
         """Asks a running `run` to end after the present step; for callbacks and other threads."""
         self._stop = True
+
+    def _stopping(self) -> bool:
+        return self._stop or self._interrupt.signal is not None
 
     def restore(self) -> Evolver:
         """Takes up the newest checkpoint of the run folder; the Evolver must be built as the one that wrote it.
@@ -169,7 +172,7 @@ class Evolver:
         records, progress = restore(path, self.state)
         self.trials.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
         self._take_up(progress)
-        self._begun = True
+        self._begun, self._saved = True, path
         logger.info("Resumed %s at step %d.", path, self.state.step)
         return self
 
@@ -191,31 +194,33 @@ class Evolver:
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
         batches = iter(self.train.epoch(self.state.epoch, self.state.batch))
-        while not self.finished and (window := list(islice(batches, self.training.accumulate))):
+        while not (self.finished or self._stopping()) and (window := list(islice(batches, self.training.accumulate))):
             yield window
 
-    def _step(self, batches: list[Batch]) -> Clock | None:
-        """Trains, judges and mutates; None where the run went back to before a mutation, and to other batches."""
+    def _step(self, batches: list[Batch]) -> bool:
+        """Trains, judges and mutates; False where the run went back to before a mutation, and to other batches."""
         try:
             self._metrics.add(self.trials.step(batches))
         except NonFiniteLossError as error:
             if self._goes_back(self.trials.condemn()):
-                return None
-            if self.output.dir is None or self.state.epoch == 0:
+                return False
+            if self._saved is None:
                 raise
-            raise NonFiniteLossError(f"{error} The last checkpoint in {self.output.dir} is from before it.") from error
+            raise NonFiniteLossError(f"{error} The last checkpoint, {self._saved}, is from before it.") from error
         clock = self._tick()
         if not self.finished:
             self.trials.ask(clock)
         if self._goes_back(self.trials.judge(self.finished)):
-            return None
+            return False
+        if clock.epoch_end and self.state.epoch % self.output.checkpoint_every == 0 and not self.finished:
+            self._save()  # before a mutation, which has yet to come through its first step
         self._evolve()
-        return clock
+        return True
 
     def _tick(self) -> Clock:
         """After an optimizer step: measures where it was the last of its epoch, or of the run."""
         state = self.state
-        self._count_time()
+        state.count_time()
         epoch_end = state.batch >= len(self.train)
         self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate), state.progress)
         if epoch_end:
@@ -227,16 +232,10 @@ class Evolver:
     def _measure(self) -> None:
         """Evaluates, and writes a line of metrics."""
         val = evaluate(self.state, self.val.epoch(0))
-        self._count_time()
+        self.state.count_time()
         self._metrics.write(self.state, val)
         advance_schedule(self.state, "epoch", val["loss"])
         self.display.epoch(self.history[-1])
-
-    def _count_time(self) -> None:
-        """Adds the wall time since it was last counted."""
-        now = time.perf_counter()
-        self.state.seconds += now - self._lap
-        self._lap = now
 
     def _evolve(self) -> None:
         """Makes a mutation where one is due and none is on probation."""
@@ -254,7 +253,7 @@ class Evolver:
 
     def _save(self) -> None:
         if self.output.dir is not None and not self.trials.testing:  # it is saved when it has passed
-            save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
+            self._saved = save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
 
     def _progress(self) -> dict[str, Any]:
         """What a run needs to go on from here beside what training moves, as JSON values."""

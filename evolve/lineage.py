@@ -24,10 +24,14 @@ VOLATILE: dict[str, Any] = {
 }
 
 
+# A metric may be no number: JSON has no word for that, and null could not be read back.
+_CONFIG = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
 class TensorSpec(BaseModel):
     """Shape and dtype (such as "float32") of one tensor of the probe batch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _CONFIG
 
     shape: list[int]
     dtype: str
@@ -43,7 +47,7 @@ class Weighed(BaseModel):
         note: Why not, or what else is to be known.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _CONFIG
 
     operator: str
     site: str | None = None
@@ -61,7 +65,7 @@ class Reasons(BaseModel):
         seconds: Wall time of the choice.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _CONFIG
 
     policy: str
     by: str
@@ -84,7 +88,7 @@ class Verdict(BaseModel):
         points: Evaluations that the trend was taken from; 0 where there were too few and the value before stood for it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _CONFIG
 
     kept: bool
     steps: int
@@ -134,7 +138,7 @@ class Record(BaseModel):
         verdict: How it did on probation, once that is over.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = _CONFIG
 
     version: Literal[1] = 1
     index: int = 0

@@ -45,6 +45,14 @@ class Metrics:
         self._meter = Meter(since=state.seconds)
         self._mirror()
 
+    def close(self, state: TrainState) -> None:
+        """Brings what the last line says was spent up to the end of the run: mutations may have spent since."""
+        if self.lines:
+            seconds = self.lines[-1]["seconds"] + state.seconds - self._meter.since
+            self.lines[-1] |= {"flops": state.flops, "progress": state.progress, "seconds": seconds}
+            self._meter.since = state.seconds
+            self._mirror()
+
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as JSON values."""
         return {"history": list(self.lines), "meter": self._meter.state()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,15 +40,24 @@ class Round:
         state: What training moves.
         train: Training data; its first samples are the probe batch.
         val: Held-out data, for children.
+        stopping: Says whether the run is to stop.
     """
 
-    def __init__(self, config: EvolutionConfig, state: TrainState, train: Batches, val: Batches) -> None:
+    def __init__(
+        self,
+        config: EvolutionConfig,
+        state: TrainState,
+        train: Batches,
+        val: Batches,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.policy: Policy = config.policy.build()
         self.lineage = Lineage()
         self.ahead = 0
         self._config = config
         self._state = state
         self._train, self._val = train, val
+        self._stopping = stopping
         self._example, targets = train.examples(config.probe)
         self._targets = targets.to(state.device)
         if config.repay and not state.flops_per_sample:
@@ -82,7 +91,8 @@ class Round:
             place_model(state.model, state.config)
             state.flops_per_sample = applied[-1].record.flops_after or state.flops_per_sample
             self.ahead = situation.adopt(chosen)
-            tend(self._config.care, state, shapes, applied, self._train.epoch(state.epoch), adopted=self.ahead > 0)
+            coming = self._train.onward(state.epoch, 0)
+            tend(self._config.care, state, shapes, applied, coming, adopted=self.ahead > 0)
         return answers
 
     def _try_candidates(
@@ -96,11 +106,12 @@ class Round:
         for _ in range(self._config.attempts if candidates else 0):
             started = time.perf_counter()
             choice = self.policy.choose(candidates, situation)
+            self._state.count_time()
+            if self._state.progress >= 1:
+                logger.info("A mutation was due (%s), but choosing took the rest of the budget.", note["reason"])
+                break
             if choice is None:
                 logger.info("A mutation was due (%s); the policy chose none.", note["reason"])
-                break
-            if self._state.progress >= 1:
-                logger.info("A mutation was due (%s), but children took the rest of the budget.", note["reason"])
                 break
             reasons = self._reasons(choice, time.perf_counter() - started)
             seed = situation.seed_of(choice.candidate, self.seed)
@@ -122,7 +133,7 @@ class Round:
 
     def situation(self, history: Sequence[Mapping[str, Any]]) -> RunSituation:
         """Returns what the policy can ask about the run as it stands."""
-        nursery = Nursery(self._state, self._train, self._val, self._bred, self.seed)
+        nursery = Nursery(self._state, self._train, self._val, self._bred, self.seed, self._stopping)
         return RunSituation(self._state, self._train, self._example, self.lineage.records, history, nursery)
 
     def _bred(self, model: nn.Module, optimizer: Optimizer, candidate: Candidate, seed: int) -> MutationResult:

@@ -30,16 +30,23 @@ class Trials:
         train: Training data.
         val: Held-out data.
         tell: Told each record that is new or has changed.
+        stopping: Says whether the run is to stop.
     """
 
     def __init__(
-        self, config: EvolutionConfig, state: TrainState, train: Batches, val: Batches, tell: Callable[[Record], None]
+        self,
+        config: EvolutionConfig,
+        state: TrainState,
+        train: Batches,
+        val: Batches,
+        tell: Callable[[Record], None],
+        stopping: Callable[[], bool],
     ) -> None:
-        self.round = Round(config, state, train, val)
+        self.round = Round(config, state, train, val, stopping)
         self.probation = Probation(config.probation, state, val) if config.probation else None
         self._schedule: Schedule | None = config.schedule.build() if config.schedule else None
         self._state = state
-        self._tell = tell
+        self._tell, self._stopping = tell, stopping
         self._due: str | None = None  # why a mutation is to be made, as soon as none is on probation
         self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
         self._latest: list[int] = []  # the records of that mutation and of what followed it
@@ -52,8 +59,8 @@ class Trials:
 
     @property
     def waiting(self) -> bool:
-        """Whether a mutation is to be made now."""
-        return self._due is not None and not self.testing
+        """Whether a mutation is to be made now: not in a run that is to stop, as it would have no way back then."""
+        return self._due is not None and not self.testing and not self._stopping()
 
     @property
     def testing(self) -> bool:
@@ -69,7 +76,7 @@ class Trials:
         """
         reason, self._due = self._due or "", None
         lineage = self.round.lineage
-        before, first = Snapshot(self._state), len(lineage)
+        before, first, policy = Snapshot(self._state), len(lineage), self.round.policy.state()
         if self.probation:
             self.probation.remember(before, progress(), history, lineage)
         when = "where the run was to follow the mutation"
@@ -82,6 +89,9 @@ class Trials:
             self.probation.begin(applied, self.round.ahead)
         if applied:
             self._before, self._latest = before, applied
+        elif len(lineage) == first and self._stopping():  # the round was broken off: a resumed run makes it anew
+            self.round.policy.load_state(policy)
+            self._due = reason
         for record in lineage.records[first:]:
             self._tell(record)
 

@@ -2,11 +2,14 @@
 
 import logging
 import math
+import threading
+import time
 
 import pytest
 import torch
 from test_budget import SAMPLES, SMALL, evolver, net
-from test_resume import digests
+from test_resume import digests, stop_after
+from torch import nn
 
 import evolve.children
 from evolve.policies import Candidate
@@ -83,7 +86,7 @@ def test_where_they_take_the_rest_of_the_budget_the_run_ends_with_the_model_as_i
     run = surely(evolver(tmp_path / "run", flops=4 * EPOCH, evolution=config))
     with caplog.at_level(logging.INFO, "evolve.rounds"):
         result = run.run()
-    assert "children took the rest of the budget" in caplog.text
+    assert "choosing took the rest of the budget" in caplog.text
     assert (result.finished, result.applied, result.refused, run.state.step) == (True, 0, 0, 8)
     assert [(line["epoch"], line["step"], line["progress"] == 1) for line in run.history] == [
         (1, 5, False),
@@ -167,3 +170,118 @@ def test_the_trend_of_a_probation_is_followed_as_far_as_a_child_has_gone():
         assert record.verdict.promised == pytest.approx(promise(curve, 30 + steps, 0.0).value)
         found.append(record.verdict.promised)
     assert found[1] < found[0]
+
+
+def slowly(monkeypatch, seconds=0.05):
+    """Lets each step of a child take so long."""
+    train_step = evolve.children.train_step
+    monkeypatch.setattr(
+        evolve.children, "train_step", lambda state, batches: (time.sleep(seconds), train_step(state, batches))[1]
+    )
+
+
+@pytest.mark.parametrize("step", [8, 10])  # in the middle of an epoch, and at the end of one
+@pytest.mark.parametrize("budget", [{"flops": 4 * EPOCH}, {"seconds": 1.0}])
+def test_they_take_no_more_than_the_rest_of_the_budget(monkeypatch, budget, step):
+    if "seconds" in budget:
+        slowly(monkeypatch)
+    run = surely(evolver(**budget, evolution=climbing(step, children=4, steps=200, repay=1)))
+    result = run.run()
+    ((name, amount),) = budget.items()
+    spent = getattr(run.state, name)
+    assert (result.finished, len(run.lineage), run.state.step) == (True, 0, step)
+    assert amount <= spent <= amount + (1.0 if name == "seconds" else 3 * SMALL * 8 * 2)
+    assert run.history[-1]["flops"] == run.state.flops
+    assert sum(line["seconds"] for line in run.history) == pytest.approx(run.state.seconds, abs=0.05)
+    assert result.metrics["progress"] == 1
+
+
+def test_the_time_that_they_take_is_in_the_checkpoint(monkeypatch, tmp_path):
+    slowly(monkeypatch)
+    run = stop_after(evolver(tmp_path / "run", steps=8, evolution=climbing(3, steps=10)), 4)
+    run.run()
+    resumed = evolver(tmp_path / "run", steps=8, evolution=climbing(3, steps=10)).restore()
+    assert resumed.state.seconds >= 20 * 0.05
+    assert resumed.state.seconds == pytest.approx(run.state.seconds, abs=0.1)
+
+
+def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on(monkeypatch, tmp_path):
+    config = climbing(3, steps=10, children=2)
+    whole = evolver(tmp_path / "whole", steps=8, evolution=config)
+    whole.run()
+    run = evolver(tmp_path / "run", steps=8, evolution=config)
+    steps, train_step = [], evolve.children.train_step
+
+    def signalled(state, batches):
+        steps.append(state.step)
+        if len(steps) == 4:
+            run.stop()
+        return train_step(state, batches)
+
+    monkeypatch.setattr(evolve.children, "train_step", signalled)
+    run.run()
+    assert (len(steps), run.state.step, len(run.lineage)) == (4, 3, 0)
+    resumed = evolver(tmp_path / "run", steps=8, evolution=config).restore()
+    resumed.run()
+    assert resumed.trials.state() == whole.trials.state()
+    found, expected = digests(resumed), digests(whole)
+    assert found.pop("history") != expected.pop("history")  # what was broken off is spent
+    assert found == expected
+
+
+class Leaving(nn.Module):
+    """Leaves what it made in an attribute; may hold what cannot be copied."""
+
+    def __init__(self, copies):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.lock = None if copies else threading.Lock()
+
+    def forward(self, x):
+        self.features = torch.relu(self.first(x))
+        return self.last(self.features)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_of_models_that_keep_what_a_forward_made_or_cannot_be_copied(caplog, copies):
+    config = climbing(3) | {"operators": [{"name": "widen", "sites": ["first"]}]}
+    run = surely(evolver(steps=8, model=Leaving(copies), evolution=config))
+    assert run.run().applied == copies
+    assert ("cannot be copied: TypeError" in caplog.text) != copies
+
+
+class Averaging(nn.Module):
+    """Normalises by a mean that is in no `state_dict`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.register_buffer("mean", torch.zeros(8), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.mean.lerp_(x.detach().mean(0), 0.1)
+        return self.last(torch.relu(self.first(x - self.mean)))
+
+
+def test_buffers_in_no_state_dict_are_taken_over():
+    config = climbing(3) | {"operators": [{"name": "widen", "sites": ["first"]}]}
+    run = surely(evolver(steps=8, model=Averaging(), evolution=config))
+    situation = run.trials.round.situation([])
+    run.trials.round.situation = lambda history: situation
+    run.trials.round.attempt("asked for", [])
+    assert run.model.mean.any()
+    assert torch.equal(run.model.mean, situation._best[1].state.model.mean)
+
+
+def test_what_they_spent_before_they_failed_is_counted(monkeypatch):
+    run, train_step = evolver(steps=8, evolution=climbing(3)), evolve.children.train_step
+
+    def failing(state, batches):
+        if state.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return train_step(state, batches)
+
+    monkeypatch.setattr(evolve.children, "train_step", failing)
+    assert run.trials.round.situation([]).child(None, 5) is None
+    assert run.state.flops == 3 * SMALL * 8 * 2

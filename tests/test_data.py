@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 from evolve.data import (
     CropFlip,
@@ -167,8 +168,32 @@ def test_a_second_pass_leaves_the_running_one_of_persistent_workers_as_it_is():
     seen += [targets.tolist() for _, targets in running]
     assert seen == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     kept = batches.loader._iterator
-    assert len(list(batches.epoch(1))) == 4
-    assert batches.loader._iterator is kept  # whose workers go on from epoch to epoch
+    for number in (1, 2):
+        epoch = batches.epoch(number)
+        next(epoch)
+        assert batches._passes == 1
+        assert batches.loader._iterator is kept  # whose workers go on from epoch to epoch
+        assert len(list(epoch)) == 3
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_look_ahead_leaves_the_generators_of_a_loader_as_they_were(own):
+    def batches():
+        data = TensorDataset(torch.arange(12.0)[:, None], torch.arange(12))
+        generator = torch.Generator().manual_seed(3)
+        how = {"sampler": RandomSampler(data, generator=generator)} if own else {"shuffle": True}
+        return IterableBatches(DataLoader(data, 3, generator=generator, **how))
+
+    def numbers(found):
+        return [targets.tolist() for _, targets in found]
+
+    plain, looked = batches(), batches()
+    expected = [numbers(plain.epoch(epoch)) for epoch in range(2)]
+    running = looked.epoch(0)
+    seen = numbers([next(running)])
+    looks = [numbers(islice(looked.onward(0, 1), 5)) for _ in range(2)]
+    assert looks[0] == looks[1]
+    assert [seen + numbers(running), numbers(looked.epoch(1))] == expected
 
 
 def test_own_loader_keeps_its_order_and_example_leaves_no_trace():

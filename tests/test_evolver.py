@@ -1,6 +1,7 @@
 """The Evolver and the command line: whole runs."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import evolve
-from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig
+from evolve import EvolutionConfig, Evolver, OptimizerConfig, OutputConfig, TrainingConfig
 from evolve.cli import app
 from evolve.data import build_data
 from evolve.errors import DataError, EvolveError, NonFiniteLossError
+from evolve.lineage import Lineage
 from evolve.operators import operators
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +181,58 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     resumed = evolver(folder=tmp_path / "run").restore()
     assert resumed.state.step == 4
     assert resumed.run().finished
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_run_whose_validation_loss_is_no_number_can_be_read(tmp_path, value):
+    x, y = torch.randn(32, 4), torch.randint(2, (32,))
+    spoiled = x.clone()
+    spoiled[0] = value
+
+    def run():
+        torch.manual_seed(0)
+        return Evolver(
+            nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)),
+            (x, y),
+            (spoiled, y),
+            training=TrainingConfig(epochs=3, device="cpu"),
+            evolution=EvolutionConfig(
+                schedule={"name": "every", "options": {"epochs": 1}},
+                operators=[{"name": "widen"}],
+                probation={"steps": 1},
+            ),
+            output=tmp_path / "run",
+            progress=False,
+        )
+
+    first = run()
+    first.run()
+    assert not math.isfinite(first.lineage.records[0].metrics_before["val_loss"])
+    restored = run().restore()
+    assert restored.lineage.digest() == first.lineage.digest()
+    assert Lineage.read(tmp_path / "run" / "lineage.jsonl")[0].verdict is not None
+
+
+def test_a_checkpoint_is_named_only_where_there_is_one(tmp_path):
+    x, y = torch.randn(32, 4), torch.randint(2, (32,))
+    model = nn.Sequential(nn.Linear(4, 2))
+    run = Evolver(
+        model,
+        (x, y),
+        (x, y),
+        training=TrainingConfig(epochs=4, device="cpu"),
+        output=OutputConfig(dir=str(tmp_path / "run"), checkpoint_every=3),
+        progress=False,
+    )
+
+    def breaks(*arguments):
+        if run.state.epoch == 1:
+            model[0].weight.data.fill_(float("nan"))
+
+    run.state.optimizer.register_step_post_hook(breaks)
+    with pytest.raises(NonFiniteLossError) as caught:
+        run.run()
+    assert "checkpoint" not in str(caught.value)
 
 
 def test_unusable_data_is_told():

@@ -13,6 +13,8 @@ from evolve import EvolutionConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import EvolveError
 from evolve.lineage import Lineage
 from evolve.operators import operators
+from evolve.probation import ProbationConfig
+from evolve.schedules import ScheduleConfig
 from evolve.snapshot import Snapshot
 from evolve.surgery.memory import out_of_memory
 from evolve.training import train_step
@@ -94,9 +96,12 @@ def test_in_a_mutation(hungry, at):
         evolve.mutate(model, "hungry", site="0", at=at, strict=True)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda", "python"])
-def test_in_the_first_step_after_it(hungry, tmp_path, kind):
-    run = make(tmp_path / "run", evolution=evolution(kind=kind))
+@pytest.mark.parametrize(
+    ("kind", "probation"), [("cpu", None), ("cuda", None), ("python", None), ("cpu", {"steps": 3})]
+)
+def test_in_the_first_step_after_it(hungry, tmp_path, kind, probation):
+    tested = {"probation": probation and ProbationConfig(**probation)}
+    run = make(tmp_path / "run", evolution=evolution(kind=kind).model_copy(update=tested))
     plain = make(tmp_path / "plain", evolution=EvolutionConfig())
     result = run.run()
     plain.run()
@@ -171,6 +176,27 @@ def test_where_the_run_was_to_follow_it(tmp_path, monkeypatch, probation):
     found, expected = digests(run), digests(plain)
     assert found.pop("log") != expected.pop("log")
     assert found == expected
+
+
+def test_at_the_end_of_an_epoch_a_run_that_dies_is_resumed_without_it(hungry, tmp_path):
+    """The checkpoint of that epoch is from before the mutation, whatever comes of that."""
+    config = evolution().model_copy(update={"schedule": ScheduleConfig(name="at", options={"steps": [6]})})
+    whole = make(tmp_path / "whole", evolution=config)
+    whole.run()
+    run = make(tmp_path / "run", evolution=config)
+
+    def dies(*arguments):
+        if run.state.step == 8:
+            raise KeyboardInterrupt
+
+    run.state.optimizer.register_step_pre_hook(dies)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert [record.status for record in run.lineage] == ["rolled_back"]
+    resumed = make(tmp_path / "run", evolution=config).restore()
+    assert (resumed.state.step, len(resumed.lineage)) == (6, 0)
+    resumed.run()
+    assert digests(resumed) == digests(whole)
 
 
 def test_only_there_and_only_for_memory(hungry):

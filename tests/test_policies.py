@@ -151,6 +151,18 @@ def test_bandit_counts_two_steps_as_one_that_comes_to_the_same():
     assert small == pytest.approx(large) == pytest.approx(same)
 
 
+def test_bandit_passes_over_losses_that_are_no_numbers():
+    bandit, nan, inf = policy("bandit"), float("nan"), float("inf")
+    played = turn(bandit.choose([A], Told()), 2)
+
+    def rewards(*losses):
+        return bandit.rewards([played], [{"val_loss": loss} for loss in losses])
+
+    assert rewards(inf, 0.8, nan, 0.5) == rewards(0.9, 0.8, 0.6, 0.5)
+    assert list(rewards(0.9, 0.8, nan, inf).values()) == [[0.0]]
+    assert rewards(nan, nan, 0.6, 0.5) == {}
+
+
 def test_bandit_tries_every_arm_and_stays_with_what_pays():
     bandit = policy("bandit", seed=3)
     told, loss = Told(history=[{"val_loss": 1.0}]), 1.0

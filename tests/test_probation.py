@@ -270,11 +270,13 @@ def test_a_budget_that_runs_out_within_a_probation_ends_with_what_was_before(tmp
 
 
 def test_a_stop_where_a_mutation_is_taken_back_is_saved(tmp_path, plain):
-    evolver = stop_after(run_of(tmp_path / "run", evolution=evolution("harm", 3, [8])), 11)
+    evolver = stop_after(run_of(tmp_path / "run", evolution=evolution("harm", 5, [8])), 13)
     assert not evolver.run().finished
     assert evolver.lineage.records[0].status == "rolled_back"
-    resumed = run_of(tmp_path / "run", evolution=evolution("harm", 3, [8])).restore()
+    resumed = run_of(tmp_path / "run", evolution=evolution("harm", 5, [8])).restore()
     assert [record.status for record in resumed.lineage] == ["rolled_back"]  # and not made and judged again
+    lines = [json.loads(line)["epoch"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert lines == [1]  # the second epoch, which ended on probation, went back too
     assert resumed.run().finished
     assert without_log(resumed) == plain
 

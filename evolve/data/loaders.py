@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -126,6 +127,11 @@ class IterableBatches(Batches):
     def __len__(self) -> int:
         return self._batches
 
+    def onward(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields batches without an end, for a look ahead: afterwards the loader's generators are as they were."""
+        with self._kept_generators():
+            yield from super().onward(epoch, start)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the loader's batches; the ones before `start` are read and left out."""
         set_epoch = getattr(self.loader.sampler, "set_epoch", None)
@@ -150,18 +156,24 @@ class IterableBatches(Batches):
         return inputs[:n], targets[:n]
 
     def _read(self, n: int) -> tuple[Tensor, Tensor]:
-        generators = [g for g in (self.loader.generator, getattr(self.loader.sampler, "generator", None)) if g]
-        states = [generator.get_state() for generator in generators]
         parts: list[tuple[Tensor, Tensor]] = []
-        with kept_random_state():
+        with kept_random_state(), self._kept_generators():
             for item in self.loader:
                 parts.append(as_pair(item))
                 if sum(len(inputs) for inputs, _ in parts) >= n:
                     break
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
         inputs, targets = zip(*parts, strict=True)
         return torch.cat(inputs), torch.cat(targets)
+
+    @contextmanager
+    def _kept_generators(self) -> Iterator[None]:
+        generators = [g for g in (self.loader.generator, getattr(self.loader.sampler, "generator", None)) if g]
+        states = [generator.get_state() for generator in generators]
+        try:
+            yield
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
 
 
 class _Reseeded(Dataset[Any]):

@@ -85,13 +85,18 @@ class Bandit(Policy):
         if end <= at or at < 1:
             return None
         old, new = self._lowest(history[max(0, 2 * at - end) : at]), self._lowest(history[at:end])
+        if old is None:
+            return None
+        if new is None:
+            return 0.0
         fall = math.log(max(old, 1e-12) / max(new, 1e-12)) / (end - at)
         before, after = record.flops_before or 0, record.flops_after or 0
         growth = after / before if before else 0.0
         return fall / math.log(max(growth, 1 + self.options.least_flops))
 
-    def _lowest(self, lines: Sequence[Mapping[str, Any]]) -> float:
-        return min(map(self._metric, lines))
+    def _lowest(self, lines: Sequence[Mapping[str, Any]]) -> float | None:
+        """The lowest that is a number."""
+        return min(filter(math.isfinite, map(self._metric, lines)), default=None)
 
     def _metric(self, line: Mapping[str, Any]) -> float:
         value = line.get(self.options.metric)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,12 +34,13 @@ class TrainState:
         epoch: Epochs finished.
         step: Optimizer steps made.
         batch: Batches of the running epoch that are done.
-        seconds: Wall time of the run so far, as whoever drives it counts it.
+        seconds: Wall time of the run so far, as far as `count_time` was called.
         flops: FLOPs of the training steps so far.
         flops_per_sample: FLOPs of one forward pass of one sample of the model as it stands.
         epoch_steps: Optimizer steps of an epoch.
         epoch_samples: Samples of an epoch.
         ticks: Length of the run as the learning rate schedule counts it.
+        lap: When `seconds` were last counted.
     """
 
     model: nn.Module
@@ -61,6 +63,12 @@ class TrainState:
     epoch_steps: int = 1
     epoch_samples: int = 0
     ticks: int = 1
+    lap: float = field(default_factory=time.perf_counter)
+
+    def count_time(self) -> None:
+        """Adds the wall time since it was last counted."""
+        now = time.perf_counter()
+        self.seconds, self.lap = self.seconds + now - self.lap, now
 
     @property
     def lr(self) -> float:
