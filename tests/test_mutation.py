@@ -565,6 +565,7 @@ def test_vectors_do_not_join_a_group_that_takes_matrices_alone():
     optimizer.step()
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_where_matrices_alone_can_be_stepped_vectors_are_refused():
     model = perceptron()
     optimizer = torch.optim.Muon([p for p in model.parameters() if p.dim() == 2])
@@ -579,6 +580,7 @@ def test_where_matrices_alone_can_be_stepped_vectors_are_refused():
     assert fingerprint(model, optimizer) == before
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_what_another_optimizer_may_hold_is_told():
     model = perceptron()
     muon = torch.optim.Muon([p for p in model.parameters() if p.dim() == 2])

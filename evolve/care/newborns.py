@@ -23,7 +23,11 @@ from evolve.surgery.resize import Cut
 
 logger = logging.getLogger(__name__)
 
-_DECOUPLED = {"Adafactor", "Muon"}  # of torch's optimizers, those that decay weights by themselves and do not say so
+_DECOUPLED = {
+    "Adafactor",
+    "AdamW",
+    "Muon",
+}  # of torch's optimizers, those that decay weights by themselves and do not say so
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 
 from evolve.errors import NotApplicable
 from evolve.structure.copies import copied, put_back, remembered, settle
@@ -132,8 +132,18 @@ def reconcile(
 
 def forget(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
     """Lets the state of parameters begin anew, as a new optimizer would begin it."""
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     for parameter in parameters:
         optimizer.state.pop(parameter, None)
+        if id(parameter) in groups:
+            _unstepped(optimizer, parameter, groups[id(parameter)])
+
+
+def _unstepped(optimizer: Optimizer, parameter: Parameter, group: Mapping[str, Any]) -> None:
+    """Gives a parameter the state before its first step: none, but for Adagrad, which wants it made beforehand."""
+    if isinstance(optimizer, Adagrad):
+        alone = Adagrad([parameter], **{option: group[option] for option in optimizer.defaults})
+        optimizer.state[parameter] = alone.state[parameter]
 
 
 # How an optimizer's tensors scale with the gradient, by their names in torch.optim; others are carried as they are.
@@ -242,6 +252,7 @@ def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site:
         if parameter.requires_grad and parameter not in before and id(parameter) not in held:
             group = home(name, parameter)
             group["params"].append(parameter)
+            _unstepped(optimizer, parameter, group)
             if "param_names" in group:
                 group["param_names"].append(name)
 
