@@ -23,11 +23,8 @@ from evolve.surgery.resize import Cut
 
 logger = logging.getLogger(__name__)
 
-_DECOUPLED = {
-    "Adafactor",
-    "AdamW",
-    "Muon",
-}  # of torch's optimizers, those that decay weights by themselves and do not say so
+# Of torch's optimizers, those that decay weights by themselves and, in one version or another, do not say so.
+_DECOUPLED = {"Adafactor", "AdamW", "Muon"}
 
 
 @dataclass
