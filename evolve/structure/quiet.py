@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evolve.structure.copies import copied, one_memory, put_back, remembered, settle
-
 
 def devices_of(model: nn.Module) -> list[torch.device]:
     """Returns the devices that hold the model's parameters and buffers, in order of first use."""
@@ -59,7 +57,8 @@ class ModuleState:
 
     Args:
         model: The model to remember.
-        parameters: Remember the values of parameters and their gradients too, not only of buffers.
+        parameters: Remember the values of parameters and their gradients too, not only of buffers. Doubles the memory
+            they take.
         device: Where to keep the copies; None for where the tensors are.
     """
 
@@ -72,12 +71,14 @@ class ModuleState:
             self._modules.append((module, module.__class__, attributes, tables))
         scripted = (module for module in model.modules() if isinstance(module, torch.jit.ScriptModule))
         self._modes = [(module, module.training) for module in scripted]  # not among their attributes in Python
-        copies = {id(buffer): (buffer, copied(buffer, device)) for buffer in model.buffers()}
+        tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
         if parameters:
+            tensors |= {id(parameter): parameter for parameter in model.parameters()}
             grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
-            tensors = [*model.parameters(), *grads]  # a backward pass adds to gradients in place
-            copies |= {id(tensor): (tensor, remembered(tensor, device)) for tensor in tensors}
-        self._tensors = [(tensor, _data_of(tensor), copy, tensor.requires_grad) for tensor, copy in copies.values()]
+            tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
+        self._tensors = [
+            (tensor, _data_of(tensor), copied(tensor, device), tensor.requires_grad) for tensor in tensors.values()
+        ]
 
     def restore(self) -> None:
         """Puts everything back, bit for bit; objects keep their identity."""
@@ -96,17 +97,11 @@ class ModuleState:
             module.training = training
         with torch.no_grad():
             for tensor, data, value, requires_grad in self._tensors:
-                put_back(data, value)
+                data.copy_(value)
                 if _elsewhere(tensor, data):
                     exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
-
-    def release(self) -> None:
-        """Lets the copies go."""
-        tensors = [tensor for tensor, *_ in self._tensors]
-        self._tensors.clear()
-        settle(tensors)
 
 
 def _data_of(tensor: Tensor) -> Tensor:
@@ -117,7 +112,13 @@ def _data_of(tensor: Tensor) -> Tensor:
 def _elsewhere(tensor: Tensor, data: Tensor) -> bool:
     if tensor is data:
         return False
-    return not one_memory(tensor, data) or tensor.shape != data.shape or tensor.dtype != data.dtype
+    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
+
+
+def copied(tensor: Tensor, device: torch.device | None = None) -> Tensor:
+    """Returns the values of a tensor in memory of their own, in the same layout; None for the device it is on."""
+    values = tensor.detach()
+    return values.clone() if device in (None, tensor.device) else values.to(device)
 
 
 def exchange(tensor: Tensor, data: Tensor) -> None:

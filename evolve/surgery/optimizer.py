@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Adagrad, Optimizer
 
 from evolve.errors import NotApplicable
-from evolve.structure.copies import copied, put_back, remembered, settle
+from evolve.structure.quiet import copied
 from evolve.surgery.resize import Cut, recut_state
 
 Shape = tuple[int, ...]
@@ -34,7 +34,7 @@ class OptimizerState:
         self._optimizer = optimizer
         self._groups = [(group, [(k, v, _clone(v)) for k, v in group.items()]) for group in optimizer.param_groups]
         self._states = [
-            (parameter, state, [(key, value, _remembered(value, device)) for key, value in state.items()])
+            (parameter, state, [(key, value, _clone(value, device)) for key, value in state.items()])
             for parameter, state in optimizer.state.items()
         ]
         self._lists = [(group["params"], list(group["params"])) for group in optimizer.param_groups]
@@ -54,26 +54,16 @@ class OptimizerState:
             state.update(_restored(items))
             self._optimizer.state[parameter] = state
 
-    def release(self) -> None:
-        """Lets the copies go."""
-        tensors = [value for *_, items in self._states for _, value, _ in items if isinstance(value, Tensor)]
-        self._states.clear()
-        settle(tensors)
-
 
 def _restored(items: Iterable[tuple[str, Any, Any]]) -> dict[str, Any]:
     """Returns values by key as they were when they were copied; tensors are the ones they were."""
-    return {k: put_back(value, copy) if isinstance(value, Tensor) else copy for k, value, copy in items}
+    return {k: value.copy_(copy) if isinstance(value, Tensor) else copy for k, value, copy in items}
 
 
-def _clone(value: Any) -> Any:
+def _clone(value: Any, device: torch.device | None = None) -> Any:
     if isinstance(value, Tensor):
-        return copied(value)
+        return copied(value, device)
     return value.copy() if isinstance(value, (list, dict)) else value
-
-
-def _remembered(value: Any, device: torch.device | None) -> Any:
-    return remembered(value, device) if isinstance(value, Tensor) else _clone(value)
 
 
 class ParameterTable:

@@ -15,9 +15,8 @@ class Transaction:
     """Remembers model and optimizer on entry; an exception, or `rollback()`, puts them back bit for bit.
 
     Weights, buffers, gradients, classes, attributes, modes, optimizer groups and state are covered, and the random
-    number generators of Python, NumPy, torch and the model's devices, which are as before on every exit. While it is
-    open, it takes the memory of one more copy of buffers, and of those parameters, gradients and optimizer states that
-    are written to; on accelerators of all of them.
+    number generators of Python, NumPy, torch and the model's devices, which are as before on every exit. Takes the
+    memory of one more copy of parameters, buffers, gradients and optimizer state while it is open.
 
     Args:
         model: The root module.
@@ -57,7 +56,4 @@ class Transaction:
         if error is not None:
             self.rollback()
         self._rng.__exit__(None, None, None)
-        self._state.release()
-        if self._optimizer_state is not None:
-            self._optimizer_state.release()
         del self._gradients, self._state, self._optimizer_state
