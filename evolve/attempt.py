@@ -15,7 +15,7 @@ from evolve.lineage import TensorSpec
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
 from evolve.structure.analysis import Analysis
-from evolve.structure.hooks import backward_hooks
+from evolve.structure.hooks import backward_hooks, global_hooks
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
 from evolve.structure.quiet import preserved_rng
@@ -109,7 +109,7 @@ def carry_out(
 
 def _modes_alike(operator: MutationOperator, structure: Analysis) -> bool:
     """Whether one run tells of both modes: the one that mixes their statistics, or either where nothing is promised."""
-    return not structure.asks_mode and (operator.redraws or not structure.drops)
+    return not structure.asks_mode and not global_hooks() and (operator.redraws or not structure.drops)
 
 
 def _measured(delta: float | None) -> str:

@@ -298,3 +298,33 @@ def test_accelerator_memory_returns_to_the_byte():
     for _ in range(20):
         cycle()
         assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [lambda p: setattr(p, "data", p.data.t()), lambda p: p.detach().t_(), lambda p: setattr(p, "data", p.data.conj())],
+    ids=["transposed", "transposed in place", "conjugated"],
+)
+def test_memory_that_is_seen_in_another_way_is_seen_as_before(turn):
+    weight = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+    model = nn.Module()
+    model.register_parameter("weight", weight)
+    before, place = weight.detach().clone(), weight.data_ptr()
+    with evolve.transaction(model) as change:
+        turn(weight)
+        change.rollback()
+    assert torch.equal(weight, before)
+    assert (weight.data_ptr(), weight.stride(), weight.is_conj()) == (place, (3, 1), False)
+
+
+@pytest.mark.parametrize("operator", ["widen", "residual"])
+def test_an_expanded_buffer_is_no_hindrance(operator):
+    model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3))
+    model.register_buffer("scale", torch.arange(3.0)[:, None].expand(3, 5))
+    with evolve.transaction(model) as change:
+        model.scale[:, :1] += 1
+        change.rollback()
+    assert torch.equal(model.scale, torch.arange(3.0)[:, None].expand(3, 5))
+    answer = evolve.mutate(model, operator, site="0", example_inputs=torch.randn(4, 5))
+    assert answer, answer.message
+    assert model.scale.stride() == (1, 0)

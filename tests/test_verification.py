@@ -116,3 +116,16 @@ def test_compiled_parts_take_notice(compiled):
         model.norm = torch.compile(model.norm, backend="eager")
     for mixed in (True, False, True):
         assert torch.allclose(probe(model, inputs, plain=True, mixed=mixed).outputs, expected[mixed])
+
+
+def test_hooks_of_every_module_may_read_the_mode():
+    def uneven(module, args, output):
+        return output / output.shape[1] if type(module) is nn.BatchNorm2d and module.training else None
+
+    handle = nn.modules.module.register_module_forward_hook(uneven)
+    try:
+        result = evolve.mutate(Net(), "widen", site="first", example_inputs=images())
+    finally:
+        handle.remove()
+    assert result.status == "rejected"
+    assert "in train mode the output changed" in result.message

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.utils._pytree import tree_leaves
 
 from evolve.structure.inputs import Inputs
@@ -61,6 +62,11 @@ def leave_out(model: nn.Module, hooks: Iterable[int]) -> None:
     for _, table in _tables(model):
         for key in [key for key in table if key in set(hooks)]:
             del table[key]
+
+
+def global_hooks() -> bool:
+    """Whether hooks are there that every module of the process runs: what they look at, nobody sees."""
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
 
 
 def backward_hooks(model: nn.Module) -> bool:

@@ -97,7 +97,7 @@ class ModuleState:
             module.training = training
         with torch.no_grad():
             for tensor, data, value, requires_grad in self._tensors:
-                data.copy_(value)
+                put_back(data, value)
                 if _elsewhere(tensor, data):
                     exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
@@ -112,13 +112,28 @@ def _data_of(tensor: Tensor) -> Tensor:
 def _elsewhere(tensor: Tensor, data: Tensor) -> bool:
     if tensor is data:
         return False
-    return tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype
+    return _place(tensor) != _place(data)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """What memory a tensor sees, and how."""
+    strides = tensor.stride() if tensor.layout == torch.strided else None
+    return tensor.data_ptr(), tensor.shape, strides, tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 def copied(tensor: Tensor, device: torch.device | None = None) -> Tensor:
     """Returns the values of a tensor in memory of their own, in the same layout; None for the device it is on."""
     values = tensor.detach()
     return values.clone() if device in (None, tensor.device) else values.to(device)
+
+
+def put_back(tensor: Tensor, values: Tensor) -> None:
+    """Writes values to a tensor; of one that is expanded, where one place stands for many, to each place once."""
+    if tensor.layout == torch.strided:
+        for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+            if size > 1 and stride == 0:
+                tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+    tensor.copy_(values)
 
 
 def exchange(tensor: Tensor, data: Tensor) -> None:
