@@ -49,7 +49,7 @@ class Round:
         state: TrainState,
         train: Batches,
         val: Batches,
-        stopping: Callable[[], bool] = lambda: False,
+        stopping: Callable[[], bool],
     ) -> None:
         self.policy: Policy = config.policy.build()
         self.lineage = Lineage()
@@ -109,6 +109,8 @@ class Round:
             self._state.count_time()
             if self._state.progress >= 1:
                 logger.info("A mutation was due (%s), but choosing took the rest of the budget.", note["reason"])
+                break
+            if self._stopping():  # it may have chosen among fewer than it would have: the resumed run asks it anew
                 break
             if choice is None:
                 logger.info("A mutation was due (%s); the policy chose none.", note["reason"])

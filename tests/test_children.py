@@ -205,8 +205,11 @@ def test_the_time_that_they_take_is_in_the_checkpoint(monkeypatch, tmp_path):
     assert resumed.state.seconds == pytest.approx(run.state.seconds, abs=0.1)
 
 
-def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on(monkeypatch, tmp_path):
+@pytest.mark.parametrize("at", [4, 24])  # of the steps of the model's own copy, and of the second child
+def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on(monkeypatch, tmp_path, at):
+    monkeypatch.setattr(evolve.children, "evaluate", lambda state, batches: {"loss": 1 / state.flops_per_sample})
     config = climbing(3, steps=10, children=2)
+    config["operators"] = [{"name": "widen", "sites": ["0"], "options": {"factor": factor}} for factor in (2, 3)]
     whole = evolver(tmp_path / "whole", steps=8, evolution=config)
     whole.run()
     run = evolver(tmp_path / "run", steps=8, evolution=config)
@@ -214,13 +217,13 @@ def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on
 
     def signalled(state, batches):
         steps.append(state.step)
-        if len(steps) == 4:
+        if len(steps) == at:
             run.stop()
         return train_step(state, batches)
 
     monkeypatch.setattr(evolve.children, "train_step", signalled)
     run.run()
-    assert (len(steps), run.state.step, len(run.lineage)) == (4, 3, 0)
+    assert (len(steps), run.state.step, len(run.lineage)) == (at, 3, 0)
     resumed = evolver(tmp_path / "run", steps=8, evolution=config).restore()
     resumed.run()
     assert resumed.trials.state() == whole.trials.state()

@@ -63,7 +63,7 @@ def test_where_flops_cannot_be_counted_nothing_is_refused_for_them_and_it_is_tol
     run = evolver(evolution=growing(100), epochs=8)
     assert "evolution.repay" not in caplog.text
     run.state.flops_per_sample = 0
-    Round(run.evolution, run.state, run.train, run.val)
+    Round(run.evolution, run.state, run.train, run.val, lambda: False)
     assert "evolution.repay says nothing about this model" in caplog.text
     assert run.run().applied == 1
 

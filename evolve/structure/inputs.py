@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from evolve.structure.quiet import undisturbed
+
+logger = logging.getLogger(__name__)
 
 _SIDES = (32, 28, 64, 224, 16, 8, 96, 128, 299)  # input sizes tried where only the channels are known
 _BATCH = 2
@@ -68,7 +71,8 @@ def infer_inputs(model: nn.Module) -> Inputs | None:
             with undisturbed(model), torch.no_grad():
                 model.eval()
                 model(*inputs.args, **inputs.kwargs)
-        except Exception:
+        except Exception as error:  # whatever a user's forward raises on a size that it was not made for
+            logger.debug("%s does not run on %s: %s", type(model).__name__, tuple(example.shape), error)
             continue
         return inputs
     return None
