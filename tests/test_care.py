@@ -260,7 +260,15 @@ def test_shrink_follows_each_growth_as_a_mutation_of_its_own(tmp_path):
     config = evolution(shrink={"keep": 0.5, "layers": {"head": 1.0}}, moments="reset", batchnorm=2)
     evolver = make(tmp_path / "run", evolution=config)
     assert stop_after(evolver, 4).run().applied == 0  # what is due waits for a run that goes on
-    evolver.trials.make(evolver.history, evolver._progress)
+    make_mutation = evolver.trials.make
+
+    def made_and_stopped(*args):
+        make_mutation(*args)
+        evolver.stop()
+
+    evolver.trials.make = made_and_stopped
+    assert evolver.run().applied == 2
+    evolver.trials.make = make_mutation
     grown, shrunk = evolver.lineage
     assert (grown.operator, shrunk.operator, shrunk.site) == ("widen", "shrink_perturb", "*")
     assert (shrunk.step, shrunk.reason, shrunk.preserves) == (4, "care.shrink after a growth", "no")
