@@ -31,6 +31,7 @@ class Attempt:
 
     site: str
     seed: int
+    params_before: int
     plan: dict[str, Any] = field(default_factory=dict)
     inputs: list[TensorSpec] | None = None
     max_abs_diff: float | None = None
@@ -54,7 +55,7 @@ def carry_out(
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
     gradients = [(parameter, parameter.grad, parameter.shape) for parameter in model.parameters()]
-    for parameter in model.parameters():
+    for parameter, _, _ in gradients:
         parameter.grad = None  # an operator may run a backward pass; the gradients that stood here come back
     mixed = operator.on_groups and operator.preserves != "no"
     before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups, mixed=mixed)
@@ -69,14 +70,13 @@ def carry_out(
 
     table = ParameterTable(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
-    params_before = count_parameters(model)
     with preserved_rng(model, attempt.seed):
         attempt.plan = operator.plan(model, site, before)
         change = operator.apply(model, site, attempt.plan)
     for parameter, gradient, shape in gradients:
         parameter.grad = gradient if parameter.shape == shape else None
     attempt.params_after = count_parameters(model)
-    _check_count(change, params_before, attempt.params_after)
+    _check_count(change, attempt.params_before, attempt.params_after)
     limits = limits or Limits()
     limits.check_beforehand(model, inputs, attempt.params_after)
     if optimizer is not None:

@@ -116,8 +116,8 @@ def mutate(
     model = _underneath(model)
     change = Change("")
     with preserved_rng(model):
-        attempt = Attempt(site or "", int(torch.randint(2**31 - 1, ())) if seed is None else seed)
-    params_before, memory_before = count_parameters(model), memory_in_use(model)
+        drawn = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+    attempt, memory_before = Attempt(site or "", drawn, count_parameters(model)), memory_in_use(model)
     status: Status = "applied"
     trace = cause = None
     try:
@@ -144,8 +144,8 @@ def mutate(
         inputs=attempt.inputs,
         preserves=acting.preserves,
         max_abs_diff=attempt.max_abs_diff,
-        params_before=params_before,
-        params_after=attempt.params_after if status == "applied" else params_before,
+        params_before=attempt.params_before,
+        params_after=attempt.params_after if status == "applied" else attempt.params_before,
         flops_before=attempt.flops_before,
         flops_after=attempt.flops_after if status == "applied" else attempt.flops_before,
         seconds=time.perf_counter() - started,

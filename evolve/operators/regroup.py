@@ -147,7 +147,6 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = Non
     Returns:
         The parameters that were added, and the cuts that were made, for the optimizer to follow.
     """
-    before = sum(parameter.numel() for parameter in model.parameters())
     sizes = {group["name"]: group["size"] for group in plan["groups"]}
     cuts = []
     for number in range(len(plan["groups"][0]["steps"])):
@@ -155,10 +154,10 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = Non
         shared = any(move.shared is not move.plain for move in moves.values())
         cuts += [_cut(place, moves, sizes, fill, shared=shared) for place in plan["places"]]
         sizes = {name: len(move.plain.source) for name, move in moves.items()}
-    resize(model, cuts)
+    added = resize(model, cuts)
     change_settings(model, [Setting(*setting) for setting in plan["settings"]])
     part_from_nested_tensors(model)
-    return sum(parameter.numel() for parameter in model.parameters()) - before, cuts
+    return added, cuts
 
 
 class _Moves:
@@ -236,7 +235,7 @@ class Places:
 
     def __init__(self, analysis: Analysis) -> None:
         self._sources = analysis.flow.sources
-        self._known: dict[tuple[str, int], dict[Axis, Tensor]] = {}
+        self._known: dict[Axis, dict[Axis, Tensor]] = {}
 
     def of(self, group: Group) -> list[Place]:
         """Returns the places of a group."""
@@ -246,9 +245,10 @@ class Places:
         ]
 
     def _positions(self, name: str, axis: int) -> dict[Axis, Tensor]:
-        if (name, axis) not in self._known:  # an axis of a DenseNet holds dozens of groups
-            self._known[name, axis] = positions(self._sources[name][axis])
-        return self._known[name, axis]
+        whole = self._sources[name][axis].resolved()
+        if whole not in self._known:  # an axis of a DenseNet holds dozens of groups
+            self._known[whole] = positions(whole)
+        return self._known[whole]
 
 
 def told(plan: Mapping[str, Any]) -> str:

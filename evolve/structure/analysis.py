@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
-from torch.utils.flop_counter import flop_registry
 
 import evolve.structure.rules_compute
 import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
@@ -67,16 +66,16 @@ class Analysis:
                 self.tapes.append(record(model, inputs, training=True, observers=self.observers))
             except Exception as error:  # such as BatchNorm with one value per channel
                 logger.debug("%s does not run in train mode on these inputs: %s", type(model).__name__, error)
-        self.drops = self.asks_mode or any(
-            isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules()
-        )
+        modules = dict(model.named_modules())
+        drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules.values())
+        self.drops = self.asks_mode or drops
         self.flow = Flow()
         for tape in self.tapes:
             self.flow.follow(tape)
         self.groups: list[Group] = find_groups(model, self.flow)
         self._by_name = {group.name: group for group in self.groups}
-        self._parameters = _parameters_by_module(model)
-        self._names = [name for name, _ in model.named_parameters()]
+        self._parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self._modules = list(modules)
 
     @property
     def asks_mode(self) -> bool:
@@ -91,7 +90,7 @@ class Analysis:
     @property
     def unreached(self) -> list[str]:
         """Parameters that no recorded run came by: nothing is known of them."""
-        return [name for name in self._names if name not in self.flow.sources]
+        return [name for name in self._parameters if name not in self.flow.sources]
 
     @property
     def changeable(self) -> list[Group]:
@@ -122,23 +121,11 @@ class Analysis:
     def flops(self, sizes: Mapping[Axis, int]) -> int:
         """Returns the FLOPs of a forward pass of one sample (2 a multiply-accumulate) if plain axes had other sizes."""
 
-        def shape(value: Any) -> Any:
-            if isinstance(value, Value):
-                return tuple(axis.resized(sizes) for axis in self.flow.of(value))
-            return value
+        def shape(value: Value) -> Shape:
+            return tuple(axis.resized(sizes) for axis in self.flow.of(value))
 
-        def stays(value: Value | None) -> bool:
-            return value is None or all(axis.resized(sizes) == axis.size for axis in self.flow.of(value))
-
-        total = 0
-        for op in self.tapes[0].ops:
-            if op.flops and all(map(stays, (*op.tensors, *op.outputs))):
-                total += op.flops
-            elif op.flops:
-                out = tuple(shape(value) for value in op.outputs)
-                kwargs = {key: shape(value) for key, value in op.kwargs.items()}
-                count = flop_registry[op.func._overloadpacket]
-                total += count(*map(shape, op.args), **kwargs, out_val=out if len(out) > 1 else out[0])
+        counted = [op for op in self.tapes[0].ops if op.flops]
+        total = sum(op.flops_with(shape) for op in counted) if sizes else sum(op.flops for op in counted)
         return total // max(self.inputs.batch_size, 1)
 
     @cached_property
@@ -155,9 +142,8 @@ class Analysis:
             for name in set(tape.modules_of(op)):
                 flops[name] += op.flops
                 memory[name] += made
-        return {
-            name: Cost(count, flops[name] // batch, memory[name] // batch) for name, count in self._parameters.items()
-        }
+        parameters = _by_module(self._parameters, self._modules)
+        return {name: Cost(count, flops[name] // batch, memory[name] // batch) for name, count in parameters.items()}
 
 
 def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
@@ -223,31 +209,36 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
                 for key, value in vars(module).items()
                 if isinstance(value, (int, str, tuple, float)) and key != "training" and _hashable(value)
             ),
-            tuple(id(link) for link in getattr(module, "_evolve_links", ())),
+            tuple(map(id, vars(module).get("_evolve_links", ()))),
             (*module._forward_pre_hooks, *module._forward_hooks),
+            tuple((key, tuple(tensor.shape), id(tensor)) for key, tensor in _saved(module)),
         )
         for name, module in model.named_modules()
     )
-    tensors = tuple(
-        (name, tuple(tensor.shape), id(tensor))
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if hasattr(tensor, "shape")
-    )
     leaves, arrangement = tree_flatten((inputs.args, dict(inputs.kwargs)))
     arguments = tuple((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-    return modules, tensors, arguments, str(arrangement)
+    return modules, arguments, str(arrangement)
+
+
+def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yields a module's own parameters and buffers, those left out that a forward may make anew each time."""
+    fleeting = module._non_persistent_buffers_set
+    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and key not in fleeting:
+            yield key, tensor
 
 
 def _hashable(value: Any) -> bool:
     return not isinstance(value, tuple) or all(isinstance(item, (int, str, float)) for item in value)
 
 
-def _parameters_by_module(model: nn.Module) -> dict[str, int]:
-    counts: dict[str, int] = {name: 0 for name, _ in model.named_modules()}
-    for name, parameter in model.named_parameters():
+def _by_module(elements: Mapping[str, int], modules: Sequence[str]) -> dict[str, int]:
+    """Returns the elements of the parameters in each module, its children included."""
+    counts = dict.fromkeys(modules, 0)
+    for name, count in elements.items():
         owner = name.rpartition(".")[0]
         while True:
-            counts[owner] += parameter.numel()
+            counts[owner] += count
             if not owner:
                 break
             owner = owner.rpartition(".")[0]

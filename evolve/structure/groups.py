@@ -61,25 +61,25 @@ class Group:
 def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
     """Returns the groups of a model whose runs have been followed, in the order of its parameters."""
     _heed_modules(model, flow)
+    parameters = dict(model.named_parameters())
+    order = {name: position for position, name in enumerate((*parameters, *dict(model.named_buffers())))}
     readings, others = _readings(flow)
     slots: dict[Axis, list[Slot]] = defaultdict(list)
+    leaves = _Leaves()
     for name, axes in flow.sources.items():
         for position, axis in enumerate(axes):
-            for leaf in dict.fromkeys(axis.leaves()):
+            for leaf in leaves.of(axis):
                 place = (name, position)
                 reads = place in readings[leaf]
                 if reads and place in others[leaf]:
                     leaf.mark("mixed", f"'{name}' is both read from and written with along it (tied weights)")
                 slots[leaf].append(Slot(name, position, reads))
-    parameters = {name for name, _ in model.named_parameters()}
     for leaf, found in slots.items():
         if all(slot.reads or slot.name not in parameters for slot in found):
             leaf.mark("fixed", "no parameter makes it")
         elif not any(slot.reads for slot in found):
             leaf.mark("mixed", "no layer reads it")
-    owners = _owners(model)
-    names = _names(slots, owners)
-    order = {name: position for position, (name, _) in enumerate((*model.named_parameters(), *model.named_buffers()))}
+    names = _names(slots, {name: name.rpartition(".")[0] for name in order})
     groups = [
         Group(
             names[leaf],
@@ -99,14 +99,13 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:  # noqa: PLR0912 - one 
     """What PyTorch's own modules demand beyond what the run shows."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
-        own = [key for key, _ in module.named_parameters(recurse=False)]
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            for key in own:
+            for key in module._parameters:
                 for axis in flow.sources.get(prefix + key, ()):
                     for leaf in axis.leaves():
                         leaf.marks["fixed"] = "a recurrent layer"  # says more than what the operations met with
         elif isinstance(module, torch.jit.ScriptModule):
-            for key in (*own, *(key for key, _ in module.named_buffers(recurse=False))):
+            for key in (*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))):
                 for axis in flow.sources.get(prefix + key, ()):
                     axis.mark("fixed", "a ScriptModule, whose code cannot be changed, keeps it")
         elif isinstance(module, ParametrizationList):
@@ -131,21 +130,23 @@ def _readings(  # noqa: PLR0912 - one for each way in which a weight can be at w
 ) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[Axis, set[tuple[str, int]]]]:
     """For each plain axis: the parameter axes that are summed over, and those that are used in another way."""
     origins = {id(axis): (name, k) for name, axes in flow.sources.items() for k, axis in enumerate(axes)}
+    leaves = _Leaves()
     within: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
     for name, axes in flow.sources.items():
         for position, axis in enumerate(axes):
-            for leaf in axis.leaves():
+            for leaf in leaves.of(axis):
                 within[leaf].add((name, position))
     summed: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
     plain: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
     for use in flow.uses:
         direct = origins.get(id(use.axis))
-        for leaf in use.axis.leaves():
-            for factors in use.weight:
-                if direct is not None and direct[0] in factors:
-                    places = {direct}
-                else:
-                    places = {place for place in within[leaf] if place[0] in factors}
+        for factors in use.weight:
+            if direct is not None and direct[0] in factors:  # a parameter as it is
+                for leaf in leaves.of(use.axis):
+                    (summed if use.contracted else plain)[leaf].add(direct)
+                continue
+            for leaf in leaves.of(use.axis):
+                places = {place for place in within[leaf] if place[0] in factors}
                 if not use.contracted:
                     plain[leaf] |= places
                 elif len(places) == 1:
@@ -161,9 +162,17 @@ def _readings(  # noqa: PLR0912 - one for each way in which a weight can be at w
     return summed, plain
 
 
-def _owners(model: nn.Module) -> dict[str, str]:
-    names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    return {name: name.rpartition(".")[0] for name in names}
+class _Leaves:
+    """The plain parts of axes, each once; many parameters share an axis that holds dozens."""
+
+    def __init__(self) -> None:
+        self._known: dict[Axis, list[Axis]] = {}
+
+    def of(self, axis: Axis) -> list[Axis]:
+        whole = axis.resolved()
+        if whole not in self._known:
+            self._known[whole] = list(dict.fromkeys(whole.leaves()))
+        return self._known[whole]
 
 
 def _names(slots: Mapping[Axis, list[Slot]], owners: Mapping[str, str]) -> dict[Axis, str]:

@@ -43,9 +43,8 @@ def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
 
     Floating-point tensors take the dtype of the model's parameters; others keep theirs.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    device = next((t.device for t in _tensors(model)), torch.device("cpu"))
+    dtype = next((t.dtype for t in _tensors(model) if t.is_floating_point()), torch.float32)
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -58,6 +57,11 @@ def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, Sequence):
         return Inputs(args=tree_map(move, tuple(example_inputs)))
     return Inputs(args=(move(example_inputs),))
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
 
 
 def infer_inputs(model: nn.Module) -> Inputs | None:

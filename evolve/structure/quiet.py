@@ -64,18 +64,19 @@ class ModuleState:
 
     def __init__(self, model: nn.Module, *, parameters: bool, device: torch.device | None = None) -> None:
         self._modules: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = []
-        for module in model.modules():
+        modules = list(model.modules())
+        for module in modules:
             attributes = dict(vars(module))
             # Most tables are empty (hooks of all kinds): copying those would be most of the work.
             tables = {k: v.copy() if v else _NOTHING for k, v in attributes.items() if type(v) in _TABLES}
             self._modules.append((module, module.__class__, attributes, tables))
-        scripted = (module for module in model.modules() if isinstance(module, torch.jit.ScriptModule))
+        scripted = (module for module in modules if isinstance(module, torch.jit.ScriptModule))
         self._modes = [(module, module.training) for module in scripted]  # not among their attributes in Python
-        tensors: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+        tensors: dict[int, Tensor] = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
         if parameters:
-            tensors |= {id(parameter): parameter for parameter in model.parameters()}
-            grads = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
-            tensors |= {id(grad): grad for grad in grads}  # a backward pass adds to them in place
+            held = [p for module in modules for p in module._parameters.values() if p is not None]
+            grads = [p.grad for p in held if p.grad is not None and not p.grad.is_sparse]
+            tensors |= {id(tensor): tensor for tensor in (*held, *grads)}  # a backward pass adds to gradients in place
         self._tensors = [
             (tensor, _data_of(tensor), copied(tensor, device), tensor.requires_grad) for tensor in tensors.values()
         ]
@@ -86,7 +87,7 @@ class ModuleState:
             if module.__class__ is not cls:
                 module.__class__ = cls
             live = vars(module)
-            if live.keys() != attributes.keys() or any(live[key] is not attributes[key] for key in attributes):
+            if [*map(id, live.values())] != [*map(id, attributes.values())] or live.keys() != attributes.keys():
                 live.clear()
                 live.update(attributes)
             for key, copy in tables.items():

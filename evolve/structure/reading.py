@@ -117,13 +117,13 @@ class Reader(TorchFunctionMode):
             modes: Watch who reads a mode too: no forward can set one then.
         """
         self.tape.asks_size, self.tape.asks_mode = False, not modes
+        rewrite_configs(model, lambda config, *place: self._named(*place))
         for name, module in model.named_modules():
             for attribute, value in vars(module).items():
                 if type(value) is int and value > 1:
                     vars(module)[attribute] = self._named(name, attribute, None, value)
             if modes:
                 self._watch_mode(module)
-        rewrite_configs(model, lambda config, *place: self._named(*place))
 
     def _watch_mode(self, module: nn.Module) -> None:
         own = vars(module)

@@ -20,19 +20,19 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from evolve.structure.hooks import leave_out
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.reading import Reader
-from evolve.structure.shortcuts import shortcut
+from evolve.structure.shortcuts import Shortcuts
 from evolve.structure.tape import Call, Op, Tape, Value
 
 logger = logging.getLogger(__name__)
 
 
 _aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 _TURNING = {_aten.transpose_, _aten.t_, _aten.swapaxes_, _aten.squeeze_, _aten.unsqueeze_}
 
 
@@ -49,6 +49,7 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
         self._fake = fake
+        self._shortcuts = Shortcuts(fake) if fake is not None else None
         self._stand_ins: dict[int, Tensor] = {}
         self._values: dict[int, Value] = {}
         self._alive: list[Any] = []  # ids are unique only among living objects
@@ -92,11 +93,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and writes it down."""
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # fake tensors ask for it at every step
+        if func is _DEVICE:  # fake tensors ask for it at every step
             return args[0].fake_device
         noted = tuple(self._note(arg) for arg in args)
         noted_kwargs = {key: self._note(value) for key, value in kwargs.items()}
-        out = shortcut(self._fake, func, args, kwargs) if self._fake is not None else None
+        out = self._shortcuts.take(func, args, kwargs) if self._shortcuts is not None else None
         if out is None and self._fake is not None:
             args = tuple(self._replace(arg) for arg in args)
             kwargs = {key: self._replace(value) for key, value in kwargs.items()}
@@ -106,9 +107,7 @@ class Recorder(TorchDispatchMode):
         position = len(self.tape.ops)
         flat = (out,) if isinstance(out, Tensor) else tree_leaves(out)
         outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in flat]
-        counter = flop_registry.get(func._overloadpacket)
-        flops = counter(*args, **kwargs, out_val=out) if counter is not None else 0
-        self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1], flops))
+        self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1]))
         return out
 
     def _note(self, arg: Any) -> Any:
@@ -158,8 +157,9 @@ class Recorder(TorchDispatchMode):
                 handle.remove()
 
     def _tensors(self, values: Any) -> list[Value]:
-        flat = (values,) if isinstance(values, Tensor) else tree_leaves(values)
-        return [self.value(leaf) for leaf in flat if isinstance(leaf, Tensor)]
+        alone = values[0] if type(values) is tuple and len(values) == 1 else values
+        leaves = (alone,) if isinstance(alone, Tensor) else tree_leaves(values)
+        return [self.value(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def record(model: nn.Module, inputs: Inputs, *, training: bool, observers: Set[int] = frozenset()) -> Tape:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes import Axis
@@ -88,8 +87,9 @@ def _norms_without_tensors(
     model: nn.Module, analysis: Analysis, sizes: Sizes, groups: Mapping[str, int]
 ) -> Iterator[Setting]:
     """Yields the sizes that norms without scales keep, by what came in."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     for call in (call for tape in analysis.tapes for call in tape.calls):
-        module = model.get_submodule(call.module)
+        module = modules[call.module]
         if not isinstance(module, _NORMS) or module.state_dict() or not call.inputs:
             continue
         axes = analysis.flow.of(call.inputs[0])
@@ -113,11 +113,21 @@ _SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttentio
 
 def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
     """Yields the tensors that tell a layer's sizes, and their names in the model; tied ones have another layer's."""
-    own = dict(chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)))
     for key, places in _LAYER_TENSORS.items():
-        found = next((own[place] for place in places if place in own), None)
+        found = next((tensor for place in places if (tensor := _tensor_at(module, place)) is not None), None)
         if found is not None and id(found) in names:
             yield key, names[id(found)]
+
+
+def _tensor_at(module: nn.Module | None, place: str) -> Tensor | None:
+    """Returns the parameter or buffer that a module has under a dotted name; None where it has none."""
+    *path, name = place.split(".")
+    for step in path:
+        module = module._modules.get(step) if module is not None else None
+    if module is None:
+        return None
+    parameter = module._parameters.get(name)
+    return module._buffers.get(name) if parameter is None else parameter
 
 
 # Where a layer keeps the tensors that tell its sizes; a weight may be computed from one of the same shape.

@@ -18,33 +18,58 @@ from torch.utils._mode_utils import no_dispatch
 Make = Callable[[Sequence[int]], Tensor]
 
 
-def shortcut(fake: FakeTensorMode, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Returns what `func` gives for a fake first argument, or None where only running it tells.
+class Shortcuts:
+    """Knows what frequent operations give.
 
-    Parameters and buffers need not be fake: only their sizes are looked at.
+    Args:
+        fake: What fake tensors are made in.
     """
-    if func is _aten.empty.memory_format:
-        return _nothing(fake, *args, **kwargs)
-    rule = _RULES.get(func)
-    if rule is None or kwargs:
-        return None
-    like = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
-    if not isinstance(like, FakeTensor) or not like.is_contiguous():
-        return None
 
-    def make(shape: Sequence[int]) -> Tensor:
+    def __init__(self, fake: FakeTensorMode) -> None:
+        self._fake = fake
+        self._nothing: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns what `func` gives for a fake first argument, or None where only running it tells.
+
+        Parameters and buffers need not be fake: only their sizes are looked at.
+        """
+        if func is _aten.empty.memory_format:
+            return self._empty(*args, **kwargs)
+        rule = self._batch_norm if func is _aten.native_batch_norm.default else _RULES.get(func)
+        if rule is None or kwargs:
+            return None
+        like = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        if not isinstance(like, FakeTensor) or not like.is_contiguous():
+            return None
+        return rule(lambda shape: self._made(shape, like.dtype, like.fake_device), *args)
+
+    def _batch_norm(
+        self, make: Make, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        if weight is not None and weight.dtype != x.dtype:
+            return None
+        if training:
+            return make(x.shape), make((x.shape[1],)), make((x.shape[1],))
+        nothing = self._without_elements(x.dtype, x.device)
+        return make(x.shape), nothing, nothing
+
+    def _empty(self, size: Sequence[int], **how: Any) -> Tensor | None:
+        """What every BatchNorm makes for other kernels to keep something in; a user's `torch.empty` says more."""
+        if list(size) != [0] or how.keys() != {"dtype", "layout", "device"} or how["layout"] != torch.strided:
+            return None
+        return self._without_elements(how["dtype"], how["device"])
+
+    def _without_elements(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """One tensor for every BatchNorm, as nobody gets to see it."""
+        key = dtype, device
+        if key not in self._nothing:
+            self._nothing[key] = self._made((0,), dtype, device)
+        return self._nothing[key]
+
+    def _made(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         with no_dispatch():
-            return FakeTensor(fake, torch.empty(shape, dtype=like.dtype, device="meta"), like.fake_device)
-
-    return rule(make, *args)
-
-
-def _nothing(fake: FakeTensorMode, size: Sequence[int], **how: Any) -> Tensor | None:
-    """The tensor of no elements that every BatchNorm makes, for other kernels to keep something in."""
-    if list(size) != [0] or how.keys() != {"dtype", "layout", "device"} or how["layout"] != torch.strided:
-        return None
-    with no_dispatch():
-        return FakeTensor(fake, torch.empty(0, dtype=how["dtype"], device="meta"), how["device"])
+            return FakeTensor(self._fake, torch.empty(shape, dtype=dtype, device="meta"), device)
 
 
 def _relu(make: Make, x: Tensor) -> Tensor:
@@ -68,15 +93,6 @@ def _cat(make: Make, tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
         if dim < 0 or not alike or not tensor.is_contiguous():
             return None
     return make([*rest[0], sum(tensor.shape[dim] for tensor in tensors), *rest[1]])
-
-
-def _batch_norm(
-    make: Make, x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    if weight is not None and weight.dtype != x.dtype:
-        return None
-    count = x.shape[1] if training else 0
-    return make(x.shape), make((count,)), make((count,))
 
 
 def _convolution(
@@ -106,6 +122,5 @@ _RULES: dict[Any, Callable[..., Any]] = {
     _aten.add.Tensor: _add,
     _aten.add_.Tensor: _in_place,
     _aten.cat.default: _cat,
-    _aten.native_batch_norm.default: _batch_norm,
     _aten.convolution.default: _convolution,
 }

@@ -104,20 +104,20 @@ def reconcile(
     own: dict[str, list[Cut]] = {}
     for cut in cuts:
         own.setdefault(cut.name, []).append(cut)
-    followed = {id(after[name]) for name in own if name in after}
-    for name, parameter in model.named_parameters():
-        if name in own:
-            _cut_state(optimizer, parameter, before.shapes[id(parameter)], own[name])
+    followed = {name: after[name] for name in own if name in after}
+    for name, parameter in followed.items():
+        _cut_state(optimizer, parameter, before.shapes[id(parameter)], own[name])
+    done = {id(parameter) for parameter in followed.values()}
     for name, parameter in after.items():
         old = before.by_name.get(name)
-        if old is None or id(parameter) in followed:
+        if old is None or id(parameter) in done:
             continue
         if id(old) not in living and parameter not in before:
             _replace(optimizer, old, parameter, before.shapes[id(old)])
         elif old is parameter and tuple(parameter.shape) != before.shapes[id(old)]:
             _resize_state(optimizer, parameter, before.shapes[id(old)], name)
     _drop(optimizer, [old for old in before.by_name.values() if id(old) not in living])
-    _adopt(model, optimizer, before, site)
+    _adopt(after, optimizer, before, site)
 
 
 def forget(optimizer: Optimizer, parameters: Iterable[Parameter]) -> None:
@@ -204,7 +204,7 @@ def _drop(optimizer: Optimizer, gone: Iterable[Parameter]) -> None:
         del optimizer.state[parameter]
 
 
-def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site: str) -> None:
+def _adopt(after: Mapping[str, Parameter], optimizer: Optimizer, before: ParameterTable, site: str) -> None:
     """New trainable parameters join the group that most of their neighbours of the same kind are in.
 
     Raises:
@@ -238,9 +238,9 @@ def _adopt(model: nn.Module, optimizer: Optimizer, before: ParameterTable, site:
                     return optimizer.param_groups[votes.most_common(1)[0][0]]
         return optimizer.param_groups[open_[0]]
 
-    for name, parameter in model.named_parameters():
+    for name, parameter in after.items():
         if parameter.requires_grad and parameter not in before and id(parameter) not in held:
-            group = home(name, parameter)
+            held[id(parameter)] = group = home(name, parameter)
             group["params"].append(parameter)
             _unstepped(optimizer, parameter, group)
             if "param_names" in group:
@@ -296,8 +296,8 @@ def optimizer_faults(
         held_before: Ids of the parameters that the optimizer held before: what it left out then, it may leave out now.
     """
     counts = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-    faults = []
-    for name, parameter in model.named_parameters():
+    after, faults = dict(model.named_parameters()), []
+    for name, parameter in after.items():
         count = counts.get(id(parameter), 0)
         left_out = parameter in before and id(parameter) not in held_before
         if count > 1 or (count == 0 and parameter.requires_grad and not left_out):
@@ -306,7 +306,7 @@ def optimizer_faults(
             state = optimizer.state.get(parameter, {})
             unfit = [key for key in _POWERS if key in state and state[key].shape != parameter.shape]
             faults += [f"the optimizer's '{key}' of '{name}' has not the shape of the parameter" for key in unfit]
-    living = {id(parameter) for parameter in model.parameters()}
+    living = {id(parameter) for parameter in after.values()}
     stale = [
         id(p) for p in before.by_name.values() if id(p) not in living and (id(p) in counts or p in optimizer.state)
     ]

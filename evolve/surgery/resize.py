@@ -44,22 +44,30 @@ class Cut:
     fill: Fill | None = None
 
 
-def resize(model: nn.Module, cuts: Iterable[Cut]) -> None:
+def resize(model: nn.Module, cuts: Iterable[Cut]) -> int:
     """Carries out cuts, one after the other.
 
     Args:
         model: Its parameters and buffers are named by the cuts.
         cuts: The cuts.
 
+    Returns:
+        How many elements the parameters have gained.
+
     Raises:
         NotApplicable: If a tensor is computed from others (a parametrization) and cannot be resized.
     """
-    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    parameters = dict(model.named_parameters())
+    tensors = {**dict(model.named_buffers()), **parameters}
+    gained = 0
     for cut in cuts:
         tensor = tensors.get(cut.name)
         if tensor is None:
             raise NotApplicable(f"The model has no parameter or buffer '{cut.name}' to resize.")
-        exchange(tensor, recut(tensor.data, cut))
+        new = recut(tensor.data, cut)
+        gained += new.numel() - tensor.numel() if cut.name in parameters else 0
+        exchange(tensor, new)
+    return gained
 
 
 def recut(data: Tensor, cut: Cut) -> Tensor:
