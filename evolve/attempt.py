@@ -14,7 +14,7 @@ from evolve.limits import Limits
 from evolve.lineage import TensorSpec
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
-from evolve.structure.analysis import Analysis
+from evolve.structure.analysis import Analysis, refuse_lazy
 from evolve.structure.hooks import backward_hooks, global_hooks
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import Loss, Probe, count_parameters, probe
@@ -213,9 +213,8 @@ def refuse_unworkable(model: nn.Module) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise NotApplicable("A ScriptModule cannot be changed. Mutate the Python model and script it again.")
+    refuse_lazy(model)
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
-            raise NotApplicable(f"'{key}' is lazy and has no shape yet. Run the model once first.")
         if tensor.device.type == "meta":
             raise NotApplicable(
                 f"'{key}' is on the meta device and has no values. Call `model.to_empty(...)` and load."

@@ -117,7 +117,8 @@ def mutate(
     change = Change("")
     with preserved_rng(model):
         drawn = int(torch.randint(2**31 - 1, ())) if seed is None else seed
-    attempt, memory_before = Attempt(site or "", drawn, count_parameters(model)), memory_in_use(model)
+    attempt = Attempt(site or "", drawn, count_parameters(model))
+    memory_before = memory_in_use(model)
     status: Status = "applied"
     trace = cause = None
     try:

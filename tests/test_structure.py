@@ -1,5 +1,6 @@
 """The algebra of axes, the groups and costs of models small enough to be worked out by hand, and what pins an axis."""
 
+import functools
 import gc
 import weakref
 
@@ -10,10 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 import evolve
 from evolve.errors import NotApplicable
 from evolve.structure.axes import Axis, MismatchError, cut, factors, product, reshape, total, unify
+from evolve.structure.flops import flops_if
 from evolve.surgery.layout import Move, holds, layout_of, length, members, moved, positions
 from evolve.testing import ZOO
 
@@ -422,11 +425,27 @@ def test_it_is_kept_until_something_changes():
     assert not stale()
 
 
+def test_a_shared_layer_in_another_place_is_a_change():
+    layer, other = nn.Linear(8, 8), nn.Linear(8, 8)
+    model, x = nn.Sequential(layer), torch.zeros(2, 8)
+    assert evolve.analyse(model, x).costs[""].flops == 2 * 64
+    model.append(layer)
+    assert evolve.analyse(model, x).costs[""].flops == 2 * 2 * 64
+    model.append(other)
+    assert evolve.analyse(model, x).costs["2"].flops == 2 * 64
+    model[1] = other
+    assert evolve.analyse(model, x).costs["1"].flops == 2 * 2 * 64
+
+
 def test_a_model_that_does_not_run_is_told():
     with pytest.raises(NotApplicable, match=r"fails on inputs of shape \(4, 2, 8, 8\)"):
         evolve.analyse(ZOO["chain"].build(), torch.zeros(4, 2, 8, 8))
     with pytest.raises(NotApplicable, match="pass example_inputs"):
         evolve.analyse(nn.Module())
+    lazy = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(NotApplicable, match=r"'2.weight' is lazy .* Run the model once first"):
+        evolve.analyse(lazy)
+    assert nn.parameter.is_lazy(lazy[2].weight)
 
 
 def test_it_does_not_keep_a_model_alive():
@@ -492,3 +511,108 @@ def test_flops_for_other_sizes_are_those_of_the_changed_model(name):
     assert result, result.message
     assert result.record.flops_before == analysis.flops({}) == analysis.costs[""].flops
     assert result.record.flops_after == evolve.analyse(model, inputs).flops({}) < result.record.flops_before
+
+
+class OutOfPlace(nn.Module):
+    """Multiplies into a tensor that had no elements when it was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.side = nn.Parameter(torch.randn(8, 6))
+
+    def forward(self, x):
+        with torch.no_grad():
+            product = x.new_empty(0)
+            torch.mm(x, self.side, out=product)
+            z = product @ self.side.t()
+        return self.last(self.hidden(self.first(x) + z).relu())
+
+
+def test_flops_are_those_of_the_sizes_when_an_operation_runs():
+    model, x = OutOfPlace(), torch.randn(4, 8)
+    result = evolve.mutate(model, "widen", site="hidden", add=2, example_inputs=x, seed=0)
+    assert result, result.message
+    assert result.record.flops_before == 2 * (8 * 8 + 2 * 8 * 6 + 8 * 6 + 6 * 3)
+    assert result.record.flops_after == 2 * (8 * 8 + 2 * 8 * 6 + 8 * 8 + 8 * 3)
+
+
+@torch.library.custom_op("evolve_tests::joined", mutates_args=())
+def joined(xs: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.cat(xs, 1) @ weight]
+
+
+joined.register_fake(lambda xs, weight: [torch.cat(xs, 1) @ weight])
+
+
+@torch.library.custom_op("evolve_tests::product", mutates_args=())
+def product_of(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x @ weight
+
+
+product_of.register_fake(lambda x, weight: x @ weight)
+
+
+@functools.cache
+def formulas():
+    """Files formulas in both ways that torch knows, once."""
+
+    @register_flop_formula(torch.ops.evolve_tests.joined)
+    def of_shapes(xs, weight, out_shape=None):
+        return 2 * out_shape[0][0] * sum(x[1] for x in xs) * weight[1]
+
+    @register_flop_formula(torch.ops.evolve_tests.product, get_raw=True)
+    @torch.no_grad()  # a decorator of its own
+    def of_tensors(x, weight, out_val=None):
+        return 2 * x.shape[0] * x.shape[1] * weight.shape[1]
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.hidden, self.last = nn.Linear(8, 16), nn.Linear(4, 12), nn.Linear(12, 3)
+        self.one, self.other = nn.Parameter(torch.randn(32, 16)), nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x):
+        x = self.first(x)
+        x = torch.ops.evolve_tests.joined([x, x.relu()], self.one)[0]
+        return self.last(self.hidden(torch.ops.evolve_tests.product(x, self.other)).relu())
+
+
+def test_formulas_of_a_users_operations_get_what_they_want():
+    formulas()
+    model, x = Custom(), torch.randn(2, 8)
+    flops = 2 * (8 * 16 + 32 * 16 + 16 * 4 + 4 * 12 + 12 * 3)
+    analysis = evolve.analyse(model, x)
+    assert analysis.costs[""].flops == analysis.flops({}) == flops
+    result = evolve.mutate(model, "widen", site="hidden", add=2, example_inputs=x)
+    assert result.record.flops_after == flops + 2 * (4 * 2 + 2 * 3), result.message
+    kinds = {op.name: op for op in analysis.tapes[0].ops}
+    shapes = {(2, 16): (2, 20), (32, 16): (40, 16), (16, 4): (20, 4)}
+    for name, expected in (("joined", 2 * 2 * 40 * 16), ("product", 2 * 2 * 20 * 4)):
+        op = kinds[f"evolve_tests.{name}"]
+        assert flops_if(op, lambda value: shapes.get(value.shape, value.shape)) == expected
+
+
+class MaxNorm(nn.Conv2d):
+    """Holds its filters to a norm in every forward, by other data (EEGNet's layers are such)."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.3)
+        return super().forward(x)
+
+
+def test_a_forward_may_give_its_parameters_other_data():
+    model, x = nn.Sequential(MaxNorm(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 8, 8)
+    weight = model[0].weight
+    before, place = weight.detach().clone(), weight.data_ptr()
+    analysis = evolve.analyse(model, x)
+    assert (weight.device.type, weight.data_ptr()) == ("cpu", place)
+    assert torch.equal(weight, before)
+    assert [group.name for group in analysis.changeable] == ["0"]
+    assert "renorm over it" in next(g for g in analysis.groups if g.size == 3).mixed
+    outputs = model(x)
+    assert evolve.mutate(model, "widen", site="0", example_inputs=x)
+    assert evolve.mutate(model, "residual", site="0", example_inputs=x)
+    torch.testing.assert_close(model(x), outputs)
+    assert model[0].weight is weight

@@ -317,6 +317,43 @@ def test_memory_that_is_seen_in_another_way_is_seen_as_before(turn):
     assert (weight.data_ptr(), weight.stride(), weight.is_conj()) == (place, (3, 1), False)
 
 
+def test_attributes_that_change_places_change_back():
+    model = nn.Linear(2, 2)
+    model.front, model.back = "front", "back"
+    with evolve.transaction(model) as change:
+        front, back = vars(model).pop("front"), vars(model).pop("back")
+        model.back, model.front = front, back
+        change.rollback()
+    assert (model.front, model.back) == ("front", "back")
+
+
+@pytest.mark.parametrize("operator", ["widen", "narrow"])
+def test_a_model_that_tells_of_a_part_of_its_parameters(operator):
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16)).requires_grad_(False)
+            self.head = nn.Linear(16, 3)
+
+        def parameters(self, recurse=True):
+            return self.head.parameters(recurse)
+
+        def forward(self, x):
+            return self.head(self.body(x).relu())
+
+    model = Frozen()
+    result = evolve.mutate(model, operator, site="body.2", example_inputs=torch.randn(4, 8))
+    assert result, result.message
+    assert model.head.in_features == {"widen": 32, "narrow": 8}[operator]
+    weight = model.body[0].weight
+    before = weight.detach().clone()
+    with evolve.transaction(model) as change:
+        with torch.no_grad():
+            weight.zero_()
+        change.rollback()
+    assert torch.equal(weight, before)
+
+
 @pytest.mark.parametrize("operator", ["widen", "residual"])
 def test_an_expanded_buffer_is_no_hindrance(operator):
     model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 3))

@@ -14,7 +14,7 @@ from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
 from evolve.structure.axes import Axis
 from evolve.structure.groups import Group
-from evolve.structure.probe import Probe
+from evolve.structure.probe import Probe, count_parameters
 from evolve.structure.rehearsal import CannotFollow, rehearse
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
@@ -147,6 +147,7 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = Non
     Returns:
         The parameters that were added, and the cuts that were made, for the optimizer to follow.
     """
+    before = count_parameters(model)
     sizes = {group["name"]: group["size"] for group in plan["groups"]}
     cuts = []
     for number in range(len(plan["groups"][0]["steps"])):
@@ -154,10 +155,10 @@ def regroup(model: nn.Module, plan: Mapping[str, Any], fill: Filler | None = Non
         shared = any(move.shared is not move.plain for move in moves.values())
         cuts += [_cut(place, moves, sizes, fill, shared=shared) for place in plan["places"]]
         sizes = {name: len(move.plain.source) for name, move in moves.items()}
-    added = resize(model, cuts)
+    resize(model, cuts)
     change_settings(model, [Setting(*setting) for setting in plan["settings"]])
     part_from_nested_tensors(model)
-    return added, cuts
+    return count_parameters(model) - before, cuts
 
 
 class _Moves:

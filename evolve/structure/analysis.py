@@ -18,13 +18,14 @@ import evolve.structure.rules_compute
 import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
 from evolve.errors import NotApplicable, did_you_mean
 from evolve.structure.axes import Axis
+from evolve.structure.flops import flops_if
 from evolve.structure.flow import Flow
 from evolve.structure.groups import Group, find_groups
 from evolve.structure.hooks import observing_hooks
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.quiet import undisturbed
 from evolve.structure.recorder import record
-from evolve.structure.tape import Shape, Tape, Value
+from evolve.structure.tape import Op, Shape, Tape, Value
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ class Analysis:
             self.flow.follow(tape)
         self.groups: list[Group] = find_groups(model, self.flow)
         self._by_name = {group.name: group for group in self.groups}
-        self._parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        self._modules = list(modules)
+        self._elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        self._names = list(modules)
 
     @property
     def asks_mode(self) -> bool:
@@ -90,7 +91,7 @@ class Analysis:
     @property
     def unreached(self) -> list[str]:
         """Parameters that no recorded run came by: nothing is known of them."""
-        return [name for name in self._parameters if name not in self.flow.sources]
+        return [name for name in self._elements if name not in self.flow.sources]
 
     @property
     def changeable(self) -> list[Group]:
@@ -124,8 +125,12 @@ class Analysis:
         def shape(value: Value) -> Shape:
             return tuple(axis.resized(sizes) for axis in self.flow.of(value))
 
+        def stays(op: Op) -> bool:
+            values = (value for value in (*op.tensors, *op.outputs) if value is not None)
+            return all(axis.resized(sizes) == axis.size for value in values for axis in self.flow.of(value))
+
         counted = [op for op in self.tapes[0].ops if op.flops]
-        total = sum(op.flops_with(shape) for op in counted) if sizes else sum(op.flops for op in counted)
+        total = sum(op.flops if not sizes or stays(op) else flops_if(op, shape) for op in counted)
         return total // max(self.inputs.batch_size, 1)
 
     @cached_property
@@ -142,7 +147,7 @@ class Analysis:
             for name in set(tape.modules_of(op)):
                 flops[name] += op.flops
                 memory[name] += made
-        parameters = _by_module(self._parameters, self._modules)
+        parameters = _by_module(self._elements, self._names)
         return {name: Cost(count, flops[name] // batch, memory[name] // batch) for name, count in parameters.items()}
 
 
@@ -162,6 +167,7 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
     if isinstance(example_inputs, Inputs):
         inputs = example_inputs
     else:
+        refuse_lazy(model)
         found = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
         if found is None:
             raise NotApplicable(f"No inputs are known that a {type(model).__name__} runs on: pass example_inputs.")
@@ -180,6 +186,17 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
             ) from error
         _MEMO[model] = known
     return known[1]
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuses a model that gets its shapes when it is run first, which makes other parameters of them.
+
+    Raises:
+        NotApplicable: If a parameter or buffer has no shape yet.
+    """
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise NotApplicable(f"'{key}' is lazy and has no shape yet. Run the model once first.")
 
 
 def _warm(model: nn.Module, inputs: Inputs) -> None:
@@ -211,7 +228,8 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
             ),
             tuple(map(id, vars(module).get("_evolve_links", ()))),
             (*module._forward_pre_hooks, *module._forward_hooks),
-            tuple((key, tuple(tensor.shape), id(tensor)) for key, tensor in _saved(module)),
+            tuple((key, id(child)) for key, child in module._modules.items()),  # one may be there under many names
+            tuple((key, tuple(tensor.shape), id(tensor)) for key, tensor in _lasting(module)),
         )
         for name, module in model.named_modules()
     )
@@ -220,7 +238,7 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     return modules, arguments, str(arrangement)
 
 
-def _saved(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _lasting(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields a module's own parameters and buffers, those left out that a forward may make anew each time."""
     fleeting = module._non_persistent_buffers_set
     for key, tensor in (*module._parameters.items(), *module._buffers.items()):

@@ -63,9 +63,9 @@ def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
     _heed_modules(model, flow)
     parameters = dict(model.named_parameters())
     order = {name: position for position, name in enumerate((*parameters, *dict(model.named_buffers())))}
-    readings, others = _readings(flow)
-    slots: dict[Axis, list[Slot]] = defaultdict(list)
     leaves = _Leaves()
+    readings, others = _readings(flow, leaves)
+    slots: dict[Axis, list[Slot]] = defaultdict(list)
     for name, axes in flow.sources.items():
         for position, axis in enumerate(axes):
             for leaf in leaves.of(axis):
@@ -126,11 +126,10 @@ def _heed_modules(model: nn.Module, flow: Flow) -> None:  # noqa: PLR0912 - one 
 
 
 def _readings(  # noqa: PLR0912 - one for each way in which a weight can be at work
-    flow: Flow,
+    flow: Flow, leaves: _Leaves
 ) -> tuple[Mapping[Axis, set[tuple[str, int]]], Mapping[Axis, set[tuple[str, int]]]]:
     """For each plain axis: the parameter axes that are summed over, and those that are used in another way."""
     origins = {id(axis): (name, k) for name, axes in flow.sources.items() for k, axis in enumerate(axes)}
-    leaves = _Leaves()
     within: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
     for name, axes in flow.sources.items():
         for position, axis in enumerate(axes):
@@ -140,10 +139,11 @@ def _readings(  # noqa: PLR0912 - one for each way in which a weight can be at w
     plain: dict[Axis, set[tuple[str, int]]] = defaultdict(set)
     for use in flow.uses:
         direct = origins.get(id(use.axis))
+        found = summed if use.contracted else plain
         for factors in use.weight:
             if direct is not None and direct[0] in factors:  # a parameter as it is
                 for leaf in leaves.of(use.axis):
-                    (summed if use.contracted else plain)[leaf].add(direct)
+                    found[leaf].add(direct)
                 continue
             for leaf in leaves.of(use.axis):
                 places = {place for place in within[leaf] if place[0] in factors}
@@ -163,7 +163,10 @@ def _readings(  # noqa: PLR0912 - one for each way in which a weight can be at w
 
 
 class _Leaves:
-    """The plain parts of axes, each once; many parameters share an axis that holds dozens."""
+    """The plain parts of axes, each once; many parameters share an axis that holds dozens.
+
+    Axes must not be unified any more while it lives.
+    """
 
     def __init__(self) -> None:
         self._known: dict[Axis, list[Axis]] = {}

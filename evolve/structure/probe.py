@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from evolve.errors import NotApplicable
+from evolve.structure.flops import flops
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.sites import Site
@@ -125,9 +125,7 @@ class FlopCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and adds its FLOPs."""
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.total += count(*args, **(kwargs or {}), out_val=out)
+        self.total += flops(func, args, kwargs or {}, out)
         return out
 
 

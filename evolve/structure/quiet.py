@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
@@ -72,14 +73,14 @@ class ModuleState:
             self._modules.append((module, module.__class__, attributes, tables))
         scripted = (module for module in modules if isinstance(module, torch.jit.ScriptModule))
         self._modes = [(module, module.training) for module in scripted]  # not among their attributes in Python
-        tensors: dict[int, Tensor] = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
+        held, buffers = _own(modules, "_parameters"), _own(modules, "_buffers")
+        valued = [*buffers]
         if parameters:
-            held = [p for module in modules for p in module._parameters.values() if p is not None]
             grads = [p.grad for p in held if p.grad is not None and not p.grad.is_sparse]
-            tensors |= {id(tensor): tensor for tensor in (*held, *grads)}  # a backward pass adds to gradients in place
-        self._tensors = [
-            (tensor, _data_of(tensor), copied(tensor, device), tensor.requires_grad) for tensor in tensors.values()
-        ]
+            valued += [*held, *grads]  # a backward pass adds to gradients in place
+        values = {id(tensor): copied(tensor, device) for tensor in valued}
+        tensors = {id(tensor): tensor for tensor in (*held, *valued)}
+        self._tensors = [(t, _data_of(t), values.get(key), t.requires_grad) for key, t in tensors.items()]
 
     def restore(self) -> None:
         """Puts everything back, bit for bit; objects keep their identity."""
@@ -87,7 +88,7 @@ class ModuleState:
             if module.__class__ is not cls:
                 module.__class__ = cls
             live = vars(module)
-            if [*map(id, live.values())] != [*map(id, attributes.values())] or live.keys() != attributes.keys():
+            if not _same(live, attributes):
                 live.clear()
                 live.update(attributes)
             for key, copy in tables.items():
@@ -97,22 +98,37 @@ class ModuleState:
         for module, training in self._modes:
             module.training = training
         with torch.no_grad():
-            for tensor, data, value, requires_grad in self._tensors:
-                put_back(data, value)
-                if _elsewhere(tensor, data):
+            for tensor, data, values, requires_grad in self._tensors:
+                if values is not None:
+                    put_back(data, values)
+                if _elsewhere(tensor, data):  # a forward may give a parameter other data, too, such as fake ones
                     exchange(tensor, data)
                 if tensor.requires_grad != requires_grad:
                     tensor.requires_grad_(requires_grad)
 
 
+def _own(modules: Iterable[nn.Module], table: str) -> list[Tensor]:
+    """Returns what modules hold, whatever an overridden `parameters()` leaves out; lazy tensors have no data yet."""
+    found = [tensor for module in modules for tensor in getattr(module, table).values() if tensor is not None]
+    return [tensor for tensor in found if not nn.parameter.is_lazy(tensor)]
+
+
+def _same(attributes: dict[str, Any], others: dict[str, Any]) -> bool:
+    """Whether two dictionaries hold the same objects under the same names, in the same order."""
+    return list(attributes) == list(others) and [*map(id, attributes.values())] == [*map(id, others.values())]
+
+
 def _data_of(tensor: Tensor) -> Tensor:
-    """The memory of a tensor; a sparse one has none that another could stand for."""
-    return tensor.data if tensor.layout == torch.strided else tensor
+    """The memory of a tensor; a sparse one, or one that consists of others, has none that another could stand for."""
+    whole = tensor.layout != torch.strided or is_traceable_wrapper_subclass(tensor)
+    return tensor if whole else tensor.data
 
 
 def _elsewhere(tensor: Tensor, data: Tensor) -> bool:
     if tensor is data:
         return False
+    if tensor.device != data.device:  # fake data are on no device that has an address
+        return True
     return _place(tensor) != _place(data)
 
 

@@ -21,6 +21,7 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from evolve.structure.flops import flops
 from evolve.structure.hooks import leave_out
 from evolve.structure.inputs import Inputs
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
@@ -107,7 +108,7 @@ class Recorder(TorchDispatchMode):
         position = len(self.tape.ops)
         flat = (out,) if isinstance(out, Tensor) else tree_leaves(out)
         outputs = [self.value(leaf, position) if isinstance(leaf, Tensor) else None for leaf in flat]
-        self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1]))
+        self.tape.ops.append(Op(func, noted, noted_kwargs, outputs, self._stack[-1], flops(func, args, kwargs, out)))
         return out
 
     def _note(self, arg: Any) -> Any:
@@ -157,8 +158,9 @@ class Recorder(TorchDispatchMode):
                 handle.remove()
 
     def _tensors(self, values: Any) -> list[Value]:
-        alone = values[0] if type(values) is tuple and len(values) == 1 else values
-        leaves = (alone,) if isinstance(alone, Tensor) else tree_leaves(values)
+        if type(values) is tuple and len(values) == 1:  # as most modules are called: taking a tree apart takes longer
+            values = values[0]
+        leaves = (values,) if isinstance(values, Tensor) else tree_leaves(values)
         return [self.value(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
 
 

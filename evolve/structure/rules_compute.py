@@ -210,6 +210,16 @@ def _reduction(flow: Flow, op: Op) -> None:
             flow.give(out, kept)
 
 
+@rule("renorm")
+def _renorm(flow: Flow, op: Op) -> None:
+    """Scales slices along one axis down to the norm that they may have at most, such as the filters of a layer."""
+    axes = flow.of(op.args[0])
+    for dim, axis in enumerate(axes):
+        if dim != op.args[2] % len(axes):
+            axis.mark("mixed", "a renorm over it")
+    flow.give(op.outputs[0], axes)
+
+
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "_masked_softmax")
 def _softmax(flow: Flow, op: Op) -> None:
     axes = flow.of(op.args[0])

@@ -229,7 +229,7 @@ def _pad(flow: Flow, op: Op) -> None:
 
 
 @rule("flip", "roll", "cumsum", "cumprod", "sort", "argsort", "topk", "kthvalue", "tril", "triu", "diagonal")
-@rule("cummax", "cummin", "logcumsumexp", "_fft_r2c", "_fft_c2r", "_fft_c2c", "renorm", "tril_", "triu_")
+@rule("cummax", "cummin", "logcumsumexp", "_fft_r2c", "_fft_c2r", "_fft_c2c", "tril_", "triu_")
 def _ordered(flow: Flow, op: Op) -> None:
     """The order of the positions matters, or the neighbours: the axes at work cannot change."""
     axes = list(_first(flow, op))

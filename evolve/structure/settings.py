@@ -119,13 +119,14 @@ def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[s
             yield key, names[id(found)]
 
 
-def _tensor_at(module: nn.Module | None, place: str) -> Tensor | None:
+def _tensor_at(module: nn.Module, place: str) -> Tensor | None:
     """Returns the parameter or buffer that a module has under a dotted name; None where it has none."""
     *path, name = place.split(".")
     for step in path:
-        module = module._modules.get(step) if module is not None else None
-    if module is None:
-        return None
+        child = module._modules.get(step)
+        if child is None:
+            return None
+        module = child
     parameter = module._parameters.get(name)
     return module._buffers.get(name) if parameter is None else parameter
 

@@ -61,7 +61,7 @@ class Shortcuts:
         return self._without_elements(how["dtype"], how["device"])
 
     def _without_elements(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """One tensor for every BatchNorm, as nobody gets to see it."""
+        """One tensor for every BatchNorm: a forward does not see it unless it calls that kernel by its name."""
         key = dtype, device
         if key not in self._nothing:
             self._nothing[key] = self._made((0,), dtype, device)

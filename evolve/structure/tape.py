@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry
 
 Shape = tuple[int, ...]
 
@@ -45,6 +43,7 @@ class Op:
         args: Its arguments, with `Value` in place of tensors; likewise `kwargs`.
         outputs: What it returned, flattened; None where that is no tensor.
         call: Position in `Tape.calls` of the innermost module call it ran in.
+        flops: Floating-point operations (2 per multiply-accumulate).
     """
 
     func: Any
@@ -52,6 +51,7 @@ class Op:
     kwargs: dict[str, Any]
     outputs: list[Value | None]
     call: int
+    flops: int
 
     @property
     def name(self) -> str:
@@ -66,29 +66,6 @@ class Op:
                     return self.args[position]
                 return self.kwargs.get(name, known.default_value if known.has_default_value() else default)
         return default
-
-    @cached_property
-    def flops(self) -> int:
-        """Floating-point operations (2 per multiply-accumulate)."""
-        return self.flops_with(lambda value: value.shape)
-
-    def flops_with(self, shape_of: Callable[[Value], Shape]) -> int:
-        """Returns the FLOPs if tensors had other shapes, by the formulas of `torch.utils.flop_counter`."""
-        count = flop_registry.get(self.func._overloadpacket)
-        if count is None:
-            return 0
-        on_shapes = getattr(count, "__wrapped__", None)  # what is around it finds the shapes of tensors
-
-        def sized(arg: Any) -> Any:
-            if not isinstance(arg, Value):
-                return arg
-            shape = shape_of(arg)
-            return shape if on_shapes else torch.empty(shape, dtype=arg.dtype, device="meta")
-
-        args, kwargs = map(sized, self.args), {key: sized(value) for key, value in self.kwargs.items()}
-        outputs = tuple(map(sized, self.outputs))
-        out = outputs if len(outputs) > 1 else outputs[0]
-        return int(on_shapes(*args, **kwargs, out_shape=out) if on_shapes else count(*args, **kwargs, out_val=out))
 
     @cached_property
     def tensors(self) -> list[Value]:

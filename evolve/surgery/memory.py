@@ -14,9 +14,10 @@ from evolve.structure.quiet import devices_of
 
 def memory_in_use(model: nn.Module) -> int | None:
     """Returns bytes: allocated on the model's CUDA devices, else the process's resident memory (None if unknown)."""
-    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    if cuda and (devices := [device for device in devices_of(model) if device.type == "cuda"]):
-        return sum(torch.cuda.memory_allocated(device) for device in devices)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        devices = [device for device in devices_of(model) if device.type == "cuda"]
+        if devices:
+            return sum(torch.cuda.memory_allocated(device) for device in devices)
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return None

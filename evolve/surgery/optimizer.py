@@ -104,13 +104,15 @@ def reconcile(
     own: dict[str, list[Cut]] = {}
     for cut in cuts:
         own.setdefault(cut.name, []).append(cut)
-    followed = {name: after[name] for name in own if name in after}
-    for name, parameter in followed.items():
-        _cut_state(optimizer, parameter, before.shapes[id(parameter)], own[name])
-    done = {id(parameter) for parameter in followed.values()}
+    followed: set[int] = set()
+    for name, its_cuts in own.items():
+        parameter = after.get(name)
+        if parameter is not None and id(parameter) not in followed:
+            followed.add(id(parameter))
+            _cut_state(optimizer, parameter, before.shapes[id(parameter)], its_cuts)
     for name, parameter in after.items():
         old = before.by_name.get(name)
-        if old is None or id(parameter) in done:
+        if old is None or id(parameter) in followed:
             continue
         if id(old) not in living and parameter not in before:
             _replace(optimizer, old, parameter, before.shapes[id(old)])
@@ -204,7 +206,7 @@ def _drop(optimizer: Optimizer, gone: Iterable[Parameter]) -> None:
         del optimizer.state[parameter]
 
 
-def _adopt(after: Mapping[str, Parameter], optimizer: Optimizer, before: ParameterTable, site: str) -> None:
+def _adopt(parameters: Mapping[str, Parameter], optimizer: Optimizer, before: ParameterTable, site: str) -> None:
     """New trainable parameters join the group that most of their neighbours of the same kind are in.
 
     Raises:
@@ -238,9 +240,10 @@ def _adopt(after: Mapping[str, Parameter], optimizer: Optimizer, before: Paramet
                     return optimizer.param_groups[votes.most_common(1)[0][0]]
         return optimizer.param_groups[open_[0]]
 
-    for name, parameter in after.items():
+    for name, parameter in parameters.items():
         if parameter.requires_grad and parameter not in before and id(parameter) not in held:
-            held[id(parameter)] = group = home(name, parameter)
+            group = home(name, parameter)
+            held[id(parameter)] = group  # a tied one comes again under another name
             group["params"].append(parameter)
             _unstepped(optimizer, parameter, group)
             if "param_names" in group:
@@ -296,7 +299,8 @@ def optimizer_faults(
         held_before: Ids of the parameters that the optimizer held before: what it left out then, it may leave out now.
     """
     counts = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
-    after, faults = dict(model.named_parameters()), []
+    faults = []
+    after = dict(model.named_parameters())
     for name, parameter in after.items():
         count = counts.get(id(parameter), 0)
         left_out = parameter in before and id(parameter) not in held_before

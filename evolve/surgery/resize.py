@@ -44,30 +44,22 @@ class Cut:
     fill: Fill | None = None
 
 
-def resize(model: nn.Module, cuts: Iterable[Cut]) -> int:
+def resize(model: nn.Module, cuts: Iterable[Cut]) -> None:
     """Carries out cuts, one after the other.
 
     Args:
         model: Its parameters and buffers are named by the cuts.
         cuts: The cuts.
 
-    Returns:
-        How many elements the parameters have gained.
-
     Raises:
         NotApplicable: If a tensor is computed from others (a parametrization) and cannot be resized.
     """
-    parameters = dict(model.named_parameters())
-    tensors = {**dict(model.named_buffers()), **parameters}
-    gained = 0
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for cut in cuts:
         tensor = tensors.get(cut.name)
         if tensor is None:
             raise NotApplicable(f"The model has no parameter or buffer '{cut.name}' to resize.")
-        new = recut(tensor.data, cut)
-        gained += new.numel() - tensor.numel() if cut.name in parameters else 0
-        exchange(tensor, new)
-    return gained
+        exchange(tensor, recut(tensor.data, cut))
 
 
 def recut(data: Tensor, cut: Cut) -> Tensor:
