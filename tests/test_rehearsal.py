@@ -85,6 +85,56 @@ def test_layers_that_the_probe_did_not_show_are_named():
     assert "did not come by" not in result.message
 
 
+@pytest.mark.parametrize("operator", ["widen", "narrow"])
+def test_a_layer_like_the_others_that_the_probe_did_not_show_holds_them_back(operator):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.experts = nn.Linear(4, 8), nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+            self.out, self.free, self.last = nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            expert = self.experts[int(x.sum() > 0)]
+            return self.last(self.free(self.out(torch.relu(expert(self.embed(x))))))
+
+    model, x = Experts(), torch.ones(2, 4)
+    result = evolve.mutate(model, operator, site="embed", example_inputs=x)
+    assert result.status == "not_applicable"
+    assert "did not come by 'experts.0', which is like a layer of 'embed'" in result.message
+    result = evolve.mutate(model, operator, site="*", example_inputs=x)
+    assert result.success, result.message
+    assert model.free.out_features == {"widen": 12, "narrow": 3}[operator]
+    assert model(-x).shape == (2, 2)  # the other way still goes
+
+
+@pytest.mark.parametrize("operator", ["widen", "narrow"])
+def test_heads_whose_width_is_worked_out_in_the_forward_are_left_out_of_all(operator):
+    class Heads(nn.Module):  # as minGPT writes them
+        def __init__(self):
+            super().__init__()
+            self.n_head, self.embed = 2, nn.Linear(3, 8)
+            self.q, self.k, self.v, self.proj, self.head = (nn.Linear(8, n) for n in (8, 8, 8, 8, 2))
+
+        def forward(self, x):
+            x = self.embed(x)
+            batch, length, width = x.size()
+            q, k, v = (
+                layer(x).view(batch, length, self.n_head, width // self.n_head).transpose(1, 2)
+                for layer in (self.q, self.k, self.v)
+            )
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
+            return self.head(x + self.proj(y))
+
+    model, x = Heads(), torch.randn(2, 5, 3)
+    expected = model(x)
+    result = evolve.mutate(model, operator, site="*", example_inputs=x)
+    assert result.success, result.message
+    assert model(x).shape == expected.shape
+    if operator == "widen":
+        assert model.n_head == 4
+        torch.testing.assert_close(model(x), expected)
+
+
 def test_an_analysis_is_kept_for_the_same_arguments_only():
     class Optional(nn.Module):
         def __init__(self):

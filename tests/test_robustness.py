@@ -1,5 +1,8 @@
 """Inputs and models that have broken somebody's mutation: each works, or is refused with a reason and untouched."""
 
+import collections
+import functools
+
 import pytest
 import torch
 from fingerprints import fingerprint
@@ -486,3 +489,92 @@ def test_autocast_in_a_forward_rounds_as_half_precision_does():
     assert result.success, result.message
     assert torch.allclose(model(x), before, atol=1e-2)
     assert result.record.max_abs_diff > 1e-5
+
+
+class Remembers(nn.Module):
+    """Keeps what it has seen in containers in containers, in an object, in counters; draws from its own generator."""
+
+    class State:
+        hidden = None
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 8)
+        self.bank, self.seen, self.nested = collections.deque(maxlen=4), collections.Counter(), {"a": [[]]}
+        self.state, self.generator = self.State(), torch.Generator()
+
+    def forward(self, x):
+        if self.training:
+            x = x + torch.randn(x.shape, generator=self.generator)
+        h = torch.tanh(self.first(x))
+        self.bank.append(h.detach().mean())
+        self.seen["forward"] += 1
+        self.nested["a"][0].append(h.detach())
+        self.state.hidden = h.detach()
+        return self.last(h + self.bank[-1])
+
+    def kept(self):
+        ids = [*map(id, self.bank)], [*map(id, self.nested["a"][0])], id(self.state.hidden)
+        return ids, dict(self.seen), self.generator.get_state().tolist()
+
+
+@pytest.mark.parametrize(("operator", "site"), [("widen", "first"), ("residual", "last"), ("remove", "first")])
+def test_what_a_forward_keeps_is_as_before_a_look(operator, site):
+    model, x = Remembers(), torch.randn(4, 3)
+    model(x)
+    before = model.kept()
+    evolve.analyse(model, x)
+    assert model.kept() == before
+    result = evolve.mutate(model, operator, site=site, example_inputs=x)
+    assert result.success == (operator != "remove"), result.message
+    assert model.kept() == before
+    assert type(model(x)) is torch.Tensor
+
+
+@functools.lru_cache
+def scale(width):
+    return torch.tensor(float(width)).rsqrt()
+
+
+def test_caches_of_functions_hold_no_tensor_of_a_recorded_run(caplog):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v, self.out = nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            q, k, v = self.q(x), self.k(x), self.v(x)
+            return self.out((q @ k.mT * scale(q.shape[-1])).softmax(-1) @ v)
+
+    scale.cache_clear()
+    result = evolve.mutate(Scaled(), "narrow", site="q", example_inputs=torch.randn(2, 5, 3))
+    assert result.success, result.message
+    assert type(scale(4)) is type(scale(8)) is torch.Tensor
+    assert "somewhere outside" not in caplog.text
+
+
+SHELF = []
+
+
+def test_a_forward_that_keeps_tensors_where_nobody_looks_is_told_of(caplog):
+    class Outside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+        def forward(self, x):
+            SHELF.append(self.layer(x))
+            return SHELF[-1]
+
+    evolve.analyse(Outside(), torch.randn(2, 3))
+    SHELF.clear()
+    assert "keeps tensors of a run that computed nothing, somewhere outside the model" in caplog.text
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 1), (16, 2), (64, 8), (512, 32), (7, 1)])
+def test_a_group_norm_has_several_channels_in_a_group(channels, groups):
+    model = nn.Sequential(nn.Linear(4, channels), nn.BatchNorm1d(channels), nn.Linear(channels, 2))
+    assert evolve.mutate(model, "swap", site="1", example_inputs=torch.randn(4, 4))
+    norm = next(module for module in model.modules() if isinstance(module, nn.GroupNorm))
+    assert norm.num_groups == groups
+    assert model.eval()(torch.randn(1, 4)).shape == (1, 2)

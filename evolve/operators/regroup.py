@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
 from evolve.structure.axes import Axis
-from evolve.structure.groups import Group
+from evolve.structure.groups import Group, Slot
 from evolve.structure.probe import Probe, count_parameters
 from evolve.structure.rehearsal import CannotFollow, rehearse
 from evolve.structure.settings import Setting, change_settings
@@ -93,12 +93,14 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
         NotApplicable: If the forward keeps sizes that cannot follow for any of them.
     """
     wanted = changes
+    changes = _with_all_in_sight(model, analysis, changes)
     while True:
         try:
-            settings = rehearse(model, analysis, {change.group.axis: change.size for change in changes})
+            settings = _rehearsed(model, analysis, changes)
             break
         except CannotFollow as error:
-            left = [change for change in changes if change.group.axis not in error.axes]
+            at_fault = [change for change in changes if change.group.axis in error.axes]
+            left = _without_those_at_fault(model, analysis, changes, at_fault)
             if not left or len(left) == len(changes):
                 raise
             changes = left
@@ -128,6 +130,60 @@ def regroup_plan(model: nn.Module, analysis: Analysis, changes: Sequence[Regroup
         "unseen": _unseen(model, analysis, changes),
         "left_out": [change.group.name for change in wanted if change not in changes],
     }
+
+
+def _rehearsed(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> list[Setting]:
+    return rehearse(model, analysis, {change.group.axis: change.size for change in changes})
+
+
+def _without_those_at_fault(
+    model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping], at_fault: Sequence[Regrouping]
+) -> list[Regrouping]:
+    """Leaves out groups that cannot follow even alone, first of those at the place where it was seen."""
+
+    def follows(change: Regrouping) -> bool:
+        try:
+            _rehearsed(model, analysis, [change])
+        except CannotFollow:
+            return False
+        return True
+
+    if len(changes) == 1:
+        return []
+    alone = [change for change in at_fault if not follows(change)]
+    alone = alone or [change for change in changes if change not in at_fault and not follows(change)]
+    return [change for change in changes if change not in (alone or at_fault)]
+
+
+def _with_all_in_sight(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> Sequence[Regrouping]:
+    """Leaves out groups that lie in a layer beside which there is one like it that no run came by.
+
+    That one is another way through the forward (an expert, a branch), and would have to follow.
+
+    Raises:
+        NotApplicable: If nothing is left.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False)) if analysis.unreached else {}
+    unreached = [(modules[owner], key, owner) for owner, _, key in (n.rpartition(".") for n in analysis.unreached)]
+
+    def like(slot: Slot) -> str | None:
+        owner, _, key = slot.name.rpartition(".")
+        for module, own, name in unreached:
+            if own == key and type(module) is type(modules[owner]):
+                here, there = (getattr(each, key, None) for each in (module, modules[owner]))
+                if isinstance(here, Tensor) and isinstance(there, Tensor) and here.shape == there.shape:
+                    return name
+        return None
+
+    others = {change.group.name: next(filter(None, map(like, change.group.slots)), None) for change in changes}
+    left = [change for change in changes if others[change.group.name] is None]
+    if not left:
+        first = changes[0].group.name
+        raise NotApplicable(
+            f"The probe batch did not come by '{others[first]}', which is like a layer of '{first}' and may have to "
+            "follow: pass example_inputs that come by it, or take it out of the model if nothing does."
+        )
+    return left
 
 
 def _unseen(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> list[str]:

@@ -30,6 +30,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
 }
 _CLASSES = tuple(kind for kind in ACTIVATIONS.values() if isinstance(kind, type))
+_GROUP = 8  # channels, at least: behind global pooling a group has one value of each
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 To = Literal[
     "auto", "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "tanh", "sigmoid", "softplus",
@@ -120,7 +121,10 @@ def _base(module: nn.Module) -> type[nn.Module]:
 def _built(module: nn.Module, to: str) -> nn.Module:
     if to == "group_norm":
         channels: int = module.num_features  # type: ignore[assignment]
-        return nn.GroupNorm(gcd(32, channels), channels)
+        groups = gcd(32, channels)
+        while groups > 1 and channels // groups < _GROUP:
+            groups //= 2
+        return nn.GroupNorm(groups, channels)
     if to == "rms_norm":
         return nn.RMSNorm(list(module.normalized_shape))  # type: ignore[arg-type]
     return ACTIVATIONS[to]()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 import evolve.structure.rules_compute
+import evolve.structure.rules_index
 import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
 from evolve.errors import NotApplicable, did_you_mean
 from evolve.structure.axes import Axis

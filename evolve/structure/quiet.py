@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from evolve.structure.kept import SIMPLE, Kept
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
@@ -54,7 +56,7 @@ def preserved_rng(model: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 
 class ModuleState:
-    """What every module of a model holds: its class, its attributes one level deep, the values of its tensors.
+    """What every module of a model holds: its class, its attributes, what is in them, the values of its tensors.
 
     Args:
         model: The model to remember.
@@ -65,12 +67,16 @@ class ModuleState:
 
     def __init__(self, model: nn.Module, *, parameters: bool, device: torch.device | None = None) -> None:
         self._modules: list[tuple[nn.Module, type, dict[str, Any], dict[str, Any]]] = []
-        modules = list(model.modules())
+        modules, roots = list(model.modules()), []
         for module in modules:
             attributes = dict(vars(module))
             # Most tables are empty (hooks of all kinds): copying those would be most of the work.
-            tables = {k: v.copy() if v else _NOTHING for k, v in attributes.items() if type(v) in _TABLES}
+            tables = {
+                k: v.copy() if v else _NOTHING for k in _TABLES if isinstance(v := attributes.get(k), (dict, set))
+            }
             self._modules.append((module, module.__class__, attributes, tables))
+            roots += [v for k, v in attributes.items() if type(v) not in SIMPLE and k not in _TABLES]
+        self._kept = Kept(roots)
         scripted = (module for module in modules if isinstance(module, torch.jit.ScriptModule))
         self._modes = [(module, module.training) for module in scripted]  # not among their attributes in Python
         held, buffers = _own(modules, "_parameters"), _own(modules, "_buffers")
@@ -94,7 +100,9 @@ class ModuleState:
             for key, copy in tables.items():
                 table = attributes[key]
                 if table or copy:
-                    _restore_table(table, copy)
+                    table.clear()
+                    table.update(copy)
+        self._kept.restore()
         for module, training in self._modes:
             module.training = training
         with torch.no_grad():
@@ -166,16 +174,9 @@ def exchange(tensor: Tensor, data: Tensor) -> None:
     tensor.data = data
 
 
-_TABLES = {dict, list, set, type(nn.Module()._forward_hooks)}
+# What every module keeps its parts and hooks in.
+_TABLES = dict.fromkeys(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 _NOTHING: tuple[Any, ...] = ()
-
-
-def _restore_table(table: Any, copy: Any) -> None:
-    if isinstance(table, list):
-        table[:] = copy
-    elif isinstance(table, (MutableMapping, set)):
-        table.clear()
-        table.update(copy)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Iterator, Set
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from evolve.structure.flops import flops
 from evolve.structure.hooks import leave_out
 from evolve.structure.inputs import Inputs
+from evolve.structure.kept import empty_caches
 from evolve.structure.quiet import preserved_rng, undisturbed, unfused
 from evolve.structure.reading import Reader
 from evolve.structure.shortcuts import Shortcuts
@@ -125,6 +127,14 @@ class Recorder(TorchDispatchMode):
             return [self._replace(item) for item in arg]
         return arg
 
+    def let_go(self) -> list[weakref.ref[Tensor]]:
+        """Holds no tensor any more; returns the fake ones that there were."""
+        fakes: list[weakref.ref[Tensor]] = [weakref.ref(t) for t in self._alive if isinstance(t, FakeTensor)]
+        self._alive.clear()
+        self._stand_ins.clear()
+        self._shortcuts = None
+        return fakes
+
     @contextlib.contextmanager
     def modules(self) -> Iterator[None]:
         """Notes the calls of modules while it is open. Hooks are torch's global ones: no module is touched."""
@@ -174,18 +184,32 @@ def record(model: nn.Module, inputs: Inputs, *, training: bool, observers: Set[i
         observers: Hooks to leave out, from `observing_hooks`.
     """
     ways = ((True, True, True), (True, True, False), (True, False, False), (False, True, False))
+    fakes: list[weakref.ref[Tensor]] = []
     for faked, told, modes in ways:
         try:
-            return _record(model, inputs, training, observers, faked=faked, told=told, modes=modes)
+            return _record(model, inputs, training, observers, fakes, faked=faked, told=told, modes=modes)
         except Exception as error:  # it looks at values, sets its mode, wants plain integers, or does not run at all
             logger.debug("%s cannot be recorded (fake tensors: %s): %s", type(model).__name__, faked, error)
-    return _record(model, inputs, training, observers, faked=False, told=False, modes=False)
+        finally:
+            empty_caches(fakes)
+    return _record(model, inputs, training, observers, fakes, faked=False, told=False, modes=False)
 
 
 def _record(
-    model: nn.Module, inputs: Inputs, training: bool, observers: Set[int], *, faked: bool, told: bool, modes: bool
+    model: nn.Module,
+    inputs: Inputs,
+    training: bool,
+    observers: Set[int],
+    fakes: list[weakref.ref[Tensor]],
+    *,
+    faked: bool,
+    told: bool,
+    modes: bool,
 ) -> Tape:
-    """Records a run, on fake tensors or not, with integers that tell where they come from, with modes watched."""
+    """Records a run, on fake tensors or not, with integers that tell where they come from, with modes watched.
+
+    The fake tensors that it made are added to `fakes`.
+    """
     fake = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
     tape = Tape(training, real=fake is None)
     recorder = Recorder(model, tape, fake)
@@ -193,18 +217,21 @@ def _record(
     def ready(leaf: Any) -> Any:
         return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
 
-    with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
-        model.train(training)
-        leave_out(model, observers)
-        reader = Reader(recorder)
-        if told:
-            reader.watch(model, modes=modes)
-        args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
-        listening = reader if told else contextlib.nullcontext()
-        with fake or contextlib.nullcontext(), recorder, recorder.modules(), listening:
-            outputs = model(*args, **kwargs)
-    tape.inputs = recorder._tensors((args, kwargs))
-    tape.outputs = recorder._tensors(outputs)
+    try:
+        with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
+            model.train(training)
+            leave_out(model, observers)
+            reader = Reader(recorder)
+            if told:
+                reader.watch(model, modes=modes)
+            args, kwargs = tree_map(ready, inputs.args), tree_map(ready, dict(inputs.kwargs))
+            listening = reader if told else contextlib.nullcontext()
+            with fake or contextlib.nullcontext(), recorder, recorder.modules(), listening:
+                outputs = model(*args, **kwargs)
+        tape.inputs = recorder._tensors((args, kwargs))
+        tape.outputs = recorder._tensors(outputs)
+    finally:
+        fakes += recorder.let_go()
     tape.asks_mode |= tape.real  # a forward that looks at values may take another way in train mode
     return tape
 

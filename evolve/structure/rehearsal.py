@@ -8,6 +8,7 @@ modules at work there that equal an old size are changed to the new one, and kep
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -23,6 +24,7 @@ from evolve.structure.axes import Axis
 from evolve.structure.configs import config_integers
 from evolve.structure.flow import keeps_no_size
 from evolve.structure.hooks import leave_out
+from evolve.structure.kept import empty_caches
 from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.recorder import Recorder, plain_operations
 from evolve.structure.settings import Setting, Sizes, change_settings, changed_sources, known_settings, read_setting
@@ -257,6 +259,20 @@ def _run(
     model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, settings: list[Setting]
 ) -> _DepartureError | None:
     """Runs the model with other sizes and settings; returns where it departs from the script."""
+    fakes: list[weakref.ref[Tensor]] = []
+    departure = _run_on_fakes(model, analysis, script, sizes, settings, fakes)
+    empty_caches(fakes)
+    return departure
+
+
+def _run_on_fakes(
+    model: nn.Module,
+    analysis: Analysis,
+    script: Tape,
+    sizes: Sizes,
+    settings: list[Setting],
+    fakes: list[weakref.ref[Tensor]],
+) -> _DepartureError | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with undisturbed(model), preserved_rng(model, 0), torch.no_grad(), plain_operations():
         model.train(script.training)
@@ -274,9 +290,11 @@ def _run(
             with fake, rehearsal, rehearsal.modules():
                 outputs = model(*args, **kwargs)
         except _DepartureError as departure:
-            return departure
+            return departure.with_traceback(None)  # which holds every frame that it came through
         except Exception as error:  # whatever a user's forward raises when sizes do not fit
             return rehearsal.departure(len(rehearsal.tape.ops), f"{type(error).__name__}: {error}")
+        finally:
+            fakes += rehearsal.let_go()
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if shapes != [value.shape for value in script.outputs]:
         return rehearsal.departure(len(rehearsal.tape.ops), f"the outputs have the shapes {shapes}")

@@ -15,7 +15,18 @@ SPATIAL = "a spatial size"
 @rule("native_dropout", "dropout", "bernoulli", "bernoulli_", "zeros_like", "ones_like", "empty_like", "full_like")
 @rule("rand_like", "randn_like", "fill", "fill_", "zero_", "uniform_", "normal_", "masked_fill", "masked_fill_")
 @rule("where", "to", "_prelu_kernel", "rrelu_with_noise", "rrelu_with_noise_", "set_data", "resolve_conj", "copy")
-@rule("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "exponential_", "normal", "detach_", "random_")
+@rule(
+    "polar",
+    "complex",
+    "hardswish",
+    "hardswish_",
+    "hardsigmoid",
+    "hardsigmoid_",
+    "exponential_",
+    "normal",
+    "detach_",
+    "random_",
+)
 def pointwise(flow: Flow, op: Op) -> None:
     """Each position for itself, with broadcasting from the right."""
     values = [value for value in op.tensors if value.shape]
@@ -151,6 +162,9 @@ def _layer_norm(flow: Flow, op: Op) -> None:
             for own, axis in zip(flow.of(parameter), axes[-count:], strict=True):
                 unify(own, axis)
     flow.give(op.outputs[0], axes)
+    for statistic in op.outputs[1:]:
+        if statistic is not None and len(statistic.shape) == len(axes):
+            flow.give(statistic, [*axes[:-count], *(Axis(1, fixed="an axis of size 1") for _ in range(count))])
 
 
 @rule("native_group_norm", "group_norm")
@@ -218,6 +232,19 @@ def _renorm(flow: Flow, op: Op) -> None:
         if dim != op.args[2] % len(axes):
             axis.mark("mixed", "a renorm over it")
     flow.give(op.outputs[0], axes)
+
+
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits")
+def _loss(flow: Flow, op: Op) -> None:
+    """Pointwise, and then a mean or a sum over everything."""
+    axes = flow.of(op.args[0])
+    for other in op.tensors[1:]:
+        _broadcast(flow, other, axes)
+    reduction = op.argument("reduction")
+    if reduction == 0:
+        flow.give(op.outputs[0], axes)
+    for axis in axes if reduction else ():
+        axis.mark("statistic" if reduction == 1 else "mixed", "a loss over it")
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "_masked_softmax")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from math import prod
 
 from evolve.structure.axes import Axis, MismatchError, cut, product, reshape, total, unify
 from evolve.structure.flow import Flow, dims_of, rule
@@ -249,37 +249,47 @@ def _ordered(flow: Flow, op: Op) -> None:
             )
 
 
-@rule("index")
-def _index(flow: Flow, op: Op) -> None:
-    axes, out, indices = _first(flow, op), op.outputs[0], op.args[1]
-    assert out is not None
-    taken = [dim for dim, index in enumerate(indices) if index is not None]
-    for dim in taken:
-        axes[dim].mark("fixed", "its positions are told apart by index")
-    rank = max(len(indices[dim].shape) for dim in taken)
-    if any(indices[dim].dtype in {torch.bool, torch.uint8} for dim in taken):
-        return
-    together = taken == list(range(taken[0], taken[-1] + 1))
-    at = taken[0] if together else 0
-    kept = [axis for dim, axis in enumerate(axes) if dim not in taken]
-    fresh = [Axis(size, fixed="an axis of an index") for size in out.shape[at : at + rank]]
-    flow.give(out, [*kept[:at], *fresh, *kept[at:]])
-
-
-@rule("index_select")
-def _index_select(flow: Flow, op: Op) -> None:
+@rule("unfold")
+def _unfold(flow: Flow, op: Op) -> None:
+    """Windows along an axis: it becomes their number, and what lies in one comes last."""
     axes, out = list(_first(flow, op)), op.outputs[0]
     dim = op.args[1] % len(axes)
-    axes[dim].mark("fixed", "its positions are told apart by index")
-    axes[dim] = _fixed_like(out, dim, "an axis of an index")
-    flow.give(out, axes)
+    axes[dim].mark("fixed", "windows slide along it")
+    axes[dim] = _fixed_like(out, dim, "a number of windows")
+    flow.give(out, [*axes, _fixed_like(out, -1, "the size of a window")])
 
 
-@rule("embedding")
-def _embedding(flow: Flow, op: Op) -> None:
-    weight, index = op.args[:2]
-    flow.of(weight)[0].mark("fixed", "its positions are told apart by index")
-    flow.give(op.outputs[0], [*flow.of(index), *flow.of(weight)[1:]])
+@rule("im2col")
+def _im2col(flow: Flow, op: Op) -> None:
+    """(..., C, H, W) to (..., C x kernel, windows)."""
+    *lead, channels, height, width = _first(flow, op)
+    out, kernel = op.outputs[0], prod(op.args[1])
+    for axis in (height, width):
+        axis.mark("fixed", "a spatial size")
+    taps = Axis(kernel, fixed="the size of a window")
+    flow.give(out, [*lead, product([channels, taps]), _fixed_like(out, -1, "a number of windows")])
+
+
+@rule("col2im")
+def _col2im(flow: Flow, op: Op) -> None:
+    """(..., C x kernel, windows) to (..., C, H, W)."""
+    *lead, columns, windows = _first(flow, op)
+    out, kernel = op.outputs[0], prod(op.args[2])
+    windows.mark("fixed", "a number of windows")
+    channels, taps = reshape([columns], [columns.size // kernel, kernel])
+    taps.mark("fixed", "the size of a window")
+    flow.give(out, [*lead, channels, *(_fixed_like(out, dim, "a spatial size") for dim in (-2, -1))])
+
+
+@rule("view_as_real", "view_as_complex")
+def _complex_pairs(flow: Flow, op: Op) -> None:
+    """Real and imaginary parts are an axis of their own, or one number."""
+    axes, out = _first(flow, op), op.outputs[0]
+    if op.name.endswith("real"):
+        flow.give(out, [*axes, _fixed_like(out, -1, "real and imaginary part")])
+    else:
+        axes[-1].mark("fixed", "real and imaginary part")
+        flow.give(out, axes[:-1])
 
 
 @rule("empty", "zeros", "ones", "full", "rand", "randn", "randint", "eye", "scalar_tensor", "empty_strided")

@@ -108,7 +108,7 @@ def _norms_without_tensors(
 
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.MultiheadAttention, *_NORMS)
+_SIZED = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, *_NORMS)
 
 
 def _tensors_of(module: nn.Module, names: Mapping[int, str]) -> Iterator[tuple[str, str]]:
@@ -182,7 +182,7 @@ def _layer_sizes(  # noqa: PLR0911 - one for each kind of layer
             return [("num_channels", None, first[0]), ("num_groups", None, groups or module.num_groups)]
         case nn.LayerNorm() | nn.RMSNorm():
             return [("normalized_shape", position, size) for position, size in enumerate(first)]
-        case nn.Embedding():
+        case nn.Embedding() | nn.EmbeddingBag():
             return [("embedding_dim", None, first[1])]
         case nn.MultiheadAttention() if "out_proj.weight" in shapes:
             width = shapes["out_proj.weight"][0]

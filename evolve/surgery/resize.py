@@ -72,7 +72,7 @@ def recut(data: Tensor, cut: Cut) -> Tensor:
     if len(fresh):
         shape = (*data.shape[:axis], len(fresh), *data.shape[axis + 1 :])
         new.index_copy_(axis, fresh, (cut.fill or _zeros)(data, shape).to(new))
-    if cut.values is not None and data.is_floating_point():
+    if cut.values is not None and (data.is_floating_point() or data.is_complex()):
         new.mul_(_along(cut.values.to(new), axis, new.dim()))
     formats = (torch.channels_last, torch.channels_last_3d)
     last = next((f for f in formats if data.dim() == f_dims(f) and not data.is_contiguous()), None)
