@@ -488,6 +488,29 @@ def test_what_a_forward_reads_is_noted(reads, asks_size, asks_mode):
     assert [tape.training for tape in analysis.tapes] == ([False, True] if asks_mode else [False])
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_attention_differs_in_its_modes_by_dropout_alone(rate):
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.attention = nn.Linear(3, 8), nn.MultiheadAttention(8, 2, dropout=rate, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.embed(x)
+            return self.head(x + self.attention(x, x, x)[0])
+
+    model, x = Attends(), torch.randn(2, 5, 3)
+    analysis = evolve.analyse(model, x)
+    assert [tape.training for tape in analysis.tapes] == [False]
+    assert analysis.drops == (rate > 0)
+    expected = model.eval()(x)
+    result = evolve.mutate(model, "widen", site="*", example_inputs=x)
+    assert result.success, result.message
+    torch.testing.assert_close(model.eval()(x), expected)
+    assert model.attention.num_heads == 4
+
+
 def test_modes_and_integers_are_plain_again_after_an_analysis():
     model = Asks()
     evolve.analyse(model, torch.randn(4, 3, 5, 5))

@@ -69,8 +69,7 @@ class Analysis:
             except Exception as error:  # such as BatchNorm with one value per channel
                 logger.debug("%s does not run in train mode on these inputs: %s", type(model).__name__, error)
         modules = dict(model.named_modules())
-        drops = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in modules.values())
-        self.drops = self.asks_mode or drops
+        self.drops = self.asks_mode or any(map(_drops, modules.values()))
         self.flow = Flow()
         for tape in self.tapes:
             self.flow.follow(tape)
@@ -198,6 +197,11 @@ def refuse_lazy(model: nn.Module) -> None:
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise NotApplicable(f"'{key}' is lazy and has no shape yet. Run the model once first.")
+
+
+def _drops(module: nn.Module) -> bool:
+    attends = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+    return attends or isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _warm(model: nn.Module, inputs: Inputs) -> None:

@@ -196,5 +196,5 @@ _SETTLED = {
     *(getattr(module, name) for module in (batchnorm, dropout, pooling) for name in module.__all__),
     *(getattr(activation, name) for name in activation.__all__ if name not in {"MultiheadAttention", "GLU"}),
 }
-# Layers that read their mode and whose operations act on each channel or value alone in either.
-_MODAL = {getattr(module, name) for module in (batchnorm, dropout) for name in module.__all__}
+# Layers that read their mode and differ in it by what BatchNorm and dropout do; attention drops some of its weights.
+_MODAL = {getattr(module, name) for module in (batchnorm, dropout) for name in module.__all__} | {nn.MultiheadAttention}
