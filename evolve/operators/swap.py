@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
 }
 _CLASSES = tuple(kind for kind in ACTIVATIONS.values() if isinstance(kind, type))
-_GROUP = 8  # channels, at least: behind global pooling a group has one value of each
+_CHANNELS_OF_A_GROUP = 8  # channels, at least: behind global pooling a group has one value of each
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 To = Literal[
     "auto", "relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "mish", "hardswish", "tanh", "sigmoid", "softplus",
@@ -122,7 +122,7 @@ def _built(module: nn.Module, to: str) -> nn.Module:
     if to == "group_norm":
         channels: int = module.num_features  # type: ignore[assignment]
         groups = gcd(32, channels)
-        while groups > 1 and channels // groups < _GROUP:
+        while groups > 1 and channels // groups < _CHANNELS_OF_A_GROUP:
             groups //= 2
         return nn.GroupNorm(groups, channels)
     if to == "rms_norm":
