@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import evolve
+from evolve.mutation.verify import WithoutDropout
 from evolve.operators import operators
-from evolve.surgery.verify import WithoutDropout
 
 GROUPS = ("widen", "narrow")  # they take all groups at once with the site "*"
 HUGE = 300_000_000  # beyond that not even a copy is kept

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig, build_model, mutate
 from evolve.data import CropFlip, TensorBatches
-from evolve.device import resolve_device
-from evolve.optim import LrScheduleConfig, OptimizerConfig
+from evolve.runtime.device import resolve_device
+from evolve.training.optim import LrScheduleConfig, OptimizerConfig
 
 SEED = {"width": 8, "blocks": [1, 1, 1]}
 FIXED = {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig, build_model
 from evolve.data import build_data
-from evolve.device import random_state
+from evolve.runtime.generators import random_state
 from evolve.surgery.optimizer_names import optimizer_by_name
 
 EPOCHS, AT, STEPS = 12, 6, 135  # three epochs of 45 steps

@@ -9,29 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evolve.build import load as load
-    from evolve.build import load_config as load_config
-    from evolve.evolution import EvolutionConfig as EvolutionConfig
-    from evolve.evolver import Evolver as Evolver
-    from evolve.limits import Limits as Limits
+    from evolve.evolver.config import EvolutionConfig as EvolutionConfig
+    from evolve.evolver.evolver import Evolver as Evolver
+    from evolve.evolver.output import OutputConfig as OutputConfig
+    from evolve.evolver.output import RunResult as RunResult
+    from evolve.evolver.run_config import load_config as load_config
     from evolve.lineage import Lineage as Lineage
     from evolve.lineage import Record as Record
+    from evolve.loading import load as load
     from evolve.models import build_model as build_model
-    from evolve.mutation import MutationResult as MutationResult
-    from evolve.mutation import mutate as mutate
-    from evolve.mutation import replay as replay
-    from evolve.mutation import sites as sites
+    from evolve.mutation.api import MutationResult as MutationResult
+    from evolve.mutation.api import mutate as mutate
+    from evolve.mutation.api import replay as replay
+    from evolve.mutation.api import sites as sites
+    from evolve.mutation.limits import Limits as Limits
     from evolve.operators import MutationOperator as MutationOperator
     from evolve.operators import operator as operator
     from evolve.operators.function import Context as Context
-    from evolve.optim import LrScheduleConfig as LrScheduleConfig
-    from evolve.optim import OptimizerConfig as OptimizerConfig
-    from evolve.run import OutputConfig as OutputConfig
-    from evolve.run import RunResult as RunResult
     from evolve.structure.analysis import Analysis as Analysis
     from evolve.structure.analysis import analyse as analyse
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
     from evolve.training import TrainingConfig as TrainingConfig
+    from evolve.training.optim import LrScheduleConfig as LrScheduleConfig
+    from evolve.training.optim import OptimizerConfig as OptimizerConfig
 
 __version__ = "0.1.0"
 
@@ -39,25 +39,25 @@ _HOME = {
     "Analysis": ("evolve.structure.analysis", "Analysis"),
     "analyse": ("evolve.structure.analysis", "analyse"),
     "Context": ("evolve.operators.function", "Context"),
-    "EvolutionConfig": ("evolve.evolution", "EvolutionConfig"),
-    "Evolver": ("evolve.evolver", "Evolver"),
-    "LrScheduleConfig": ("evolve.optim", "LrScheduleConfig"),
-    "OptimizerConfig": ("evolve.optim", "OptimizerConfig"),
-    "OutputConfig": ("evolve.run", "OutputConfig"),
-    "RunResult": ("evolve.run", "RunResult"),
+    "EvolutionConfig": ("evolve.evolver.config", "EvolutionConfig"),
+    "Evolver": ("evolve.evolver.evolver", "Evolver"),
+    "LrScheduleConfig": ("evolve.training.optim", "LrScheduleConfig"),
+    "OptimizerConfig": ("evolve.training.optim", "OptimizerConfig"),
+    "OutputConfig": ("evolve.evolver.output", "OutputConfig"),
+    "RunResult": ("evolve.evolver.output", "RunResult"),
     "TrainingConfig": ("evolve.training", "TrainingConfig"),
     "build_model": ("evolve.models", "build_model"),
-    "load": ("evolve.build", "load"),
-    "load_config": ("evolve.build", "load_config"),
-    "Limits": ("evolve.limits", "Limits"),
+    "load": ("evolve.loading", "load"),
+    "load_config": ("evolve.evolver.run_config", "load_config"),
+    "Limits": ("evolve.mutation.limits", "Limits"),
     "Lineage": ("evolve.lineage", "Lineage"),
     "MutationOperator": ("evolve.operators", "MutationOperator"),
-    "MutationResult": ("evolve.mutation", "MutationResult"),
+    "MutationResult": ("evolve.mutation.api", "MutationResult"),
     "Record": ("evolve.lineage", "Record"),
-    "mutate": ("evolve.mutation", "mutate"),
+    "mutate": ("evolve.mutation.api", "mutate"),
     "operator": ("evolve.operators", "operator"),
-    "replay": ("evolve.mutation", "replay"),
-    "sites": ("evolve.mutation", "sites"),
+    "replay": ("evolve.mutation.api", "replay"),
+    "sites": ("evolve.mutation.api", "sites"),
     "transaction": ("evolve.surgery.transaction", "Transaction"),
 }
 

@@ -16,8 +16,8 @@ from evolve.errors import EvolveError
 
 if TYPE_CHECKING:
     from evolve.budget import Budget
-    from evolve.evolver import Evolver
-    from evolve.run import RunResult
+    from evolve.evolver.evolver import Evolver
+    from evolve.evolver.output import RunResult
 
 app = typer.Typer(
     help="Your PyTorch model changes its own architecture while it trains, and keeps what it has learned.",
@@ -39,19 +39,21 @@ def run(
 ) -> None:
     """Train and evolve the model that a YAML file describes."""
     with _told():
-        from evolve.build import build_evolver, load_config
+        from evolve.evolver.evolver import Evolver
+        from evolve.evolver.run_config import load_config
 
         config = load_config(file, overrides or [])
-        _train(lambda: build_evolver(config))
+        _train(lambda: Evolver.from_config(config))
 
 
 @app.command()
 def resume(folder: RunFolder) -> None:
     """Go on with a run that was stopped, as if it never had been."""
     with _told():
-        from evolve.build import build_evolver, load_config
-        from evolve.checkpoint import newest_checkpoint
         from evolve.errors import CheckpointError
+        from evolve.evolver.evolver import Evolver
+        from evolve.evolver.run_config import load_config
+        from evolve.training.checkpoint import newest_checkpoint
 
         file = folder / "config.yaml"
         newest_checkpoint(folder)
@@ -62,7 +64,7 @@ def resume(folder: RunFolder) -> None:
             )
         config = load_config(file)
         moved = config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
-        _train(lambda: build_evolver(moved).restore())
+        _train(lambda: Evolver.from_config(moved).restore())
 
 
 @app.command()
@@ -72,7 +74,7 @@ def validate(
 ) -> None:
     """Check a YAML file without running it."""
     with _told():
-        from evolve.build import load_config
+        from evolve.evolver.run_config import load_config
 
         load_config(file, overrides or [])
         typer.echo(f"{file}: valid.")
@@ -106,10 +108,10 @@ def inspect(
     with _told():
         from rich.console import Console
 
-        from evolve.build import open_model
-        from evolve.device import resolve_device
+        from evolve.loading import open_model
         from evolve.report.inspect import inspect_model
         from evolve.report.inspect_view import inspection_view, sites_view
+        from evolve.runtime.device import resolve_device
 
         with redirect_stdout(sys.stderr):  # what a user's model prints is no part of the answer
             opened = open_model(target, option or [], device=resolve_device(device))
@@ -158,7 +160,7 @@ def report(folder: RunFolder) -> None:
 def schema() -> None:
     """Print the JSON schema of a configuration, for editors."""
     with _told():
-        from evolve.build import RunConfig
+        from evolve.evolver.run_config import RunConfig
 
         typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
 

@@ -163,7 +163,7 @@ def test_help_does_not_import_torch():
 
 
 def test_importing_everything_starts_no_cuda():
-    code = "import torch, evolve, evolve.build\nassert not torch.cuda.is_initialized()"
+    code = "import torch, evolve, evolve.loading, evolve.evolver.evolver\nassert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

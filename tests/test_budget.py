@@ -5,38 +5,17 @@ import time
 
 import pytest
 import torch
+from helpers.small_runs import SMALL, evolver, net
+from helpers.yaml_files import GOOD, edit
 from pydantic import ValidationError
-from test_broken_yaml import GOOD, edit
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 from typer.testing import CliRunner
 
-from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig, load_config
+from evolve import TrainingConfig, load_config
 from evolve.budget import Budget, Spent, whole
 from evolve.cli import app
 from evolve.errors import EvolveError
-
-# A Linear(8, 6) and a Linear(6, 3): 2 FLOPs for each weight.
-SMALL = 2 * (8 * 6 + 6 * 3)
-SAMPLES = 40  # five batches of eight
-
-
-def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def evolver(folder=None, evolution=None, model=None, **training):
-    g = torch.Generator().manual_seed(0)
-    y = torch.randint(3, (SAMPLES,), generator=g)
-    x = torch.randn(SAMPLES, 8, generator=g) + y.view(-1, 1)
-    return Evolver(
-        model or net(), (x, y), (x[:10], y[:10]), batch_size=8, output=folder, progress=False,
-        optimizer=OptimizerConfig(name="SGD", options={"lr": 0.1}),
-        lr_schedule=LrScheduleConfig(name="OneCycleLR", options={"max_lr": 0.1}),
-        training=TrainingConfig.model_validate({"device": "cpu", **training}),
-        evolution=EvolutionConfig.model_validate(evolution or {}),
-    )  # fmt: skip
 
 
 def widening(**schedule):

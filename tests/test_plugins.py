@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import evolve
-from evolve.build import build_evolver, load_config
 from evolve.errors import UnknownNameError
+from evolve.evolver.evolver import Evolver
+from evolve.evolver.run_config import load_config
 from evolve.lineage import Lineage
 from evolve.operators import operators
 from evolve.testing import check_operator
@@ -23,14 +24,14 @@ CONFIG = ROOT / "configs" / "own_model.yaml"
 def test_the_example_runs_resumes_and_loads(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     overrides = [f"output.dir={tmp_path / 'run'}", "training.epochs=7", "training.device=cpu"]
-    run = build_evolver(load_config(CONFIG, overrides))
+    run = Evolver.from_config(load_config(CONFIG, overrides))
     result = run.run()
     assert result.applied == 2
     applied = {record.operator for record in run.lineage}
     assert applied == {"damped_layer", "deepen"}
     for record in run.lineage:
         assert record.max_abs_diff == 0.0
-    again = build_evolver(load_config(tmp_path / "run" / "config.yaml")).restore()
+    again = Evolver.from_config(load_config(tmp_path / "run" / "config.yaml")).restore()
     for one, other in zip(again.model.state_dict().items(), run.model.state_dict().items(), strict=True):
         assert one[0] == other[0]
         assert torch.equal(one[1], other[1])
@@ -42,7 +43,7 @@ def test_the_example_runs_resumes_and_loads(tmp_path, monkeypatch):
 
 def test_loading_without_the_plugin_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    run = build_evolver(load_config(CONFIG, [f"output.dir={tmp_path / 'run'}", "training.epochs=4"]))
+    run = Evolver.from_config(load_config(CONFIG, [f"output.dir={tmp_path / 'run'}", "training.epochs=4"]))
     run.run()
     records = Lineage.read(tmp_path / "run" / "lineage.jsonl")
     plugin = operators.get("damped_layer")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evolve.structure.quiet import undisturbed
+from evolve.structure.isolation import undisturbed
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:

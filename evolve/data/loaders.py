@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from evolve.data.augment import Augment, Prepare
 from evolve.data.batches import Batches, check_size
 from evolve.data.order import batch_bounds, epoch_order, mix
-from evolve.data.randomness import kept_random_state, seed_random_state
 from evolve.errors import DataError
+from evolve.runtime.generators import kept_random_state, seed_random_state
 
 
 class LoaderBatches(Batches):

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
+from evolve.blocks.layers import SelfAttention, SqueezeExcite, heads_for, positions, rounded
+from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
-from evolve.operators.blocks import like_site
-from evolve.operators.chains import SelfAttention, SqueezeExcite, heads_for, positions, rounded
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site

@@ -8,10 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
-from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
-from evolve.operators.blocks import like_site
-from evolve.operators.chains import (
+from evolve.blocks.layers import (
     ConvChain,
     LinearBlock,
     TransformerBlock,
@@ -20,6 +17,9 @@ from evolve.operators.chains import (
     positions,
     rounded,
 )
+from evolve.blocks.shortcuts import like_site
+from evolve.errors import NotApplicable
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.shapes import SiteShape, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from evolve.errors import NotApplicable
 from evolve.operators.regroup import Place, Places, Regrouping, Step, regroup, regroup_plan
 from evolve.structure.analysis import Analysis
-from evolve.structure.groups import Group
+from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe, loss_gradients
 from evolve.surgery.layout import members
 

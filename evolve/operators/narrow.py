@@ -24,7 +24,7 @@ from evolve.operators.regroup import (
     told,
 )
 from evolve.structure.analysis import Analysis
-from evolve.structure.groups import Group
+from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe, loss_gradients
 from evolve.structure.sites import EVERYWHERE, Site
 

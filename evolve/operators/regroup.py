@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
-from evolve.structure.axes import Axis
-from evolve.structure.groups import Group, Slot
+from evolve.structure.axes.algebra import Axis
+from evolve.structure.axes.groups import Group, Slot
+from evolve.structure.dry_run import CannotFollow, rehearse
 from evolve.structure.probe import Probe, count_parameters
-from evolve.structure.rehearsal import CannotFollow, rehearse
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
 from evolve.surgery.attach import part_from_nested_tensors

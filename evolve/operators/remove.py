@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from evolve.blocks.pass_through import PassThrough
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import STORE, Site
 from evolve.surgery.attach import blocks_inside, call_parts_around, detach
-
-
-class PassThrough(nn.Module):
-    """Stands where a layer was taken out, so that the others keep their names: returns its first argument."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Returns `x`."""
-        return x
 
 
 @operators.register("remove")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from evolve.blocks.shortcuts import ConvProjection, GatedIdentity, LinearProjection, like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
-from evolve.operators.blocks import ConvProjection, GatedIdentity, LinearProjection, like_site
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable, did_you_mean
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
-from evolve.structure.fresh import blend, fresh_values, values_kept
+from evolve.operators.reinit import blend, fresh_values, values_kept
+from evolve.runtime.generators import preserved_rng
+from evolve.structure.isolation import undisturbed
 from evolve.structure.probe import Probe
-from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.sites import EVERYWHERE, Site, parametrised
 
 Share = Annotated[float, Field(ge=0, le=1)]

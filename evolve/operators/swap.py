@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from torch import nn
 
+from evolve.blocks.layers import Blend
+from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
-from evolve.operators.blocks import like_site
-from evolve.operators.chains import Blend
 from evolve.structure.probe import Probe
 from evolve.structure.sites import STORE, Site, resolve
 from evolve.surgery.attach import attach, links_at

@@ -15,7 +15,7 @@ from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
 from evolve.operators.gradmax import steepest
 from evolve.operators.regroup import Regrouping, Step, groups_at, regroup, regroup_plan, structure_of, told
-from evolve.structure.groups import Group
+from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.sites import EVERYWHERE, Site
 

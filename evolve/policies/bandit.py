@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from evolve.config.options import TypedOptions
 from evolve.errors import EvolveError
 from evolve.lineage import Record, Weighed
-from evolve.options import TypedOptions
 from evolve.policies.base import Candidate, Choice, Policy, Situation, policies, untried
 
 Arm = tuple[str, str]  # an operator, and a region of the model

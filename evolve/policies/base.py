@@ -13,8 +13,8 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from evolve.config import Named
+from evolve.config.options import TypedOptions, check_options
 from evolve.lineage import Record, Weighed
-from evolve.options import TypedOptions, check_options
 from evolve.registry import Registry
 
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from evolve.config.options import TypedOptions
 from evolve.lineage import Weighed
-from evolve.options import TypedOptions
 from evolve.policies.base import Candidate, Choice, Policy, Promise, Situation, drawn, policies
 
 

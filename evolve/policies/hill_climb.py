@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from evolve.config.options import TypedOptions
 from evolve.lineage import Weighed
-from evolve.options import TypedOptions
 from evolve.policies.base import Candidate, Choice, Policy, Situation, drawn, policies
 
 logger = logging.getLogger(__name__)

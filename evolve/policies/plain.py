@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import NonNegativeInt
 
+from evolve.config.options import TypedOptions
 from evolve.errors import did_you_mean
-from evolve.options import TypedOptions
 from evolve.policies.base import Candidate, Choice, Policy, Situation, policies
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evolve.errors import EvolveError, NotApplicable
 from evolve.lineage import Record
-from evolve.mutation import create_operator
+from evolve.mutation.api import create_operator
 from evolve.operators import operators
 from evolve.report.facts import (
     GroupFacts,
@@ -24,12 +24,13 @@ from evolve.report.facts import (
     Shape,
     Widening,
 )
+from evolve.runtime.device import devices_of
+from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis, analyse
-from evolve.structure.groups import Group
+from evolve.structure.axes.groups import Group
 from evolve.structure.inputs import Inputs, infer_inputs
 from evolve.structure.latency import latency
 from evolve.structure.probe import Probe, probe
-from evolve.structure.quiet import devices_of, preserved_rng
 from evolve.structure.sites import STORE
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from evolve.config import Named
-from evolve.options import check_options
+from evolve.config.options import check_options
 from evolve.schedules.base import Clock, Schedule, schedules
 from evolve.schedules.counting import At, Every
 from evolve.schedules.gain import Gain

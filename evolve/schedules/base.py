@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from evolve.config.options import TypedOptions
 from evolve.errors import EvolveError
-from evolve.options import TypedOptions
 from evolve.registry import Registry
 
 

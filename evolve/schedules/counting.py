@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from typing_extensions import Self
 
 from evolve.budget import whole
-from evolve.options import TypedOptions
+from evolve.config.options import TypedOptions
 from evolve.schedules.base import Clock, Schedule, schedules
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

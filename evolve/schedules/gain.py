@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from evolve.config.options import TypedOptions
 from evolve.errors import EvolveError
-from evolve.options import TypedOptions
 from evolve.schedules.base import Clock, Schedule, schedules
 
 Span = Sequence[Mapping[str, Any]]  # lines of metrics between two changes of the model

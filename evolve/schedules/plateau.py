@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from evolve.options import TypedOptions
+from evolve.config.options import TypedOptions
 from evolve.schedules.base import Average, Clock, Schedule, schedules
 
 

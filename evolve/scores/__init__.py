@@ -4,9 +4,9 @@
 files the built-in ones.
 """
 
-from evolve.scores.addition import Addition, addition, additions
+from evolve.scores.activations import Evidence, collect
 from evolve.scores.base import Score, scores
-from evolve.scores.evidence import Evidence, collect
+from evolve.scores.candidate_units import Addition, addition, additions
 from evolve.scores.gradmax import GradMax
 from evolve.scores.inserted import inserted
 from evolve.scores.senn import SENN

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from evolve.registry import Registry
-from evolve.scores.addition import Addition, Reading
+from evolve.scores.candidate_units import Addition, Reading
 
 PARTS = 8  # of each half of the samples
 _ERRORS = 2  # standard errors that a score lies below the sum

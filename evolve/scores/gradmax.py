@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evolve.scores.addition import Reading
 from evolve.scores.base import Score, halves, products, scores
+from evolve.scores.candidate_units import Reading
 
 
 @scores.register("gradmax")

@@ -16,8 +16,8 @@ from torch.func import functional_call
 
 from evolve.errors import NotApplicable
 from evolve.operators import operators
-from evolve.scores.addition import ROWS, UNITS, Addition, Reading, additions
-from evolve.scores.evidence import Evidence, Seen
+from evolve.scores.activations import Evidence, Seen
+from evolve.scores.candidate_units import ROWS, UNITS, Addition, Reading, additions
 from evolve.scores.windows import CONVS, every_second, is_layer, pick, places_of, present_of, slopes_of, windows_of
 from evolve.structure.probe import FlopCounter, Shape
 from evolve.structure.sites import Site, resolve

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evolve.scores.addition import Addition, Reading
 from evolve.scores.base import Score, halves, products, scores
+from evolve.scores.candidate_units import Addition, Reading
 
 _DRAWS = 4
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from evolve.scores.addition import Reading
 from evolve.scores.base import Score, halves, products, scores, solved, without
+from evolve.scores.candidate_units import Reading
 
 
 @scores.register("tiny")

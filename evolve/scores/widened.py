@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from evolve.errors import NotApplicable
 from evolve.operators import operators
 from evolve.operators.widen import Widen
-from evolve.scores.addition import ROWS, UNITS, Addition, Reading, additions
-from evolve.scores.evidence import Evidence
-from evolve.scores.passage import carry
+from evolve.scores.activations import Evidence
+from evolve.scores.candidate_units import ROWS, UNITS, Addition, Reading, additions
+from evolve.scores.propagate import carry
 from evolve.scores.windows import (
     CONVS,
     apply_units,
@@ -25,8 +25,8 @@ from evolve.scores.windows import (
     slopes_of,
     windows_of,
 )
-from evolve.structure.groups import Group
-from evolve.structure.tape import Call, Shape, Tape
+from evolve.structure.axes.groups import Group
+from evolve.structure.tracing.tape import Call, Shape, Tape
 
 
 @additions.register("widen")

@@ -14,19 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-import evolve.structure.rules_compute
-import evolve.structure.rules_index
-import evolve.structure.rules_layout  # noqa: F401 - importing the rules files them
+import evolve.structure.axes.rules_compute
+import evolve.structure.axes.rules_index
+import evolve.structure.axes.rules_layout  # noqa: F401 - importing the rules files them
 from evolve.errors import NotApplicable, did_you_mean
-from evolve.structure.axes import Axis
-from evolve.structure.flops import flops_if
-from evolve.structure.flow import Flow
-from evolve.structure.groups import Group, find_groups
-from evolve.structure.hooks import observing_hooks
+from evolve.structure.axes.algebra import Axis
+from evolve.structure.axes.flow import Flow
+from evolve.structure.axes.groups import Group, find_groups
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
-from evolve.structure.quiet import undisturbed
-from evolve.structure.recorder import record
-from evolve.structure.tape import Op, Shape, Tape, Value
+from evolve.structure.isolation import undisturbed
+from evolve.structure.tracing.flops import flops_if
+from evolve.structure.tracing.hooks import observing_hooks
+from evolve.structure.tracing.record import record
+from evolve.structure.tracing.tape import Op, Shape, Tape, Value
 
 logger = logging.getLogger(__name__)
 

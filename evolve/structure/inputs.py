@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from evolve.structure.quiet import undisturbed
+from evolve.structure.isolation import undisturbed
 
 logger = logging.getLogger(__name__)
 

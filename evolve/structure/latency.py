@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from evolve.errors import NotApplicable
+from evolve.runtime.device import devices_of
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
-from evolve.structure.quiet import devices_of, undisturbed
+from evolve.structure.isolation import undisturbed
 
 _WARM_UP = 2  # runs that are not counted: they allocate, choose kernels, fill caches
 

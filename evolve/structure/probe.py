@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from evolve.errors import NotApplicable
-from evolve.structure.flops import flops
+from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import Inputs
-from evolve.structure.quiet import preserved_rng, undisturbed, unfused
+from evolve.structure.isolation import undisturbed, unfused
 from evolve.structure.sites import Site
+from evolve.structure.tracing.flops import flops
 
 Shape = tuple[int, ...]
 Loss = Callable[[Any], Tensor]

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from evolve.structure.analysis import Analysis
-from evolve.structure.axes import Axis
+from evolve.structure.axes.algebra import Axis
 from evolve.structure.configs import config_at, fields_of, rewrite_configs
-from evolve.structure.tape import Shape
+from evolve.structure.tracing.tape import Shape
 
 Sizes = Mapping[Axis, int]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evolve.structure.axes import Axis
+from evolve.structure.axes.algebra import Axis
 
 Layout = Any
 

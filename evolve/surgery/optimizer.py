@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Adagrad, Optimizer
 
 from evolve.errors import NotApplicable
-from evolve.structure.quiet import copied
+from evolve.structure.isolation import copied
 from evolve.surgery.resize import Cut, recut_state
 
 Shape = tuple[int, ...]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
-from evolve.structure.quiet import exchange
+from evolve.structure.isolation import exchange
 
 Fill = Callable[[Tensor, tuple[int, ...]], Tensor]
 

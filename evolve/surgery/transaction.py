@@ -7,7 +7,8 @@ from types import TracebackType
 from torch import nn
 from torch.optim import Optimizer
 
-from evolve.structure.quiet import ModuleState, preserved_rng
+from evolve.runtime.generators import preserved_rng
+from evolve.structure.isolation import ModuleState
 from evolve.surgery.optimizer import OptimizerState
 
 

@@ -14,15 +14,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from evolve.mutation import MutationResult, create_operator, mutate, replay, sites
+from evolve.mutation.api import MutationResult, create_operator, mutate, replay, sites
+from evolve.mutation.verify import WithoutDropout, difference, tolerance
 from evolve.operators import operators
+from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import analyse
 from evolve.structure.inputs import as_inputs
+from evolve.structure.isolation import undisturbed
 from evolve.structure.probe import output_tensors
-from evolve.structure.quiet import preserved_rng, undisturbed
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.transaction import Transaction
-from evolve.surgery.verify import WithoutDropout, difference, tolerance
 from evolve.testing.snapshot import Snapshot, settings_of
 from evolve.testing.zoo import ZOO, Subject
 

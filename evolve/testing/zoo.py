@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evolve.mutation import mutate
+from evolve.mutation.api import mutate
 from evolve.testing import zoo_images as images
 from evolve.testing import zoo_tokens as tokens
 from evolve.testing import zoo_vectors as vectors

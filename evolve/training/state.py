@@ -15,10 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.budget import FORWARD_AND_BACKWARD, Spent
 from evolve.care import Newborns
-from evolve.device import resolve_device
-from evolve.ema import EMA
-from evolve.optim import LrScheduleConfig
+from evolve.care.ema import EMA
+from evolve.runtime.device import resolve_device
 from evolve.training.config import Loss, TrainingConfig
+from evolve.training.optim import LrScheduleConfig
 
 _COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
 

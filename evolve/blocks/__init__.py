@@ -1,0 +1,1 @@
+"""Modules that end up inside users' models: their paths are written into pickles and must not move."""

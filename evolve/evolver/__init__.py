@@ -1,0 +1,1 @@
+"""The Evolver, the controller that it shares with other training loops, and their configuration."""

@@ -1,0 +1,133 @@
+"""What a policy can ask about a running model: scores, places, children. Worked out when it is asked for, and once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evolve.data import Batches
+from evolve.errors import NotApplicable
+from evolve.evolver.children import Child, Nursery
+from evolve.lineage import Record
+from evolve.policies import Candidate, Promise
+from evolve.runtime.generators import preserved_rng
+from evolve.scores import Evidence, addition, collect, scores
+from evolve.structure.analysis import analyse
+from evolve.structure.inputs import as_inputs
+from evolve.structure.sites import STORE
+from evolve.training import TrainState, to_device
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunSituation:
+    """The situation of a run; see `evolve.policies.Situation`.
+
+    Attributes:
+        state: What training moves.
+        train: Training data.
+        example: Probe batch.
+        records: Every mutation attempted so far.
+        history: One mapping of metrics for each finished epoch.
+        nursery: Makes children and trains them.
+        tried: Candidates that were refused since the mutation was due.
+    """
+
+    state: TrainState
+    train: Batches
+    example: Tensor
+    records: Sequence[Record]
+    history: Sequence[Mapping[str, Any]]
+    nursery: Nursery
+    tried: list[Candidate] = field(default_factory=list)
+    _evidence: dict[int, Evidence] = field(default_factory=dict)
+    _promises: dict[tuple[Any, ...], Promise] = field(default_factory=dict)
+    _best: tuple[Candidate, Child] | None = None
+
+    def promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
+        """Returns what a score says of a candidate, from the next `batches` of the training data; nothing is built."""
+        key = candidate.entry, candidate.site, score, batches
+        if key not in self._promises:
+            self._promises[key] = self._promise(candidate, score, batches)
+        return self._promises[key]
+
+    def _promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
+        evidence = self._look(batches)
+        try:
+            with preserved_rng(self.state.model, self.state.step):
+                added = addition(evidence, candidate.operator, candidate.site or "", dict(candidate.options))
+                gain = scores.get(score)().value(added)
+        except NotApplicable as error:
+            logger.debug("%s at '%s' has no score: %s", candidate.operator, candidate.site, error)
+            return Promise(None, note=str(error))
+        return Promise(gain, added.params, added.flops)
+
+    def _look(self, batches: int) -> Evidence:
+        """Runs the model once on the next batches of the training data."""
+        if batches not in self._evidence:
+            state = self.state
+            with preserved_rng(state.model):
+                found = list(islice(self.train.onward(state.epoch, state.batch), batches))
+            inputs = torch.cat([inputs for inputs, _ in found])
+            targets = to_device(state, torch.cat([targets for _, targets in found]))
+            self._evidence[batches] = collect(
+                state.model, inputs, lambda outputs: state.loss(outputs, targets), self.example
+            )
+        return self._evidence[batches]
+
+    def depth(self, candidate: Candidate) -> float | None:
+        """Returns how deep in the model a site lies, in [0, 1), by the order in which modules are called."""
+        site = (candidate.site or "").rpartition(".")
+        first = f"{site[0]}.{site[2].partition(':')[0]}".lstrip(".")
+        return self._depths.get(first)
+
+    @cached_property
+    def _depths(self) -> dict[str, float]:
+        """How many modules are called before each one, over how many there are.
+
+        Inserted blocks do not count and lie where the module before them does: no mutation moves what was there.
+        """
+        calls = analyse(self.state.model, as_inputs(self.state.model, self.example)).tapes[0].calls
+        names = dict.fromkeys(call.module for call in calls if call.module)
+        inserted = {name for name in names if name.partition(".")[0] == STORE}
+        depths, before = {}, 0
+        for name in names:
+            depths[name] = max(0, before - (name in inserted)) / (len(names) - len(inserted))
+            before += name not in inserted
+        return depths
+
+    def child(self, candidate: Candidate | None, steps: int) -> float | None:
+        """Trains a mutated copy of the model a little and returns its held-out loss; None if it came to nothing.
+
+        Of the mutated ones the best is kept, for memory's sake that one alone.
+        """
+        child = self.nursery.raised(candidate, steps)
+        if child is None:
+            return None
+        if candidate is not None and (self._best is None or child.loss < self._best[1].loss):
+            self._best = candidate, child
+        return child.loss
+
+    def seed_of(self, candidate: Candidate, otherwise: int) -> int:
+        """Returns the seed that a candidate's child was made with, or another one where it has none."""
+        child = self._child_of(candidate)
+        return otherwise if child is None else child.seed
+
+    def adopt(self, candidate: Candidate) -> int:
+        """Gives the mutated model what the candidate's child has learned; returns in how many steps, 0 without one."""
+        child = self._child_of(candidate)
+        if child is None:
+            return 0
+        self.nursery.adopt(child)
+        return child.steps
+
+    def _child_of(self, candidate: Candidate) -> Child | None:
+        return self._best[1] if self._best is not None and self._best[0] == candidate else None

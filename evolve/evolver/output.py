@@ -1,0 +1,99 @@
+"""What a run is: the folder it is written to, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from evolve.config import Section
+from evolve.errors import EvolveError
+from evolve.structure.inputs import as_inputs
+from evolve.structure.probe import probe
+from evolve.training.checkpoint import FOLDER
+
+logger = logging.getLogger(__name__)
+
+
+class OutputConfig(Section):
+    """Where a run is written.
+
+    Attributes:
+        dir: The run folder; null writes nothing.
+        checkpoint_every: Epochs between checkpoints; the end of the run and a stop are always saved.
+        keep: Checkpoints to keep.
+        overwrite: Remove a run that lies in the folder already, instead of refusing to start.
+    """
+
+    dir: str | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    keep: Annotated[int, Field(ge=1)] = 2
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        metrics: The last epoch's line: `val_accuracy`, `val_loss`, `train_loss`, ...; empty before the first epoch end.
+        applied: Mutations applied; likewise `refused`.
+        params_from: Parameters at the start; likewise `params_to`.
+        folder: Where the run lies, if anywhere.
+        progress: Which part of the budget is spent, from 0 to 1.
+        finished: Whether all of it is.
+        signal: The signal that stopped the run, if one did.
+    """
+
+    metrics: dict[str, Any]
+    applied: int
+    refused: int
+    params_from: int
+    params_to: int
+    folder: Path | None
+    progress: float
+    finished: bool
+    signal: int | None
+
+
+def flops_per_sample(model: nn.Module, inputs: Tensor, needed: bool) -> int:
+    """Returns the FLOPs of a forward pass of one sample; 0 where they cannot be counted and are not needed.
+
+    Raises:
+        EvolveError: If they are needed and the model fails on the inputs.
+    """
+    try:
+        return probe(model, as_inputs(model, inputs)).flops or 0
+    except Exception as error:  # whatever a user's forward raises
+        fault = (
+            f"FLOPs cannot be counted: {type(model).__name__} fails on the probe batch: {type(error).__name__}: {error}"
+        )
+        if needed:
+            raise EvolveError(fault) from error
+        logger.info("%s", fault)  # where the model does not fit its data at all, the run tells it as it begins
+        return 0
+
+
+def begin_folder(folder: Path, overwrite: bool, config_text: str | None) -> None:
+    """Makes a run folder, with the resolved configuration where there is one.
+
+    Raises:
+        EvolveError: If it holds a run already and may not be written over.
+    """
+    if (folder / "lineage.jsonl").exists() or (folder / FOLDER).exists():
+        if not overwrite:
+            raise EvolveError(
+                f"'{folder}' holds a run already. Go on with it (`evolve resume {folder}`), or write elsewhere "
+                "(output.dir=...), or over it (output.overwrite=true)."
+            )
+        for name in ("lineage.jsonl", "metrics.jsonl", "config.yaml"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config_text is not None:
+        (folder / "config.yaml").write_text(config_text, encoding="utf-8")

@@ -1,0 +1,105 @@
+"""Models out of what stands for them: a run folder, a configuration, a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evolve.config import ConfigError, apply_overrides
+from evolve.errors import CheckpointError, EvolveError, UnknownNameError, did_you_mean
+from evolve.evolver.run_config import load_config
+from evolve.lineage import Lineage, Record
+from evolve.models import build_model, models
+from evolve.models.lookup import usual_shape
+from evolve.plugins import is_import_path
+from evolve.training.checkpoint import load_model, newest_checkpoint
+
+
+def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Returns the evolved model of a run folder, on the CPU and in eval mode, with the weights it was evaluated with.
+
+    Args:
+        run: The run folder.
+        model: The base model, built as for the run; needed where the run did not start from a YAML file.
+
+    Raises:
+        CheckpointError: If there is no whole checkpoint or no base model to start from.
+    """
+    path = newest_checkpoint(Path(run))
+    if model is None:
+        config_file = Path(run) / "config.yaml"
+        if not config_file.is_file():
+            raise CheckpointError(
+                f"{run} has no config.yaml to build the base model from. Pass it: load(run, model=...)."
+            )
+        config = load_config(config_file)
+        model = build_model(config.model.name, **config.model.options)
+    load_model(path, model, averaged=True)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that was asked for by whatever names it.
+
+    Attributes:
+        model: The model.
+        shapes: Shapes of the arguments that it is known to take, batch first; none where nothing is known.
+        records: The mutations that made it of its base model, in order.
+    """
+
+    model: nn.Module
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+
+def open_model(target: str, options: Sequence[str] = (), device: torch.device | None = None) -> Opened:
+    """Builds or loads the model that a name, a YAML file or a run folder stands for.
+
+    Args:
+        target: What `model.name` may be in a configuration, a configuration, or a run folder.
+        options: Arguments of the model such as "num_classes=5"; they win over a configuration's.
+        device: Where it is to live; the CPU if None.
+
+    Raises:
+        ConfigError: If the options or the configuration have faults.
+        EvolveError: If there is no such model, or it cannot be built or loaded.
+    """
+    path = Path(target)
+    if target not in models and path.is_dir():
+        if options:
+            raise EvolveError(
+                f"'{target}' is a run folder: its config.yaml says how the model is built. Give no option."
+            )
+        records = Lineage.read(newest_checkpoint(path) / "lineage.jsonl")
+        probed = next((record.inputs for record in records if record.inputs), [])
+        applied = [record for record in records if record.status == "applied"]
+        return Opened(load(path).to(device), [tuple(tensor.shape) for tensor in probed], applied)
+    if target not in models and (path.is_file() or path.suffix in {".yaml", ".yml"}):
+        config = load_config(path, [f"model.options.{option}" for option in options])
+        return Opened(_build_on(device, config.model.name, config.model.options))
+    if target not in models and path.name != target:
+        raise EvolveError(f"There is no file or folder '{target}'. Looked from {Path.cwd()}.")
+    arguments, _, faults = apply_overrides({}, {}, options)
+    if faults:
+        raise ConfigError(faults)
+    if not is_import_path(target) and target not in models:
+        raise UnknownNameError(
+            f"Unknown model '{target}'.{did_you_mean(target, models)} Known: {', '.join(models)}. A model may also be "
+            "torchvision:<name>, package.module:Class, a YAML file or a run folder."
+        )
+    model = _build_on(device, target, arguments)
+    image = usual_shape(target)
+    return Opened(model, [] if image is None else [(2, *image)])
+
+
+def _build_on(device: torch.device | None, name: str, options: Mapping[str, Any]) -> nn.Module:
+    """Makes the weights where they are to live, so that `meta` takes no memory; what comes from elsewhere is moved."""
+    with device or nullcontext():
+        return build_model(name, **options).to(device)

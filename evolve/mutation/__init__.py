@@ -1,0 +1,5 @@
+"""The front door to a change: analyse, apply, carry the optimizer along, verify, commit or roll back."""
+
+from evolve.mutation.api import MutationResult, create_operator, mutate, replay, sites
+
+__all__ = ["MutationResult", "create_operator", "mutate", "replay", "sites"]

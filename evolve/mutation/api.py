@@ -1,0 +1,257 @@
+"""The only front door to a change: analyse, apply, carry the optimizer along, verify, commit or roll back."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.optim import Optimizer
+
+from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, UnknownNameError, did_you_mean
+from evolve.lineage import Record, Status
+from evolve.mutation.attempt import Attempt, carry_out, first_look, refuse_unworkable
+from evolve.mutation.limits import Limits
+from evolve.operators import Change, MutationOperator, operators
+from evolve.runtime.generators import preserved_rng
+from evolve.runtime.memory import free_memory, memory_in_use, out_of_memory
+from evolve.structure.inputs import as_inputs, infer_inputs
+from evolve.structure.probe import Loss, count_parameters
+from evolve.structure.sites import resolve
+from evolve.surgery.resize import Cut
+from evolve.surgery.transaction import Transaction
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MutationResult:
+    """The answer of `mutate`: unpacks as `success, message`, is true where the mutation was applied.
+
+    Attributes:
+        record: What goes into the mutation log.
+        cuts: How axes of parameters and buffers were made anew, for whoever keeps tensors of the same shapes, such as
+            an average of the weights.
+        redrawn: Parameters, by name, that took other values as a whole, for the same.
+    """
+
+    record: Record
+    cuts: Sequence[Cut] = field(default=(), repr=False)
+    redrawn: Sequence[str] = field(default=(), repr=False)
+
+    @property
+    def success(self) -> bool:
+        """Whether the mutation was applied."""
+        return self.record.success
+
+    @property
+    def message(self) -> str:
+        """What was done, or why not."""
+        return self.record.message
+
+    @property
+    def status(self) -> Status:
+        """One of applied, not_applicable, rejected, failed, rolled_back (memory ran out)."""
+        return self.record.status
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.success, self.message))
+
+    def __bool__(self) -> bool:
+        return self.success
+
+
+def mutate(
+    model: nn.Module,
+    operator: str,
+    *,
+    site: str | None = None,
+    optimizer: Optimizer | None = None,
+    example_inputs: Any = None,
+    seed: int | None = None,
+    loss: Loss | None = None,
+    limits: Limits | None = None,
+    strict: bool = False,
+    note: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> MutationResult:
+    """Applies one mutation operator in place, or leaves everything bit for bit as it was.
+
+    The change is verified on a probe batch in eval and train mode: same output structure and shapes, max|difference|
+    within the operator's declaration, finite gradients that reach every new parameter, every trainable parameter in
+    the optimizer exactly once, as many parameters as the operator said.
+
+    Args:
+        model: Any module; compiled models (`torch.compile`) are changed underneath and compile again by themselves.
+        operator: Registered name, such as "residual".
+        site: Dotted name of the place; the operator's default place if None.
+        optimizer: Its state is carried along and new parameters join it.
+        example_inputs: Probe batch: a tensor, a sequence of arguments or a mapping of keyword arguments. If None, one
+            is made up for the model's first layer with weights.
+        seed: Of everything the operator draws; drawn from torch's generator, which is left alone, if None.
+        loss: Makes a scalar of the model's outputs on `example_inputs`, for operators that look at gradients
+            (`widen` with init gradmax, `narrow` with criterion taylor).
+        limits: Caps; a mutation past one is refused with the figure.
+        strict: Raise where the answer would be `(False, message)`; an operator's own error as it was.
+        note: `epoch`, `step`, `metrics_before` and `reason` for the record.
+        **options: The operator's options.
+
+    Returns:
+        The answer, with the record of the attempt.
+
+    Raises:
+        UnknownNameError: If no operator has this name.
+        EvolveError: If the operator has no such options.
+        MutationError: With `strict`, if the mutation was refused.
+    """
+    started, moment = time.perf_counter(), datetime.now(timezone.utc)
+    acting = create_operator(operator, options)
+    model = _underneath(model)
+    change = Change("")
+    with preserved_rng(model):
+        drawn = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+    attempt = Attempt(site or "", drawn, count_parameters(model))
+    memory_before = memory_in_use(model)
+    status: Status = "applied"
+    trace = cause = None
+    try:
+        refuse_unworkable(model)
+        # Tensors that are made in inference mode could never be trained.
+        with torch.inference_mode(False), Transaction(model, optimizer):
+            message, change = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
+    except Exception as error:
+        status, message = _answer(error)
+        if status == "failed":
+            trace = traceback.format_exc()
+            cause = error if strict else None
+    free_memory()
+    record = Record(
+        time=moment.isoformat(timespec="milliseconds"),
+        operator=operator,
+        site=attempt.site,
+        options=acting.options.model_dump(mode="json"),
+        plan=attempt.plan,
+        seed=attempt.seed,
+        status=status,
+        success=status == "applied",
+        message=message,
+        inputs=attempt.inputs,
+        preserves=acting.preserves,
+        max_abs_diff=attempt.max_abs_diff,
+        params_before=attempt.params_before,
+        params_after=attempt.params_after if status == "applied" else attempt.params_before,
+        flops_before=attempt.flops_before,
+        flops_after=attempt.flops_after if status == "applied" else attempt.flops_before,
+        seconds=time.perf_counter() - started,
+        memory_before=memory_before,
+        memory_after=memory_in_use(model),
+        traceback=trace,
+        **(note or {}),
+    )
+    logger.info("%s at '%s': %s. %s", operator, record.site, status, message)
+    if cause is not None:
+        raise cause
+    if strict and status != "applied":
+        raise MutationError(message)
+    return MutationResult(record, change.cuts, change.redrawn)
+
+
+def _answer(error: Exception) -> tuple[Status, str]:
+    """What an attempt that ended in an error has come to."""
+    if out_of_memory(error):
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return "rolled_back", (
+            f"Memory ran out during the mutation ({what}); everything is as before. Give evolution.limits "
+            "(params, activation_bytes) so that such a mutation is refused beforehand."
+        )
+    if isinstance(error, NotApplicable):
+        return "not_applicable", str(error)
+    if isinstance(error, RejectedError):
+        return "rejected", str(error)
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _underneath(model: nn.Module) -> nn.Module:
+    """Returns the model in a `torch.compile` wrapper, which notices the change and compiles again."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def create_operator(name: str, options: Mapping[str, Any]) -> MutationOperator:
+    """Returns the operator called `name` with its options checked.
+
+    Raises:
+        UnknownNameError: If there is no such operator.
+        EvolveError: If an option is unknown or has a value that is not allowed.
+    """
+    cls = operators.get(name)
+    try:
+        return cls(**options)
+    except ValidationError as error:
+        known = list(cls.Options.model_fields)
+        lines = []
+        for fault in error.errors():
+            key = ".".join(map(str, fault["loc"]))
+            if fault["type"] == "extra_forbidden":
+                lines.append(f"there is no option '{key}'.{did_you_mean(key, known)}")
+            else:
+                lines.append(f"option '{key}': {fault['msg']}. Found {fault['input']!r}.")
+        raise EvolveError(f"Operator '{name}': {' '.join(lines)} Its options: {', '.join(known) or 'none'}.") from error
+
+
+def sites(model: nn.Module, operator: str, *, example_inputs: Any = None, **options: Any) -> list[str]:
+    """Returns the dotted names of the submodules with parameters where an operator applies.
+
+    Args:
+        model: Any module; it is left as it was.
+        operator: Registered name.
+        example_inputs: As for `mutate`.
+        **options: The operator's options.
+
+    Raises:
+        UnknownNameError: If no operator has this name.
+        NotApplicable: If the model cannot be run on the example inputs.
+    """
+    acting = create_operator(operator, options)
+    model = _underneath(model)
+    refuse_unworkable(model)
+    inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
+    return acting.sites(model, first_look(model, inputs, 0))
+
+
+def replay(model: nn.Module, records: Iterable[Record]) -> None:
+    """Rebuilds the structure that the applied records describe on a base model; needs no data and measures nothing.
+
+    Raises:
+        UnknownNameError: If a record's operator is not registered: import the plugin first.
+        EvolveError: If a record does not fit the model.
+    """
+    for record in records:
+        if record.status != "applied":
+            continue
+        try:
+            acting = create_operator(record.operator, record.options)
+        except UnknownNameError as error:
+            raise UnknownNameError(
+                f"{error} Record {record.index} needs it: import or list its plugin first."
+            ) from error
+        try:
+            with preserved_rng(model, record.seed):
+                acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
+        except NotApplicable as error:
+            raise EvolveError(
+                f"Record {record.index} ('{record.operator}' at '{record.site}') does not fit this model: {error} "
+                "Was the base model built as it was then?"
+            ) from error
+        if count_parameters(model) != record.params_after:
+            raise EvolveError(
+                f"After record {record.index} ('{record.operator}' at '{record.site}') the model should have "
+                f"{record.params_after:,} parameters; it has {count_parameters(model):,}. Is the base model the same?"
+            )

@@ -1,0 +1,1 @@
+"""Devices, random number generators and memory."""

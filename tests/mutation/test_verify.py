@@ -1,0 +1,131 @@
+"""One run that mixes the statistics of both modes catches what either mode alone would show."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional as F
+
+import evolve
+from evolve.operators.widen import Widen
+from evolve.structure.inputs import as_inputs
+from evolve.structure.isolation import undisturbed
+from evolve.structure.probe import mixed_statistics, probe
+
+LOG = []  # outside of the model, where nobody takes it back after a run
+
+
+class Net(nn.Module):
+    """Convolutions around a BatchNorm that has seen something; logs the runs that compute something."""
+
+    def __init__(self, asks=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2.0)
+        nn.init.uniform_(self.norm.weight, 0.5, 2.0)
+        self.asks = asks
+
+    def forward(self, x):
+        scale = 1.0 if self.asks and self.training else 2.0
+        if not isinstance(x, FakeTensor):
+            LOG.append(scale)
+        return scale * self.last(torch.relu(self.norm(self.first(x)))).mean((2, 3))
+
+
+def images():
+    return torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+
+
+def outputs(model, *, training):
+    with undisturbed(model), torch.no_grad():
+        return model.train(training)(images())
+
+
+def shifts_a_running_mean(model):
+    model.norm.running_mean[-1] += 0.1
+
+
+def scales_a_running_variance(model):
+    model.norm.running_var[-1] *= 1.5
+
+
+def hides_a_scale_from_eval_mode(model):
+    """BatchNorm takes a scale out in train mode; in eval mode half the weight makes up for it."""
+    for tensor in (model.first.weight, model.first.bias, model.norm.running_mean):
+        tensor[-1] *= 2
+    model.norm.weight[-1] /= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "shows_in_training"),
+    [(shifts_a_running_mean, False), (scales_a_running_variance, False), (hides_a_scale_from_eval_mode, True)],
+)
+def test_an_error_that_shows_in_one_mode_alone_is_caught(monkeypatch, error, shows_in_training):
+    model, apply, found = Net(), Widen.apply, {}
+    before = {training: outputs(model, training=training) for training in (False, True)}
+
+    def wrong(self, model, site, plan):
+        change = apply(self, model, site, plan)
+        with torch.no_grad():
+            error(model)
+        found.update({training: outputs(model, training=training) for training in before})
+        return change
+
+    monkeypatch.setattr(Widen, "apply", wrong)
+    result = evolve.mutate(model, "widen", site="first", example_inputs=images())
+    assert result.status == "rejected"
+    assert "in eval or train mode the output changed" in result.message
+    for training, expected in before.items():
+        same = torch.allclose(found[training], expected, rtol=1e-5, atol=1e-6)
+        assert same == (training != shows_in_training)
+
+
+@pytest.mark.parametrize(("operator", "asks", "runs"), [("widen", False, 2), ("widen", True, 4), ("narrow", False, 2)])
+def test_models_run_no_more_often_than_tells_something(operator, asks, runs):
+    LOG.clear()
+    assert evolve.mutate(Net(asks), operator, site="first", example_inputs=images())
+    assert len(LOG) == runs
+    assert (1.0 in LOG) == asks  # train mode is run where the forward asks for it
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_statistics_are_half_way_between_those_of_the_modes(dtype):
+    norm, x = Net().to(dtype).norm.eval(), torch.randn(4, 6, 5, 5).mul(3).add(1).to(dtype)
+    kept = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    with torch.no_grad(), mixed_statistics():
+        mixed, trained = norm(x), F.batch_norm(x, None, None, training=True)
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    halves = ((norm.running_mean.double() + mean) / 2, (norm.running_var.double() + var) / 2)
+    expected = F.batch_norm(x.double(), *halves, norm.weight.double(), norm.bias.double())
+    assert torch.allclose(mixed.double(), expected, **({"atol": 0.05} if dtype == torch.bfloat16 else {"atol": 1e-5}))
+    assert torch.equal(trained, F.batch_norm(x, None, None, training=True))
+    assert all(torch.equal(buffer, kept[name]) for name, buffer in norm.named_buffers())
+
+
+@pytest.mark.parametrize("compiled", ["in place", "wrapped"])
+def test_compiled_parts_take_notice(compiled):
+    inputs = as_inputs(Net(), images())
+    expected = {mixed: probe(Net(), inputs, plain=True, mixed=mixed).outputs for mixed in (False, True)}
+    assert not torch.allclose(expected[False], expected[True])
+    model = Net()
+    if compiled == "in place":
+        model.norm.compile(backend="eager")
+    else:
+        model.norm = torch.compile(model.norm, backend="eager")
+    for mixed in (True, False, True):
+        assert torch.allclose(probe(model, inputs, plain=True, mixed=mixed).outputs, expected[mixed])
+
+
+def test_hooks_of_every_module_may_read_the_mode():
+    def uneven(module, args, output):
+        return output / output.shape[1] if type(module) is nn.BatchNorm2d and module.training else None
+
+    handle = nn.modules.module.register_module_forward_hook(uneven)
+    try:
+        result = evolve.mutate(Net(), "widen", site="first", example_inputs=images())
+    finally:
+        handle.remove()
+    assert result.status == "rejected"
+    assert "in train mode the output changed" in result.message
