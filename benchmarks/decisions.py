@@ -190,14 +190,14 @@ def cost(
         batch_size=batch,
         progress=False,
     )
-    batches = list(run.train.epoch(0))
+    batches = list(run.train_data.epoch(0))
     train_step(run.state, batches[:1])
     steps, decisions, weighed = [], [], 0
     for _ in range(5):
         steps += [seconds(lambda one=one: train_step(run.state, [one])) for one in batches]
-        situation, timer = run.trials.round.situation(run.history), Timer()
-        candidates = run.trials.round.candidates(run.model)
-        choice = run.trials.round.policy.choose(candidates, situation)
+        context, timer = run.controller.proposer.context(run.history), Timer()
+        candidates = run.controller.proposer.candidates(run.model)
+        choice = run.controller.proposer.policy.choose(candidates, context)
         decisions.append(timer.read())
         weighed = len(choice.others) + 1 if choice else 0
     step, decision = (statistics.median(took.cpu for took in taken) for taken in (steps, decisions))

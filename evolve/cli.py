@@ -168,7 +168,7 @@ def schema() -> None:
 def _train(build: Callable[[], Evolver]) -> None:
     """Runs an Evolver and says how it ended."""
     evolver = build()
-    names = (evolver.train, evolver.val)
+    names = (evolver.train_data, evolver.val_data)
     typer.echo(
         f"{type(evolver.model).__name__} on {evolver.state.device}: {names[0].samples:,} training and "
         f"{names[1].samples:,} held-out samples, {evolver.training.budget}."

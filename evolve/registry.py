@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 from evolve.errors import DuplicateNameError, UnknownNameError, did_you_mean
 
 T = TypeVar("T")
+
+
+class Registered:
+    """Base of classes that know the name they are registered under.
+
+    Attributes:
+        name: Set by `Registry.register`.
+    """
+
+    name: ClassVar[str]
 
 
 class Registry(Generic[T]):
@@ -41,6 +51,8 @@ class Registry(Generic[T]):
                 raise DuplicateNameError(
                     f"Cannot register {self.kind} '{name}': {known!r} already bears that name. Choose another name."
                 )
+            if isinstance(item, type) and issubclass(item, Registered):
+                item.name = name
             self._items[name] = item
             return item
 

@@ -28,14 +28,14 @@ def widening(**schedule):
 
 def each_step(run, note):
     """Calls `note()` after each optimizer step."""
-    train = run.trials.step
+    train = run.controller.step
 
     def trained(batches):
         result = train(batches)
         note()
         return result
 
-    run.trials.step = trained
+    run.controller.step = trained
     return run
 
 

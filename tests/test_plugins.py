@@ -36,7 +36,7 @@ def test_the_example_runs_resumes_and_loads(tmp_path, monkeypatch):
         assert one[0] == other[0]
         assert torch.equal(one[1], other[1])
     model = evolve.load(tmp_path / "run")
-    x = run.val.example(5)
+    x = run.val_data.example(5)
     with torch.no_grad():
         assert torch.equal(model(x), run.model.eval()(x))
 

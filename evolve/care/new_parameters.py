@@ -28,7 +28,7 @@ _DECOUPLED = {"Adafactor", "AdamW", "Muon"}
 
 
 @dataclass
-class Litter:
+class NewParts:
     """What one mutation brought.
 
     Attributes:
@@ -53,7 +53,7 @@ class _Held:
     undecayed: float  # learning rate times weight decay, of a decay that is to be undone
 
 
-class Newborns:
+class NewParameters:
     """All new parts that are still cared for.
 
     Args:
@@ -72,7 +72,7 @@ class Newborns:
             )
         self._config = config
         self._steps = 0
-        self._litters: list[Litter] = []
+        self._brought: list[NewParts] = []
         self._held: list[_Held] = []
         self._rates: list[tuple[dict[str, Any], Any]] = []
 
@@ -84,31 +84,31 @@ class Newborns:
             parts: Masks of what is new, by parameter; see `surgery.parts.new_parts`.
             cuts: What was done to axes of parameters.
         """
-        for litter in self._litters:
-            litter.parts = _followed(model, litter.parts, cuts)
-            litter.reached = _followed(model, litter.reached, cuts)
+        for older in self._brought:
+            older.parts = _followed(model, older.parts, cuts)
+            older.reached = _followed(model, older.reached, cuts)
         if parts and self._longest:
-            self._litters.append(Litter(self._steps, dict(parts)))
+            self._brought.append(NewParts(self._steps, dict(parts)))
 
     def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
         """To be called when the gradients are complete, on their own scale."""
-        if not self._litters:
+        if not self._brought:
             return
         parameters = dict(model.named_parameters())
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         if self._config.rewarm is not None and self._config.rewarm.scope == "all":
-            self._scale_rates(optimizer, self._factor(self._litters[-1]))
-        for litter in self._litters:
-            age = self._steps - litter.born
-            for name, mask in litter.parts.items():
+            self._scale_rates(optimizer, self._factor(self._brought[-1]))
+        for parts in self._brought:
+            age = self._steps - parts.born
+            for name, mask in parts.parts.items():
                 parameter = parameters[name]
                 group = groups.get(id(parameter))
                 if group is None:
                     continue
                 if age < self._config.watch:
-                    _note_gradient(litter, name, parameter)
+                    _note_gradient(parts, name, parameter)
                 new = self._config.rewarm is not None and self._config.rewarm.scope == "new"
-                factor = self._factor(litter) if new else 1.0
+                factor = self._factor(parts) if new else 1.0
                 undecayed = self._suspend_decay(optimizer, group, parameter, mask) if self._graceful(age) else 0.0
                 if factor != 1 or undecayed:
                     self._held.append(_Held(parameter, parameter.detach().clone(), mask, factor, undecayed))
@@ -124,14 +124,14 @@ class Newborns:
                     moved += held.undecayed * held.value
                 held.parameter.copy_(torch.where(held.mask, held.value + held.factor * moved, held.parameter))
         self._held, self._rates = [], []
-        if self._litters:
+        if self._brought:
             self._steps += 1
             self._tell()
-            self._litters = [litter for litter in self._litters if self._steps - litter.born < self._longest]
+            self._brought = [parts for parts in self._brought if self._steps - parts.born < self._longest]
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as tensors and numbers."""
-        return {"steps": self._steps, "litters": [vars(litter) for litter in self._litters]}
+        return {"steps": self._steps, "brought": [vars(parts) for parts in self._brought]}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Takes up what `state` returned."""
@@ -141,7 +141,7 @@ class Newborns:
 
         self._held, self._rates = [], []  # of a step that was not finished
         self._steps = state["steps"]
-        self._litters = [Litter(o["born"], placed(o["parts"]), placed(o["reached"])) for o in state["litters"]]
+        self._brought = [NewParts(o["born"], placed(o["parts"]), placed(o["reached"])) for o in state["brought"]]
 
     @property
     def _longest(self) -> int:
@@ -149,10 +149,10 @@ class Newborns:
         rewarm = self._config.rewarm
         return max(self._config.decay_grace, self._config.watch, rewarm.steps if rewarm is not None else 0)
 
-    def _factor(self, litter: Litter) -> float:
-        """What the learning rate of a litter is multiplied with."""
+    def _factor(self, parts: NewParts) -> float:
+        """What the learning rate of a parts is multiplied with."""
         rewarm = self._config.rewarm
-        age = self._steps - litter.born
+        age = self._steps - parts.born
         if rewarm is None or age >= rewarm.steps:
             return 1.0
         return rewarm.start + (1 - rewarm.start) * age / rewarm.steps
@@ -180,12 +180,12 @@ class Newborns:
         return 0.0
 
     def _tell(self) -> None:
-        """Warns of new units of a litter that has been watched long enough."""
-        for litter in self._litters:
-            if self._steps - litter.born != self._config.watch:
+        """Warns of new units of a parts that has been watched long enough."""
+        for parts in self._brought:
+            if self._steps - parts.born != self._config.watch:
                 continue
-            dead = {n: mask & ~litter.reached.get(n, torch.zeros_like(mask)) for n, mask in litter.parts.items()}
-            if told := [units for name, mask in litter.parts.items() if (units := _told(name, mask, dead[name]))]:
+            dead = {n: mask & ~parts.reached.get(n, torch.zeros_like(mask)) for n, mask in parts.parts.items()}
+            if told := [units for name, mask in parts.parts.items() if (units := _told(name, mask, dead[name]))]:
                 logger.warning(
                     "No gradient has come to what is new in the %d steps since a mutation: %s. It does not learn. "
                     "Inputs that are never active, a zero on both sides or a detach are the usual reasons.",
@@ -201,12 +201,12 @@ def _followed(model: nn.Module, masks: Mapping[str, Tensor], cuts: Sequence[Cut]
     return {name: mask for name, mask in cut.items() if mask.shape == shapes.get(name)}
 
 
-def _note_gradient(litter: Litter, name: str, parameter: nn.Parameter) -> None:
+def _note_gradient(parts: NewParts, name: str, parameter: nn.Parameter) -> None:
     if parameter.grad is None:
         return
     gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-    seen = litter.reached.get(name)
-    litter.reached[name] = (gradient != 0) if seen is None else seen | (gradient != 0)
+    seen = parts.reached.get(name)
+    parts.reached[name] = (gradient != 0) if seen is None else seen | (gradient != 0)
 
 
 def _told(name: str, mask: Tensor, dead: Tensor) -> str | None:

@@ -44,7 +44,7 @@ class Child:
     loss: float
 
 
-class Nursery:
+class ChildTrainer:
     """Makes children of a running model and trains them.
 
     Args:
@@ -114,7 +114,7 @@ class Nursery:
             scheduler=None,
             scaler=scaler,
             ema=None,
-            newborns=None,
+            new_parameters=None,
             flops_per_sample=flops,
         )
         try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evolve.data import Batches
 from evolve.errors import NotApplicable
-from evolve.evolver.children import Child, Nursery
+from evolve.evolver.children import Child, ChildTrainer
 from evolve.lineage import Record
 from evolve.policies import Candidate, Promise
 from evolve.runtime.generators import preserved_rng
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class RunSituation:
-    """The situation of a run; see `evolve.policies.Situation`.
+class RunContext:
+    """The context of a run; see `evolve.policies.PolicyContext`.
 
     Attributes:
         state: What training moves.
@@ -37,7 +37,7 @@ class RunSituation:
         example: Probe batch.
         records: Every mutation attempted so far.
         history: One mapping of metrics for each finished epoch.
-        nursery: Makes children and trains them.
+        trainer: Makes children and trains them.
         tried: Candidates that were refused since the mutation was due.
     """
 
@@ -46,7 +46,7 @@ class RunSituation:
     example: Tensor
     records: Sequence[Record]
     history: Sequence[Mapping[str, Any]]
-    nursery: Nursery
+    trainer: ChildTrainer
     tried: list[Candidate] = field(default_factory=list)
     _evidence: dict[int, Evidence] = field(default_factory=dict)
     _promises: dict[tuple[Any, ...], Promise] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class RunSituation:
 
         Of the mutated ones the best is kept, for memory's sake that one alone.
         """
-        child = self.nursery.raised(candidate, steps)
+        child = self.trainer.raised(candidate, steps)
         if child is None:
             return None
         if candidate is not None and (self._best is None or child.loss < self._best[1].loss):
@@ -126,7 +126,7 @@ class RunSituation:
         child = self._child_of(candidate)
         if child is None:
             return 0
-        self.nursery.adopt(child)
+        self.trainer.adopt(child)
         return child.steps
 
     def _child_of(self, candidate: Candidate) -> Child | None:

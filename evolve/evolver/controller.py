@@ -8,7 +8,7 @@ from typing import Any
 from evolve.data import Batches
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.probation import Probation
-from evolve.evolver.proposer import Round
+from evolve.evolver.proposer import Proposer
 from evolve.lineage import Record, Verdict
 from evolve.schedules import Clock, Schedule
 from evolve.training import Batch, StepResult, TrainState, train_step
@@ -17,7 +17,7 @@ from evolve.training.snapshot import Snapshot, unless_memory_runs_out
 Progress = Mapping[str, Any]  # of a run, as JSON values
 
 
-class Trials:
+class MutationController:
     """Makes mutations when they are due, one at a time, and sees each of them through.
 
     Attributes:
@@ -42,7 +42,7 @@ class Trials:
         tell: Callable[[Record], None],
         stopping: Callable[[], bool],
     ) -> None:
-        self.round = Round(config, state, train, val, stopping)
+        self.proposer = Proposer(config, state, train, val, stopping)
         self.probation = Probation(config.probation, state, val) if config.probation else None
         self._schedule: Schedule | None = config.schedule.build() if config.schedule else None
         self._state = state
@@ -75,22 +75,22 @@ class Trials:
             progress: Returns what the run has to take up again if it goes back to before the mutation.
         """
         reason, self._due = self._due or "", None
-        lineage = self.round.lineage
-        before, first, policy = Snapshot(self._state), len(lineage), self.round.policy.state()
+        lineage = self.proposer.lineage
+        before, first, policy = Snapshot(self._state), len(lineage), self.proposer.policy.state()
         if self.probation:
             self.probation.remember(before, progress(), history, lineage)
         when = "where the run was to follow the mutation"
-        done = unless_memory_runs_out(before, when, lambda: self.round.attempt(reason, history))
+        done = unless_memory_runs_out(before, when, lambda: self.proposer.attempt(reason, history))
         applied = [record.index for record in lineage.records[first:] if record.success]
         if done is None:
             self._take_back(applied, when)
             applied = []
         if self.probation:
-            self.probation.begin(applied, self.round.ahead)
+            self.probation.begin(applied, self.proposer.ahead)
         if applied:
             self._before, self._latest = before, applied
         elif len(lineage) == first and self._stopping():  # the round was broken off: a resumed run makes it anew
-            self.round.policy.load_state(policy)
+            self.proposer.policy.load_state(policy)
             self._due = reason
         for record in lineage.records[first:]:
             self._tell(record)
@@ -130,23 +130,23 @@ class Trials:
         if self.probation is None or verdict is None:
             return None
         for index in self.probation.records:
-            self._tell(self.round.lineage.judge(index, verdict))
+            self._tell(self.proposer.lineage.judge(index, verdict))
         before = self.probation.end(verdict)
         # The policy has had its turn: it goes on, so that the next mutation is another one.
-        return None if before is None else {**before, "policy": self.round.policy.state()}
+        return None if before is None else {**before, "policy": self.proposer.policy.state()}
 
     def _take_back(self, applied: list[int], when: str) -> list[Record]:
         """Notes of mutations, by their numbers, that memory ran out and all is as before them."""
-        return [self.round.lineage.take_back(index, f"Memory ran out {when}: taken back.") for index in applied]
+        return [self.proposer.lineage.take_back(index, f"Memory ran out {when}: taken back.") for index in applied]
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as JSON values."""
         schedule = self._schedule.state() if self._schedule else {}
-        return {"policy": self.round.policy.state(), "schedule": schedule, "due": self._due}
+        return {"policy": self.proposer.policy.state(), "schedule": schedule, "due": self._due}
 
     def load_state(self, state: Progress) -> None:
         """Takes up what `state` returned."""
-        self.round.policy.load_state(state["policy"])
+        self.proposer.policy.load_state(state["policy"])
         if self._schedule is not None:
             self._schedule.load_state(state["schedule"])
         self._due = state["due"]

@@ -15,12 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from evolve.care import Newborns
+from evolve.care import NewParameters
 from evolve.config import dump_yaml
 from evolve.data import as_batches, build_data
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolver.config import EvolutionConfig
-from evolve.evolver.controller import Trials
+from evolve.evolver.controller import MutationController
 from evolve.evolver.output import OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.evolver.run_config import RunConfig, load_config
 from evolve.lineage import Lineage
@@ -91,12 +91,12 @@ class Evolver:
         self.output = output if isinstance(output, OutputConfig) else OutputConfig(dir=str(output) if output else None)
         self.model = model
         seed = self.training.seed
-        self.train = as_batches(train_data, batch_size, shuffle=True, seed=seed)
-        self.val = as_batches(val_data, batch_size, shuffle=False, seed=seed)
+        self.train_data = as_batches(train_data, batch_size, shuffle=True, seed=seed)
+        self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
         place_model(model, self.training)
         self._config_text = config_text
-        steps = math.ceil(len(self.train) / self.training.accumulate)
-        inputs = self.train.example(self.evolution.probe)
+        steps = math.ceil(len(self.train_data) / self.training.accumulate)
+        inputs = self.train_data.example(self.evolution.probe)
         self.state = create_state(
             model,
             optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
@@ -104,12 +104,14 @@ class Evolver:
             loss=loss,
             lr_schedule=lr_schedule,
             epoch_steps=steps,
-            epoch_samples=self.train.samples,
+            epoch_samples=self.train_data.samples,
             flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
         )
-        self.state.newborns = Newborns(self.evolution.care, self.state.optimizer)
+        self.state.new_parameters = NewParameters(self.evolution.care, self.state.optimizer)
         self.display = Progress(progress, self.training.budget, steps)
-        self.trials = Trials(self.evolution, self.state, self.train, self.val, self.display.mutation, self._stopping)
+        self.controller = MutationController(
+            self.evolution, self.state, self.train_data, self.val_data, self.display.mutation, self._stopping
+        )
         self._metrics = Metrics(Path(self.output.dir) if self.output.dir else None)
         self._params_from = count_parameters(model)
         self._saved: Path | None = None  # the newest checkpoint
@@ -191,7 +193,7 @@ class Evolver:
         """
         path = newest_checkpoint(self._folder())
         records, progress = restore(path, self.state)
-        self.trials.round.lineage = Lineage(self._folder() / "lineage.jsonl", records)
+        self.controller.proposer.lineage = Lineage(self._folder() / "lineage.jsonl", records)
         self._take_up(progress)
         self._begun, self._saved = True, path
         logger.info("Resumed %s at step %d.", path, self.state.step)
@@ -200,7 +202,7 @@ class Evolver:
     @property
     def lineage(self) -> Lineage:
         """Every mutation attempted so far."""
-        return self.trials.round.lineage
+        return self.controller.proposer.lineage
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -214,24 +216,24 @@ class Evolver:
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
-        batches = iter(self.train.epoch(self.state.epoch, self.state.batch))
+        batches = iter(self.train_data.epoch(self.state.epoch, self.state.batch))
         while not (self.finished or self._stopping()) and (window := list(islice(batches, self.training.accumulate))):
             yield window
 
     def _step(self, batches: list[Batch]) -> bool:
         """Trains, judges and mutates; False where the run went back to before a mutation, and to other batches."""
         try:
-            self._metrics.add(self.trials.step(batches))
+            self._metrics.add(self.controller.step(batches))
         except NonFiniteLossError as error:
-            if self._goes_back(self.trials.condemn()):
+            if self._goes_back(self.controller.condemn()):
                 return False
             if self._saved is None:
                 raise
             raise NonFiniteLossError(f"{error} The last checkpoint, {self._saved}, is from before it.") from error
         clock = self._tick()
         if not self.finished:
-            self.trials.ask(clock)
-        if self._goes_back(self.trials.judge(self.finished)):
+            self.controller.ask(clock)
+        if self._goes_back(self.controller.judge(self.finished)):
             return False
         if clock.epoch_end and self.state.epoch % self.output.checkpoint_every == 0 and not self.finished:
             self._save()  # before a mutation, which has yet to come through its first step
@@ -242,7 +244,7 @@ class Evolver:
         """After an optimizer step: measures where it was the last of its epoch, or of the run."""
         state = self.state
         state.count_time()
-        epoch_end = state.batch >= len(self.train)
+        epoch_end = state.batch >= len(self.train_data)
         self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate), state.progress)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
@@ -252,7 +254,7 @@ class Evolver:
 
     def _measure(self) -> None:
         """Evaluates, and writes a line of metrics."""
-        val = evaluate(self.state, self.val.epoch(0))
+        val = evaluate(self.state, self.val_data.epoch(0))
         self.state.count_time()
         self._metrics.write(self.state, val)
         advance_schedule(self.state, "epoch", val["loss"])
@@ -260,11 +262,11 @@ class Evolver:
 
     def _evolve(self) -> None:
         """Makes a mutation where one is due and none is on probation."""
-        if not self.trials.waiting or self.finished:
+        if not self.controller.waiting or self.finished:
             return
-        if self.trials.probation:
+        if self.controller.probation:
             self._save()  # a run that is stopped within the probation begins again here
-        self.trials.make(self.history, self._progress)
+        self.controller.make(self.history, self._progress)
 
     def _goes_back(self, to: Mapping[str, Any] | None) -> bool:
         """Takes up what was before a mutation that did not pass, where there is such; says whether."""
@@ -273,14 +275,14 @@ class Evolver:
         return to is not None
 
     def _save(self) -> None:
-        if self.output.dir is not None and not self.trials.testing:  # it is saved when it has passed
+        if self.output.dir is not None and not self.controller.testing:  # it is saved when it has passed
             self._saved = save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
 
     def _progress(self) -> dict[str, Any]:
         """What a run needs to go on from here beside what training moves, as JSON values."""
         return {
             **self._metrics.state(),
-            **self.trials.state(),
+            **self.controller.state(),
             "params_from": self._params_from,
         }
 
@@ -288,7 +290,7 @@ class Evolver:
         """Puts back what `_progress` returned."""
         self._metrics.load_state(progress)
         self._params_from = progress["params_from"]
-        self.trials.load_state(progress)
+        self.controller.load_state(progress)
 
     def _folder(self) -> Path:
         if self.output.dir is None:
@@ -299,10 +301,10 @@ class Evolver:
         """On the first call of a run that was not restored: seeds, and makes the run folder."""
         if self._begun:
             return
-        check_fit(self.state, next(iter(self.val.epoch(0))))
+        check_fit(self.state, next(iter(self.val_data.epoch(0))))
         if self.output.dir is not None:
             begin_folder(self._folder(), self.output.overwrite, self._config_text)
-            self.trials.round.lineage = Lineage(self._folder() / "lineage.jsonl")
+            self.controller.proposer.lineage = Lineage(self._folder() / "lineage.jsonl")
         seed_everything(self.training.seed)
         self._begun = True
 

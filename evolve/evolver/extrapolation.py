@@ -18,7 +18,7 @@ _SHAPES: tuple[Callable[[float], float], ...] = (math.log, lambda x: x**-0.5, la
 
 
 @dataclass(frozen=True)
-class Promise:
+class Extrapolation:
     """A metric at a later step.
 
     Attributes:
@@ -32,7 +32,7 @@ class Promise:
     points: int
 
 
-def promise(points: Sequence[tuple[int, float]], step: int, noise: float) -> Promise:
+def extrapolate(points: Sequence[tuple[int, float]], step: int, noise: float) -> Extrapolation:
     """Extrapolates a learning curve.
 
     Curves `a + b f(step)` are fitted to the last points by least squares, for f the logarithm and the powers -1/2, -1
@@ -51,7 +51,7 @@ def promise(points: Sequence[tuple[int, float]], step: int, noise: float) -> Pro
     n, last = len(points), points[-1][1]
     sampling = _NORMAL * noise
     if n < 3:
-        return Promise(last, math.hypot(_WITHOUT_TREND * last, sampling), 0)
+        return Extrapolation(last, math.hypot(_WITHOUT_TREND * last, sampling), 0)
     curves = [_fit(shape, points, step) for shape in _SHAPES]
     best = min(misses for _, _, misses in curves)
     weights = [(best / misses) ** (n / 2) for _, _, misses in curves]  # likelihoods, but for a factor
@@ -62,7 +62,7 @@ def promise(points: Sequence[tuple[int, float]], step: int, noise: float) -> Pro
     spread = math.fsum(
         w * (variance + (guess - value) ** 2) for w, (guess, variance, _) in zip(weights, curves, strict=True)
     )
-    return Promise(value, math.hypot(_STUDENT[n - 3] * math.sqrt(spread / total), sampling), n)
+    return Extrapolation(value, math.hypot(_STUDENT[n - 3] * math.sqrt(spread / total), sampling), n)
 
 
 def _fit(shape: Callable[[float], float], points: Sequence[tuple[int, float]], step: int) -> tuple[float, float, float]:

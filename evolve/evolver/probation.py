@@ -13,7 +13,7 @@ from pydantic import Field
 from evolve.config import Section
 from evolve.data import Batches
 from evolve.errors import EvolveError
-from evolve.evolver.extrapolation import promise, standard_error
+from evolve.evolver.extrapolation import extrapolate, standard_error
 from evolve.lineage import Lineage, Verdict
 from evolve.training import Batch, TrainState, evaluate
 from evolve.training.snapshot import Snapshot
@@ -134,7 +134,7 @@ class Probation:
             return None
         found = score(self._state, self._batches.epoch(0), metric)
         noise = standard_error(trial.before.values, found.values)
-        promised = promise([(at, self._falling(value)) for at, value in trial.curve], step + trial.ahead, noise)
+        promised = extrapolate([(at, self._falling(value)) for at, value in trial.curve], step + trial.ahead, noise)
         bound = promised.value + promised.margin
         kept = self._falling(found.mean) <= bound
         return self._told(trial, kept, found.mean, self._falling(promised.value), self._falling(bound), promised.points)

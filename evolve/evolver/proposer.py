@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evolve.care import grown, tend
+from evolve.care import after_mutation, grown
 from evolve.data import Batches
-from evolve.evolver.children import Nursery
+from evolve.evolver.children import ChildTrainer
 from evolve.evolver.config import EvolutionConfig
-from evolve.evolver.context import RunSituation
+from evolve.evolver.context import RunContext
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
 from evolve.mutation.limits import Limits
@@ -27,7 +27,7 @@ from evolve.training import TrainState, place_model
 logger = logging.getLogger(__name__)
 
 
-class Round:
+class Proposer:
     """Tries candidates on a running model, one after the other, until one is applied.
 
     Attributes:
@@ -82,21 +82,21 @@ class Round:
             "metrics_before": {k: v for k, v in history[-1].items() if k.startswith("val_")} if history else None,
         }
         shapes = parameter_shapes(state.model)
-        situation = self.situation(history)
-        answers, chosen = self._try_candidates(situation, note)
+        context = self.context(history)
+        answers, chosen = self._try_candidates(context, note)
         if answers and (shrink := self._shrinking(answers[-1])):
             answers.append(self._log(shrink, self.seed, {**note, "reason": "care.shrink after a growth"}))
         if chosen is not None:
             applied = [answer for answer in answers if answer]
             place_model(state.model, state.config)
             state.flops_per_sample = applied[-1].record.flops_after or state.flops_per_sample
-            self.ahead = situation.adopt(chosen)
+            self.ahead = context.adopt(chosen)
             coming = self._train.onward(state.epoch, 0)
-            tend(self._config.care, state, shapes, applied, coming, adopted=self.ahead > 0)
+            after_mutation(self._config.care, state, shapes, applied, coming, adopted=self.ahead > 0)
         return answers
 
     def _try_candidates(
-        self, situation: RunSituation, note: Mapping[str, Any]
+        self, context: RunContext, note: Mapping[str, Any]
     ) -> tuple[list[MutationResult], Candidate | None]:
         """Makes attempts until one is applied; returns what became of them, and what was applied."""
         answers: list[MutationResult] = []
@@ -105,7 +105,7 @@ class Round:
             logger.warning("A mutation was due (%s), but there is no site for any of the operators.", note["reason"])
         for _ in range(self._config.attempts if candidates else 0):
             started = time.perf_counter()
-            choice = self.policy.choose(candidates, situation)
+            choice = self.policy.choose(candidates, context)
             self._state.count_time()
             if self._state.progress >= 1:
                 logger.info("A mutation was due (%s), but choosing took the rest of the budget.", note["reason"])
@@ -116,14 +116,14 @@ class Round:
                 logger.info("A mutation was due (%s); the policy chose none.", note["reason"])
                 break
             reasons = self._reasons(choice, time.perf_counter() - started)
-            seed = situation.seed_of(choice.candidate, self.seed)
+            seed = context.seed_of(choice.candidate, self.seed)
             repaid = self._repaid()[1]
             answers.append(
                 self._log(choice.candidate, seed, {**note, "reason": note["reason"] + repaid, "choice": reasons})
             )
             if answers[-1]:
                 return answers, choice.candidate
-            situation.tried.append(choice.candidate)
+            context.tried.append(choice.candidate)
         return answers, None
 
     def _shrinking(self, result: MutationResult) -> Candidate | None:
@@ -133,10 +133,10 @@ class Round:
             return None
         return Candidate("shrink_perturb", EVERYWHERE, shrink.model_dump())
 
-    def situation(self, history: Sequence[Mapping[str, Any]]) -> RunSituation:
+    def context(self, history: Sequence[Mapping[str, Any]]) -> RunContext:
         """Returns what the policy can ask about the run as it stands."""
-        nursery = Nursery(self._state, self._train, self._val, self._bred, self.seed, self._stopping)
-        return RunSituation(self._state, self._train, self._example, self.lineage.records, history, nursery)
+        trainer = ChildTrainer(self._state, self._train, self._val, self._bred, self.seed, self._stopping)
+        return RunContext(self._state, self._train, self._example, self.lineage.records, history, trainer)
 
     def _bred(self, model: nn.Module, optimizer: Optimizer, candidate: Candidate, seed: int) -> MutationResult:
         """Makes a child of a copy: the candidate's mutation, and the shrinking that would follow it."""

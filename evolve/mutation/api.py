@@ -23,7 +23,7 @@ from evolve.operators import Change, MutationOperator, operators
 from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import free_memory, memory_in_use, out_of_memory
 from evolve.structure.inputs import as_inputs, infer_inputs
-from evolve.structure.probe import Loss, count_parameters
+from evolve.structure.probe import OutputLoss, count_parameters
 from evolve.structure.sites import resolve
 from evolve.surgery.resize import Cut
 from evolve.surgery.transaction import Transaction
@@ -76,7 +76,7 @@ def mutate(
     optimizer: Optimizer | None = None,
     example_inputs: Any = None,
     seed: int | None = None,
-    loss: Loss | None = None,
+    loss: OutputLoss | None = None,
     limits: Limits | None = None,
     strict: bool = False,
     note: Mapping[str, Any] | None = None,

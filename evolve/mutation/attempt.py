@@ -19,7 +19,7 @@ from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import out_of_memory
 from evolve.structure.analysis import Analysis, refuse_lazy
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
-from evolve.structure.probe import Loss, Probe, count_parameters, probe
+from evolve.structure.probe import OutputLoss, Probe, count_parameters, probe
 from evolve.structure.sites import Site, resolve
 from evolve.structure.tracing.hooks import backward_hooks, global_hooks
 from evolve.surgery.optimizer import ParameterTable, forget, left_behind, optimizer_faults, reconcile
@@ -46,7 +46,7 @@ def carry_out(
     site_name: str | None,
     optimizer: Optimizer | None,
     example_inputs: Any,
-    loss: Loss | None,
+    loss: OutputLoss | None,
     limits: Limits | None,
     attempt: Attempt,
 ) -> tuple[str, Change]:
@@ -120,7 +120,7 @@ def first_look(
     model: nn.Module,
     inputs: Inputs | None,
     seed: int,
-    loss: Loss | None = None,
+    loss: OutputLoss | None = None,
     *,
     plain: bool = False,
     mixed: bool = False,

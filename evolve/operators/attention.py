@@ -26,7 +26,6 @@ class Attention(MutationOperator):
     positions of an image or the tokens of (N, L, D).
     """
 
-    name = "attention"
     preserves = "exact"
 
     class Options(OperatorOptions):

@@ -5,18 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from evolve.errors import NotApplicable
-from evolve.registry import Registry
+from evolve.lineage import Preserves
+from evolve.registry import Registered, Registry
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site, parametrised, resolve
 from evolve.surgery.resize import Cut
-
-Preserves = Literal["exact", "approximate", "no"]
 
 
 class OperatorOptions(BaseModel):
@@ -44,7 +43,7 @@ class Change:
     forget: bool = False
 
 
-class MutationOperator(ABC):
+class MutationOperator(Registered, ABC):
     """A kind of change.
 
     An operator works in two steps, so that the log can rebuild a model without data: `plan` settles everything that
@@ -61,7 +60,6 @@ class MutationOperator(ABC):
             comparison in train mode then.
     """
 
-    name: ClassVar[str]
     on_groups: ClassVar[bool] = False
     redraws: ClassVar[bool] = False
     preserves: Preserves = "no"

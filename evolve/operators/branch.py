@@ -26,7 +26,6 @@ class Branch(MutationOperator):
     Inception (Szegedy et al. 2015) and ResNeXt (Xie et al. 2017).
     """
 
-    name = "branch"
     preserves = "exact"
 
     class Options(OperatorOptions):

@@ -39,7 +39,6 @@ class Deepen(MutationOperator):
     calibration. Zero gamma: Goyal et al. 2017.
     """
 
-    name = "deepen"
     preserves = "exact"
 
     class Options(OperatorOptions):

@@ -24,7 +24,6 @@ class Dropout(MutationOperator):
     Exact in eval mode; in train mode apart from what is dropped, which is its purpose.
     """
 
-    name = "dropout"
     preserves = "exact"
     redraws = True
 

@@ -10,11 +10,11 @@ from pydantic import ConfigDict
 from torch import nn
 
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
+from evolve.lineage import Preserves
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
-
-Shape = tuple[int, ...]
+from evolve.structure.tracing.tape import Shape
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def operator(name: str, *, preserves: Preserves = "no") -> Callable[[EditFunctio
             "__qualname__": function.__qualname__,
             "__doc__": function.__doc__,
         }
-        body = {"name": name, "preserves": preserves, "function": staticmethod(function), **identity}
+        body = {"preserves": preserves, "function": staticmethod(function), **identity}
         operators.register(name)(type(function.__name__, (FunctionOperator,), body))
         return function
 

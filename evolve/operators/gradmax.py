@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
-from evolve.operators.regroup import Place, Places, Regrouping, Step, regroup, regroup_plan
+from evolve.operators.regroup import Regrouping, Remake, regroup, regroup_plan
+from evolve.operators.slots import SlotIndex, SlotPositions
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe, loss_gradients
@@ -43,7 +44,7 @@ def steepest(model: nn.Module, analysis: Analysis, group: Group, seen: Probe, co
     """
     gradients = loss_gradients(model, seen)
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    makers = [p for p in Places(analysis).of(group) if not p.reads and p.name in parameters]
+    makers = [p for p in SlotIndex(analysis).of(group) if not p.reads and p.name in parameters]
     makers = [place for place in makers if parameters[place.name].dim() > 1]
     if not makers:
         raise NotApplicable(f"init: gradmax needs weights that make '{group.name}'; there are only vectors.")
@@ -83,7 +84,7 @@ def _reader_gradients(
     model: nn.Module, analysis: Analysis, group: Group, seen: Probe, count: int, directions: Directions
 ) -> Tensor:
     """Puts new units into a copy of the model, unread, and returns the gradients of their readers, (units, values)."""
-    plan = regroup_plan(model, analysis, [Regrouping(group, [Step([*range(group.size), *[-1] * count])])])
+    plan = regroup_plan(model, analysis, [Regrouping(group, [Remake([*range(group.size), *[-1] * count])])])
     candidate = _copied(model)
 
     def fill(name: str, axis: int, reads: bool, old: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -99,7 +100,7 @@ def _reader_gradients(
         gradient = gradients.get(place["name"])
         if place["reads"] and gradient is not None:
             index = members(place["layout"], group.name, {group.name: group.size + count})[group.size :]
-            found.append(_rows(gradient, Place(place["name"], place["axis"], index, reads=True)))
+            found.append(_rows(gradient, SlotPositions(place["name"], place["axis"], index, reads=True)))
     if not found:
         raise NotApplicable(f"init: gradmax finds no gradient where '{group.name}' is read.")
     return torch.cat(found, dim=1)
@@ -111,13 +112,13 @@ def _copied(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in kept if not value.is_leaf})
 
 
-def _rows(tensor: Tensor, place: Place) -> Tensor:
+def _rows(tensor: Tensor, place: SlotPositions) -> Tensor:
     """Returns the values of each member, (members, values), in float64 on the CPU."""
     rows = tensor.detach().movedim(place.axis, 0).double().cpu()
     return rows[place.index].flatten(1)
 
 
-def _split(units: Tensor, makers: list[Place], parameters: dict[str, Tensor], size: int) -> Directions:
+def _split(units: Tensor, makers: list[SlotPositions], parameters: dict[str, Tensor], size: int) -> Directions:
     """Lays the rows of new units out as the new parts of the weights that make them."""
     found: Directions = {}
     start = 0
@@ -135,7 +136,7 @@ def _split(units: Tensor, makers: list[Place], parameters: dict[str, Tensor], si
     return found
 
 
-def _inner(place: Place, size: int) -> int:
+def _inner(place: SlotPositions, size: int) -> int:
     """Returns how many positions of a member lie side by side in a block."""
     if size == 1:
         return place.index.shape[1]

@@ -23,7 +23,6 @@ class Kernel(MutationOperator):
     Net2Net and network morphism (Wei et al. 2016) call it kernel-size morphing.
     """
 
-    name = "kernel"
     preserves = "exact"
 
     class Options(OperatorOptions):

@@ -11,18 +11,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
-from evolve.operators.regroup import (
-    Place,
-    Places,
-    Regrouping,
-    Step,
-    groups_at,
-    regroup,
-    regroup_plan,
-    structure_of,
-    told,
-)
+from evolve.lineage import Preserves
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.regroup import Regrouping, Remake, groups_at, regroup, regroup_plan, structure_of, told
+from evolve.operators.slots import SlotIndex, SlotPositions
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe, loss_gradients
@@ -42,7 +34,6 @@ class Narrow(MutationOperator):
     What is read from a copy is added to what is read from its original, so that `narrow` undoes `widen`.
     """
 
-    name = "narrow"
     on_groups = True
     redraws = True
 
@@ -52,7 +43,7 @@ class Narrow(MutationOperator):
         Attributes:
             factor: New size relative to the old.
             remove: How many to take out, instead of `factor`.
-            multiple_of: Round the new size up to a multiple of this.
+            multiple_of: Proposer the new size up to a multiple of this.
             criterion: Which go.
             indices: Those that go, for `criterion: indices`.
         """
@@ -111,7 +102,7 @@ class Narrow(MutationOperator):
         kept = set(range(members.group.size)) - gone
         copies = members.copies()
         merged = [(position, copies[position]) for position in sorted(gone) if copies.get(position) in kept]
-        return Regrouping(members.group, [Step(sorted(kept), merged=merged)])
+        return Regrouping(members.group, [Remake(sorted(kept), merged=merged)])
 
     def _gone(self, members: _Members, gradients: Mapping[str, Tensor]) -> set[int]:
         options, group = self.options, members.group
@@ -162,7 +153,7 @@ class _Tensors:
     """The parameters and buffers of a model by name, which of them are scales of a BatchNorm, and who lies where."""
 
     def __init__(self, model: nn.Module, analysis: Analysis) -> None:
-        self.places = Places(analysis)
+        self.places = SlotIndex(analysis)
         self.parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.all = {**dict(model.named_buffers()), **self.parameters}
         norms = (name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
@@ -185,7 +176,7 @@ class _Members:
         self.held, self.group = held, group
         self.places = held.places.of(group)
 
-    def matrices(self) -> list[tuple[Place, Tensor]]:
+    def matrices(self) -> list[tuple[SlotPositions, Tensor]]:
         """Returns the weights of the group; its vectors where it has nothing else."""
         found = [
             (place, self.held.parameters[place.name]) for place in self.places if place.name in self.held.parameters

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
-from evolve.structure.axes.algebra import Axis
 from evolve.structure.axes.groups import Group, Slot
 from evolve.structure.dry_run import CannotFollow, rehearse
 from evolve.structure.probe import Probe, count_parameters
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
 from evolve.surgery.attach import part_from_nested_tensors
-from evolve.surgery.layout import Move, holds, layout_of, members, moved, positions
+from evolve.surgery.layout import Move, holds, layout_of, members, moved
 from evolve.surgery.resize import Cut, resize
 
 # Makes the values of new positions: called with the name of the tensor, the axis they lie along, whether the model sums
@@ -63,7 +62,7 @@ class Regrouping:
     """
 
     group: Group
-    steps: Sequence[Step]
+    steps: Sequence[Remake]
 
     @property
     def size(self) -> int:
@@ -72,7 +71,7 @@ class Regrouping:
 
 
 @dataclass(frozen=True)
-class Step:
+class Remake:
     """How the members of a group are made anew.
 
     Attributes:
@@ -260,52 +259,6 @@ def _cut(
         joined=joined,
         fill=None if fill is None else partial(fill, name, axis, bool(readers)),
     )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a group lies in one axis.
-
-    Attributes:
-        name: Parameter or buffer.
-        axis: Its axis.
-        index: Positions of each member, (members, positions of one).
-        reads: Whether the model sums over the axis.
-    """
-
-    name: str
-    axis: int
-    index: Tensor
-    reads: bool
-
-    def members(self, positions: Tensor) -> Tensor:
-        """Returns a vector along the axis by member, (members, positions of one), in float64 on the CPU."""
-        return positions.double().cpu()[self.index]
-
-
-class Places:
-    """Where groups lie as the model stands.
-
-    Args:
-        analysis: The structure of the model.
-    """
-
-    def __init__(self, analysis: Analysis) -> None:
-        self._sources = analysis.flow.sources
-        self._known: dict[Axis, dict[Axis, Tensor]] = {}
-
-    def of(self, group: Group) -> list[Place]:
-        """Returns the places of a group."""
-        return [
-            Place(slot.name, slot.axis, self._positions(slot.name, slot.axis)[group.axis], slot.reads)
-            for slot in group.slots
-        ]
-
-    def _positions(self, name: str, axis: int) -> dict[Axis, Tensor]:
-        whole = self._sources[name][axis].resolved()
-        if whole not in self._known:  # an axis of a DenseNet holds dozens of groups
-            self._known[whole] = positions(whole)
-        return self._known[whole]
 
 
 def told(plan: Mapping[str, Any]) -> str:

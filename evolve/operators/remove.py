@@ -9,7 +9,8 @@ from torch import nn
 
 from evolve.blocks.pass_through import PassThrough
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
+from evolve.lineage import Preserves
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import STORE, Site
 from evolve.surgery.attach import blocks_inside, call_parts_around, detach
@@ -24,7 +25,6 @@ class Remove(MutationOperator):
     2016, Veit et al. 2016).
     """
 
-    name = "remove"
     redraws = True
 
     class Options(OperatorOptions):

@@ -10,7 +10,8 @@ from torch import nn
 
 from evolve.blocks.shortcuts import ConvProjection, GatedIdentity, LinearProjection, like_site
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
+from evolve.lineage import Preserves
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -25,8 +26,6 @@ class Residual(MutationOperator):
     Linear for (N, ..., F). With `init: zero` gate, gamma or weights start at zero and the function is preserved bit
     for bit, in train and in eval mode (zero gamma: Goyal et al. 2017; zero gate: Bachlechner et al. 2020).
     """
-
-    name = "residual"
 
     class Options(OperatorOptions):
         """Options of `residual`.

@@ -32,7 +32,6 @@ class ShrinkPerturb(MutationOperator):
     they were made of. It promises nothing about the function.
     """
 
-    name = "shrink_perturb"
     preserves = "no"
 
     class Options(OperatorOptions):

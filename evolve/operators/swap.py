@@ -47,7 +47,6 @@ class Swap(MutationOperator):
     2019.
     """
 
-    name = "swap"
     preserves = "exact"
 
     class Options(OperatorOptions):

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, Preserves, operators
+from evolve.lineage import Preserves
+from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.gradmax import steepest
-from evolve.operators.regroup import Regrouping, Step, groups_at, regroup, regroup_plan, structure_of, told
+from evolve.operators.regroup import Regrouping, Remake, groups_at, regroup, regroup_plan, structure_of, told
 from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.sites import EVERYWHERE, Site
@@ -35,7 +36,6 @@ class Widen(MutationOperator):
     original's average (its square for averages of squares), its readers the original's; random units start at zero.
     """
 
-    name = "widen"
     on_groups = True
     redraws = True
 
@@ -45,7 +45,7 @@ class Widen(MutationOperator):
         Attributes:
             factor: New size relative to the old; rounded up to whole copies where only those are exact.
             add: How many to add, instead of `factor`.
-            multiple_of: Round the new size up to a multiple of this.
+            multiple_of: Proposer the new size up to a multiple of this.
             init: How the new ones begin.
         """
 
@@ -109,12 +109,12 @@ class Widen(MutationOperator):
             source = old * math.ceil(size / group.size)
             if not group.statistic:  # any may be copied, not only all of them
                 source = old + torch.randperm(group.size).repeat(math.ceil(size / group.size)).tolist()
-            return Regrouping(group, [Step(source[:size], _shares(source[:size]))])
+            return Regrouping(group, [Remake(source[:size], _shares(source[:size]))])
         if self.options.init == "twins":  # random units first, then a copy of each of them with the opposite sign
             half = list(range(group.size, group.size + new // 2))
             shares = [*[1.0] * (group.size + new // 2), *[-1.0] * (new // 2)]
-            return Regrouping(group, [Step([*old, *[-1] * (new // 2)]), Step([*old, *half, *half], shares)])
-        return Regrouping(group, [Step([*old, *[-1] * new])])
+            return Regrouping(group, [Remake([*old, *[-1] * (new // 2)]), Remake([*old, *half, *half], shares)])
+        return Regrouping(group, [Remake([*old, *[-1] * new])])
 
     def _objection(self, group: Group) -> str | None:
         init = self.options.init

@@ -1,7 +1,7 @@
 """Which operator is tried, and where. Importing this package files the built-in policies."""
 
 from evolve.policies.bandit import Bandit
-from evolve.policies.base import Candidate, Choice, Policy, PolicyConfig, Promise, Situation, policies
+from evolve.policies.base import Candidate, Choice, Policy, PolicyConfig, PolicyContext, Promise, policies
 from evolve.policies.gradient import Gradient
 from evolve.policies.hill_climb import HillClimb
 from evolve.policies.plain import Fixed, Random, RoundRobin
@@ -15,9 +15,9 @@ __all__ = [
     "HillClimb",
     "Policy",
     "PolicyConfig",
+    "PolicyContext",
     "Promise",
     "Random",
     "RoundRobin",
-    "Situation",
     "policies",
 ]

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from evolve.config.options import TypedOptions
 from evolve.errors import EvolveError
 from evolve.lineage import Record, Weighed
-from evolve.policies.base import Candidate, Choice, Policy, Situation, policies, untried
+from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, policies, untried
 
 Arm = tuple[str, str]  # an operator, and a region of the model
 
@@ -30,8 +30,6 @@ class Bandit(Policy):
     knows what the stopped one knew.
     """
 
-    name = "bandit"
-
     class Options(TypedOptions):
         """Regions, how much is tried out, what the reward looks at, and the seed of the choice within an arm."""
 
@@ -41,17 +39,17 @@ class Bandit(Policy):
         least_flops: PositiveFloat = 0.25
         seed: NonNegativeInt = 0
 
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns a random candidate of an arm that was not played yet, or of the one with the highest bound."""
         arms: dict[Arm, list[Candidate]] = {}
-        for candidate in untried(candidates, situation):
-            arms.setdefault((candidate.operator, self._region(situation.depth(candidate))), []).append(candidate)
+        for candidate in untried(candidates, context):
+            arms.setdefault((candidate.operator, self._region(context.depth(candidate))), []).append(candidate)
         if not arms:
             return None
-        rewards = self.rewards(situation.records, situation.history)
+        rewards = self.rewards(context.records, context.history)
         largest = max((abs(reward) for found in rewards.values() for reward in found), default=0.0) or 1.0
         plays = sum(map(len, rewards.values()))
-        chance = random.Random(f"{self.options.seed} {len(situation.records)}")
+        chance = random.Random(f"{self.options.seed} {len(context.records)}")
         weighed = []
         for arm in arms:
             found = rewards.get(arm, [])

@@ -15,7 +15,7 @@ from typing_extensions import Self
 from evolve.config import Named
 from evolve.config.options import TypedOptions, check_options
 from evolve.lineage import Record, Weighed
-from evolve.registry import Registry
+from evolve.registry import Registered, Registry
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Choice:
     others: Sequence[Weighed] = ()
 
 
-class Situation(Protocol):
+class PolicyContext(Protocol):
     """What a policy may ask about the run. What costs time is worked out when it is asked for.
 
     Attributes:
@@ -105,7 +105,7 @@ class Situation(Protocol):
         """
 
 
-class Policy(ABC):
+class Policy(Registered, ABC):
     """Chooses among candidates.
 
     Attributes:
@@ -113,14 +113,13 @@ class Policy(ABC):
         Options: Typed options.
     """
 
-    name: ClassVar[str]
     Options: ClassVar[type[TypedOptions]] = TypedOptions
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options(**options)
 
     @abstractmethod
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns what to try next, or None for nothing. `candidates` is never empty."""
 
     def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
@@ -131,7 +130,7 @@ class Policy(ABC):
         """Returns what a resumed run needs, as JSON values."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned."""
 
 
@@ -151,9 +150,9 @@ def drawn(candidates: Sequence[Candidate], count: int, chance: random.Random) ->
     return turns[:count]
 
 
-def untried(candidates: Sequence[Candidate], situation: Situation) -> list[Candidate]:
+def untried(candidates: Sequence[Candidate], context: PolicyContext) -> list[Candidate]:
     """Returns the candidates that were not refused just now."""
-    return [candidate for candidate in candidates if candidate not in situation.tried]
+    return [candidate for candidate in candidates if candidate not in context.tried]
 
 
 class PolicyConfig(Named):

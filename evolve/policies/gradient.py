@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evolve.config.options import TypedOptions
 from evolve.lineage import Weighed
-from evolve.policies.base import Candidate, Choice, Policy, Promise, Situation, drawn, policies
+from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Promise, drawn, policies
 
 
 @policies.register("gradient")
@@ -19,8 +19,6 @@ class Gradient(Policy):
 
     Where there are more candidates than are weighed, they are drawn: operators in turn, each at random sites.
     """
-
-    name = "gradient"
 
     class Options(TypedOptions):
         """The score, what it is divided by, batches that it looks at, most candidates weighed, seed of their draw."""
@@ -31,14 +29,14 @@ class Gradient(Policy):
         candidates: PositiveInt = 8
         seed: NonNegativeInt = 0
 
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the candidate with the highest score."""
         options = self.options
-        chance = random.Random(f"{options.seed} {len(situation.records) - len(situation.tried)}")
+        chance = random.Random(f"{options.seed} {len(context.records) - len(context.tried)}")
         weighed = [
-            (candidate, situation.promise(candidate, options.score, options.batches))
+            (candidate, context.promise(candidate, options.score, options.batches))
             for candidate in drawn(candidates, options.candidates, chance)
-            if candidate not in situation.tried
+            if candidate not in context.tried
         ]
         if not weighed:
             return None

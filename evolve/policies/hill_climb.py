@@ -11,7 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evolve.config.options import TypedOptions
 from evolve.lineage import Weighed
-from evolve.policies.base import Candidate, Choice, Policy, Situation, drawn, policies
+from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, drawn, policies
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ class HillClimb(Policy):
     part: where it wins, nothing is changed.
     """
 
-    name = "hill_climb"
-
     class Options(TypedOptions):
         """Children, optimizer steps of each, and the seed of the draw."""
 
@@ -38,20 +36,20 @@ class HillClimb(Policy):
         super().__init__(**options)
         self._rounds = 0
 
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the best child's mutation."""
-        if situation.tried:
+        if context.tried:
             return None  # the best child was refused on the model itself: there is no second best that was trained
         chance = random.Random(f"{self.options.seed} {self._rounds}")
         self._rounds += 1
-        own = situation.child(None, self.options.steps)
+        own = context.child(None, self.options.steps)
         if own is None:
             logger.warning("The model's own copy came to nothing: there is nothing to compare children with.")
             return None
         weighed: list[tuple[float, Candidate | None]] = [(own, None)]
         refused: list[Weighed] = []
         for candidate in drawn(candidates, self.options.children, chance):
-            loss = situation.child(candidate, self.options.steps)
+            loss = context.child(candidate, self.options.steps)
             if loss is not None:
                 weighed.append((loss, candidate))
             else:

@@ -10,21 +10,19 @@ from pydantic import NonNegativeInt
 
 from evolve.config.options import TypedOptions
 from evolve.errors import did_you_mean
-from evolve.policies.base import Candidate, Choice, Policy, Situation, policies
+from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, policies
 
 
 @policies.register("round_robin")
 class RoundRobin(Policy):
     """The configured operators in turn, each at its sites in turn."""
 
-    name = "round_robin"
-
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._next_entry = 0
         self._tries: dict[str, int] = {}
 
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the next operator's next site."""
         entries = sorted({c.entry for c in candidates})
         entry = next((e for e in entries if e >= self._next_entry), entries[0])
@@ -46,8 +44,6 @@ class RoundRobin(Policy):
 class Random(Policy):
     """A random operator at a random one of its sites."""
 
-    name = "random"
-
     class Options(TypedOptions):
         """Seed of the choice."""
 
@@ -57,7 +53,7 @@ class Random(Policy):
         super().__init__(**options)
         self._random = random.Random(self.options.seed)
 
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns a candidate, every operator equally likely."""
         entry = self._random.choice(sorted({c.entry for c in candidates}))
         return Choice(self._random.choice([c for c in candidates if c.entry == entry]))
@@ -73,7 +69,7 @@ class Random(Policy):
         self._random.setstate((version, tuple(internal), gauss))
 
 
-class Step(TypedOptions):
+class FixedChoice(TypedOptions):
     """One entry of a fixed list: an operator of `evolution.operators`, and a site of its own if given."""
 
     operator: str
@@ -84,18 +80,16 @@ class Step(TypedOptions):
 class Fixed(Policy):
     """A given list of operators and sites, one at each try; nothing after its end."""
 
-    name = "fixed"
-
     class Options(TypedOptions):
         """The list."""
 
-        steps: list[Step]
+        steps: list[FixedChoice]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._position = 0
 
-    def choose(self, candidates: Sequence[Candidate], situation: Situation) -> Choice | None:
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the next of the list."""
         if self._position >= len(self.options.steps):
             return None

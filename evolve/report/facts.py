@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Shape = tuple[int, ...]
+from evolve.structure.tracing.tape import Shape
+
 Widening = Literal["any_copy", "whole_copies", "none"]
 
 

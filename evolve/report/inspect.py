@@ -14,16 +14,7 @@ from evolve.errors import EvolveError, NotApplicable
 from evolve.lineage import Record
 from evolve.mutation.api import create_operator
 from evolve.operators import operators
-from evolve.report.facts import (
-    GroupFacts,
-    Inspection,
-    ModuleFacts,
-    OperatorFacts,
-    PinFacts,
-    PlaceFacts,
-    Shape,
-    Widening,
-)
+from evolve.report.facts import GroupFacts, Inspection, ModuleFacts, OperatorFacts, PinFacts, PlaceFacts, Widening
 from evolve.runtime.device import devices_of
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis, analyse
@@ -32,6 +23,7 @@ from evolve.structure.inputs import Inputs, infer_inputs
 from evolve.structure.latency import latency
 from evolve.structure.probe import Probe, probe
 from evolve.structure.sites import STORE
+from evolve.structure.tracing.tape import Shape
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from evolve.report.facts import Inspection, ModuleFacts, Shape
+from evolve.report.facts import Inspection, ModuleFacts
 from evolve.report.names import compact, pattern, short, sizes
+from evolve.structure.tracing.tape import Shape
 
 
 @dataclass

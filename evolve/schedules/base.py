@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from evolve.config.options import TypedOptions
 from evolve.errors import EvolveError
-from evolve.registry import Registry
+from evolve.registry import Registered, Registry
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Clock:
         return float(value)
 
 
-class Schedule(ABC):
+class Schedule(Registered, ABC):
     """Says after each optimizer step whether a mutation is due.
 
     Attributes:
@@ -55,7 +55,6 @@ class Schedule(ABC):
         Options: Typed options.
     """
 
-    name: ClassVar[str]
     Options: ClassVar[type[TypedOptions]] = TypedOptions
 
     def __init__(self, **options: Any) -> None:
@@ -69,7 +68,7 @@ class Schedule(ABC):
         """Returns what a resumed run needs, as JSON values."""
         return {}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most keep no state
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned."""
 
 

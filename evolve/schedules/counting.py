@@ -27,8 +27,6 @@ class _OneUnit(TypedOptions):
 class Every(Schedule):
     """Every N epochs, optimizer steps or parts of the budget, between `start` and `stop` (both included)."""
 
-    name = "every"
-
     class Options(_OneUnit):
         """`epochs`, `steps` or `progress`; `start` and `stop` count in the same unit."""
 
@@ -72,8 +70,6 @@ class Every(Schedule):
 @schedules.register("at")
 class At(Schedule):
     """At given epochs, optimizer steps or parts of the budget."""
-
-    name = "at"
 
     class Options(_OneUnit):
         """`epochs`, `steps` or `progress`: the counts after which a mutation is due."""

@@ -71,8 +71,6 @@ class Gain(Schedule):
     does not pay.
     """
 
-    name = "gain"
-
     class Options(TypedOptions):
         """The metric to be lowered, what is promised for what cost, what is worth it, epochs that are fitted."""
 

@@ -22,8 +22,6 @@ class Gap(Schedule):
     epochs and whose width is 1.
     """
 
-    name = "gap"
-
     class Options(TypedOptions):
         """How the interval depends on the gap.
 

@@ -15,8 +15,6 @@ from evolve.schedules.base import Average, Clock, Schedule, schedules
 class Plateau(Schedule):
     """When the smoothed metric has not improved for `patience` epochs; then it begins anew, with nothing remembered."""
 
-    name = "plateau"
-
     class Options(TypedOptions):
         """What to watch, which way is better, by which part of the best value at least, and how much to smooth."""
 

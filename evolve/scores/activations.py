@@ -20,7 +20,7 @@ from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis, analyse
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
-from evolve.structure.probe import Loss, Probe, probe
+from evolve.structure.probe import OutputLoss, Probe, probe
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Evidence:
         return seen
 
 
-def collect(model: nn.Module, inputs: Any, loss: Loss, example: Any) -> Evidence:
+def collect(model: nn.Module, inputs: Any, loss: OutputLoss, example: Any) -> Evidence:
     """Runs the model forward and backward once, in eval mode: no sample counts for another. It is left as it was.
 
     Args:

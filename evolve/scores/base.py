@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evolve.registry import Registry
+from evolve.registry import Registered, Registry
 from evolve.scores.candidate_units import Addition, Reading
 
 PARTS = 8  # of each half of the samples
@@ -28,7 +28,7 @@ _ERRORS = 2  # standard errors that a score lies below the sum
 _TURNS = 1  # steps in which input weights are turned
 
 
-class Score(ABC):
+class Score(Registered, ABC):
     """Values what a candidate would add, before it is built.
 
     Attributes:
@@ -37,7 +37,6 @@ class Score(ABC):
         adds_up: Whether the gains of units add up, so that those that are looked at stand for all; else they share it.
     """
 
-    name: ClassVar[str]
     turned: ClassVar[bool] = True
     adds_up: ClassVar[bool] = False
 

@@ -15,7 +15,6 @@ class GradMax(Score):
     It is what a step of plain gradient descent takes off the loss through the new weights, per unit of learning rate.
     """
 
-    name = "gradmax"
     adds_up = True
 
     def of(self, reading: Reading) -> Tensor:

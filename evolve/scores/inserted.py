@@ -19,8 +19,9 @@ from evolve.operators import operators
 from evolve.scores.activations import Evidence, Seen
 from evolve.scores.candidate_units import ROWS, UNITS, Addition, Reading, additions
 from evolve.scores.windows import CONVS, every_second, is_layer, pick, places_of, present_of, slopes_of, windows_of
-from evolve.structure.probe import FlopCounter, Shape
+from evolve.structure.probe import FlopCounter
 from evolve.structure.sites import Site, resolve
+from evolve.structure.tracing.tape import Shape
 from evolve.surgery.attach import Link, links_at
 
 

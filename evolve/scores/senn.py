@@ -19,8 +19,6 @@ class SENN(Score):
     is scaled, neither the units nor what they are read into.
     """
 
-    name = "senn"
-
     def of(self, reading: Reading) -> Tensor:
         """Returns the score."""
         whole = reading.units.flatten(1)

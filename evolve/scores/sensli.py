@@ -20,7 +20,6 @@ class SensLI(Score):
     Input weights are not looked for, but drawn: what is to be expected of them is the mean of a few draws.
     """
 
-    name = "sensli"
     turned = False
     adds_up = True
 

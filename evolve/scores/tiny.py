@@ -18,8 +18,6 @@ class Tiny(Score):
     (least squares); of the rest, the part in the span of the new units counts, whatever the units' size.
     """
 
-    name = "tiny"
-
     def of(self, reading: Reading) -> Tensor:
         """Returns the squared length of that part."""
         if reading.present is not None:

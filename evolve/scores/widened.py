@@ -26,7 +26,7 @@ from evolve.scores.windows import (
     windows_of,
 )
 from evolve.structure.axes.groups import Group
-from evolve.structure.tracing.tape import Call, Shape, Tape
+from evolve.structure.tracing.tape import ModuleCall, Shape, Tape
 
 
 @additions.register("widen")
@@ -142,7 +142,7 @@ def _written(evidence: Evidence, name: str) -> tuple[nn.Module, Shape]:
     return evidence.model.get_submodule(name), tuple(evidence.at(name).given.shape)
 
 
-def _call(tape: Tape, name: str) -> Call:
+def _call(tape: Tape, name: str) -> ModuleCall:
     return next(call for call in tape.calls if call.module == name)
 
 

@@ -20,13 +20,13 @@ from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
 from evolve.structure.sites import Site
 from evolve.structure.tracing.flops import flops
+from evolve.structure.tracing.tape import Shape
 
-Shape = tuple[int, ...]
-Loss = Callable[[Any], Tensor]
+OutputLoss = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Call:
+class CallShapes:
     """One call of a submodule.
 
     Attributes:
@@ -55,10 +55,10 @@ class Probe:
     """
 
     inputs: Inputs | None
-    calls: dict[str, list[Call]]
+    calls: dict[str, list[CallShapes]]
     flops: int | None
     outputs: Any = None
-    loss: Loss | None = None
+    loss: OutputLoss | None = None
     found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def reached(self, site: Site) -> bool:
@@ -85,7 +85,7 @@ def probe(
     model: nn.Module,
     inputs: Inputs | None,
     seed: int = 0,
-    loss: Loss | None = None,
+    loss: OutputLoss | None = None,
     *,
     plain: bool = False,
     mixed: bool = False,
@@ -227,15 +227,15 @@ def _dense(gradient: Tensor | None) -> Tensor | None:
 
 
 @contextmanager
-def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[Call]]]:
+def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[CallShapes]]]:
     """Notes shapes (never tensors) of every submodule's calls while the context is open."""
-    calls: dict[str, list[Call]] = {}
+    calls: dict[str, list[CallShapes]] = {}
     handles = []
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             first = args[0] if args else next(iter(kwargs.values()), None)
-            calls.setdefault(name, []).append(Call(_shape(first), _shape(output), _counts(first)))
+            calls.setdefault(name, []).append(CallShapes(_shape(first), _shape(output), _counts(first)))
 
         return hook
 

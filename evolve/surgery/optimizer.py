@@ -17,9 +17,8 @@ from torch.optim import Adagrad, Optimizer
 
 from evolve.errors import NotApplicable
 from evolve.structure.isolation import copied
+from evolve.structure.tracing.tape import Shape
 from evolve.surgery.resize import Cut, recut_state
-
-Shape = tuple[int, ...]
 
 
 class OptimizerState:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from evolve.structure.probe import Shape
+from evolve.structure.tracing.tape import Shape
 from evolve.surgery.resize import Cut
 
 

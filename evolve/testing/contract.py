@@ -24,7 +24,7 @@ from evolve.structure.isolation import undisturbed
 from evolve.structure.probe import output_tensors
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.transaction import Transaction
-from evolve.testing.snapshot import Snapshot, settings_of
+from evolve.testing.snapshot import ModelSnapshot, settings_of
 from evolve.testing.zoo import ZOO, Subject
 
 
@@ -121,7 +121,7 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
     _train(model, optimizer, inputs)
     moved = {k for k, p in model.named_parameters() if not torch.equal(initial[k], p)}
     _set_moments(model, optimizer, inputs)
-    before = Snapshot(model, optimizer)
+    before = ModelSnapshot(model, optimizer)
     acting = create_operator(operator, options)
     outputs = _outputs(model, inputs, still=acting.redraws)
 
@@ -203,7 +203,11 @@ def _set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, example_inp
 
 
 def _check_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, gradients: Mapping[str, Tensor], before: Snapshot, where: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    gradients: Mapping[str, Tensor],
+    before: ModelSnapshot,
+    where: str,
 ) -> bool:
     """Untouched parameters keep their state; that of a parameter that was cut stays with the positions it belongs to.
 
@@ -267,7 +271,7 @@ def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, in
 
 
 def _check_training(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any, before: Snapshot, moved: set[str], where: str
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Any, before: ModelSnapshot, moved: set[str], where: str
 ) -> None:
     """Every parameter that lives moves; one that did not before, such as that of an unused layer, may stay."""
     living = {k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Snapshot:
+class ModelSnapshot:
     """Copies of all that a refused mutation must not touch, and of what an applied one has to keep."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -129,8 +129,8 @@ def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]
     if state.ema is not None:
         state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
         state.ema.updates = saved["ema"]["updates"]
-    if state.newborns is not None:
-        state.newborns.load_state(saved["newborns"], state.device)
+    if state.new_parameters is not None:
+        state.new_parameters.load_state(saved["new_parameters"], state.device)
     content = _content(path)
     state.take_counts(content)
     set_random_state(saved["random"])
@@ -144,7 +144,7 @@ def _tensors(state: TrainState) -> dict[str, Any]:
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "ema": {"shadow": state.ema.shadow, "updates": state.ema.updates} if state.ema else None,
-        "newborns": state.newborns.state() if state.newborns else None,
+        "new_parameters": state.new_parameters.state() if state.new_parameters else None,
         "random": random_state(),
     }
 

@@ -42,7 +42,7 @@ class Snapshot:
         if state.ema is not None:
             shadow = {name: value.to(host, copy=True) for name, value in state.ema.shadow.items()}
             self._averages = (state.ema.updates, shadow)
-        self._newborns = copy.deepcopy(state.newborns.state()) if state.newborns else None
+        self._newborns = copy.deepcopy(state.new_parameters.state()) if state.new_parameters else None
         self._counts = state.counts()
         self._random = random_state()
 
@@ -61,8 +61,8 @@ class Snapshot:
         if state.ema is not None and self._averages is not None:
             state.ema.updates, shadow = self._averages
             state.ema.shadow = {name: value.to(state.device, copy=True) for name, value in shadow.items()}
-        if state.newborns is not None and self._newborns is not None:
-            state.newborns.load_state(self._newborns, state.device)
+        if state.new_parameters is not None and self._newborns is not None:
+            state.new_parameters.load_state(self._newborns, state.device)
         state.take_counts({**self._counts, "seconds": state.seconds, "flops": state.flops})
         set_random_state(self._random)
 

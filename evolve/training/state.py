@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.budget import FORWARD_AND_BACKWARD, Spent
-from evolve.care import Newborns
+from evolve.care import NewParameters
 from evolve.care.ema import EMA
 from evolve.runtime.device import resolve_device
 from evolve.training.config import Loss, TrainingConfig
@@ -30,7 +30,7 @@ class TrainState:
     Attributes:
         model: The network, in place.
         forward: What is called in its stead: the model, or its compiled form.
-        newborns: New parts of its parameters that are cared for.
+        new_parameters: New parts of its parameters that are cared for.
         epoch: Epochs finished.
         step: Optimizer steps made.
         batch: Batches of the running epoch that are done.
@@ -53,7 +53,7 @@ class TrainState:
     lr_schedule: LrScheduleConfig | None = None
     scaler: torch.amp.GradScaler | None = None
     ema: EMA | None = None
-    newborns: Newborns | None = None
+    new_parameters: NewParameters | None = None
     epoch: int = 0
     step: int = 0
     batch: int = 0

@@ -66,20 +66,20 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
 
 
 def _optimizer_step(state: TrainState) -> None:
-    if state.scaler and (state.config.grad_clip is not None or state.newborns):
+    if state.scaler and (state.config.grad_clip is not None or state.new_parameters):
         state.scaler.unscale_(state.optimizer)
     if state.config.grad_clip is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, state.config.grad_clip)
-    if state.newborns:
-        state.newborns.before_step(state.model, state.optimizer)
+    if state.new_parameters:
+        state.new_parameters.before_step(state.model, state.optimizer)
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
         state.optimizer.step()
-    if state.newborns:
-        state.newborns.after_step()
+    if state.new_parameters:
+        state.new_parameters.after_step()
     state.optimizer.zero_grad()
     if state.ema:
         state.ema.update(state.model)

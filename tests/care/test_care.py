@@ -11,7 +11,7 @@ from helpers.runs import MUTATION_STEPS, digests, make, stop_after
 from torch import nn
 
 import evolve
-from evolve.care import CareConfig, Newborns, recalibrate
+from evolve.care import CareConfig, NewParameters, recalibrate
 from evolve.errors import EvolveError
 from evolve.evolver.config import EvolutionConfig
 from evolve.structure.probe import parameter_shapes
@@ -29,33 +29,33 @@ def widened(build=torch.optim.SGD, care=None, *, init="split", model=None, **opt
     """A net with two new hidden units, its optimizer, and what cares for them."""
     model = model or net()
     optimizer = build(model.parameters(), **{"lr": 0.1, **options})
-    newborns = Newborns(CareConfig.model_validate(care or {}), optimizer)
-    widen(model, optimizer, newborns, init)
-    return model, optimizer, newborns
+    new_parameters = NewParameters(CareConfig.model_validate(care or {}), optimizer)
+    widen(model, optimizer, new_parameters, init)
+    return model, optimizer, new_parameters
 
 
-def widen(model, optimizer, newborns, init="split"):
+def widen(model, optimizer, new_parameters, init="split"):
     shapes = parameter_shapes(model)
     result = evolve.mutate(
         model, "widen", site="0", add=2, init=init, optimizer=optimizer, example_inputs=X[:4], seed=1, strict=True
     )
-    newborns.add(model, new_parts(model, shapes, result.cuts), result.cuts)
+    new_parameters.add(model, new_parts(model, shapes, result.cuts), result.cuts)
 
 
-def step(model, optimizer, newborns=None):
+def step(model, optimizer, new_parameters=None):
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(X), Y).backward()
-    if newborns is not None:
-        newborns.before_step(model, optimizer)
+    if new_parameters is not None:
+        new_parameters.before_step(model, optimizer)
     optimizer.step()
-    if newborns is not None:
-        newborns.after_step()
+    if new_parameters is not None:
+        new_parameters.after_step()
 
 
-def moves(model, optimizer, newborns=None):
+def moves(model, optimizer, new_parameters=None):
     """What a step adds to each parameter."""
     before = [p.detach().clone() for p in model.parameters()]
-    step(model, optimizer, newborns)
+    step(model, optimizer, new_parameters)
     return [p.detach() - old for p, old in zip(model.parameters(), before, strict=True)]
 
 
@@ -103,25 +103,25 @@ def test_a_learning_rate_of_their_own(name):
 
 
 def test_it_rises_in_a_line_to_that_of_the_schedule():
-    model, optimizer, newborns = widened(care={"rewarm": {"steps": 4, "start": 0.5}, "watch": 0})
+    model, optimizer, new_parameters = widened(care={"rewarm": {"steps": 4, "start": 0.5}, "watch": 0})
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     for number in range(6):
         twin = copy.deepcopy(model)
         rate = optimizer.param_groups[0]["lr"]
         assert rate == pytest.approx(0.1 * 0.9**number)
         plain = moves(twin, torch.optim.SGD(twin.parameters(), lr=rate))
-        cared = moves(model, optimizer, newborns)
+        cared = moves(model, optimizer, new_parameters)
         schedule.step()
         factor = [0.5, 0.625, 0.75, 0.875, 1, 1][number]
         assert torch.allclose(cared[0][4:], factor * plain[0][4:], rtol=1e-4, atol=1e-8)
         assert torch.equal(cared[0][:4], plain[0][:4])
-    assert newborns.state()["litters"] == []
+    assert new_parameters.state()["brought"] == []
 
 
 def test_all_of_the_model_can_be_warmed_up():
     plain = moves(*widened()[:2])
-    model, optimizer, newborns = widened(care={"rewarm": {"steps": 4, "start": 0.25, "scope": "all"}})
-    for one, other in zip(plain, moves(model, optimizer, newborns), strict=True):
+    model, optimizer, new_parameters = widened(care={"rewarm": {"steps": 4, "start": 0.25, "scope": "all"}})
+    for one, other in zip(plain, moves(model, optimizer, new_parameters), strict=True):
         assert torch.allclose(0.25 * one, other, rtol=1e-4, atol=1e-8)
     assert optimizer.param_groups[0]["lr"] == 0.1
 
@@ -156,17 +156,17 @@ def test_an_unknown_optimizer_has_no_known_decay():
         pass
 
     with pytest.raises(EvolveError, match=r"torch\.optim.*a Mine does"):
-        Newborns(CareConfig(decay_grace=3), Mine(net().parameters(), lr=0.1))
+        NewParameters(CareConfig(decay_grace=3), Mine(net().parameters(), lr=0.1))
 
 
 def test_older_parts_follow_and_none_is_scaled_twice():
-    model, optimizer, newborns = widened(care={"rewarm": {"steps": 4, "start": 0.0}})
-    step(model, optimizer, newborns)
-    step(model, optimizer, newborns)
-    widen(model, optimizer, newborns)
+    model, optimizer, new_parameters = widened(care={"rewarm": {"steps": 4, "start": 0.0}})
+    step(model, optimizer, new_parameters)
+    step(model, optimizer, new_parameters)
+    widen(model, optimizer, new_parameters)
     twin = copy.deepcopy(model)
     plain = moves(twin, torch.optim.SGD(twin.parameters(), lr=0.1))
-    cared = moves(model, optimizer, newborns)
+    cared = moves(model, optimizer, new_parameters)
     factors = torch.tensor([1, 1, 1, 1, 0.5, 0.5, 0, 0])
     assert torch.allclose(cared[1], factors * plain[1], rtol=1e-4, atol=1e-8)
     assert torch.allclose(cared[2], factors * plain[2], rtol=1e-4, atol=1e-8)
@@ -184,18 +184,18 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
     torch.manual_seed(0)
     model = Dead()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    newborns = Newborns(CareConfig(watch=3), optimizer)
+    new_parameters = NewParameters(CareConfig(watch=3), optimizer)
     shapes = parameter_shapes(model)
     result = evolve.mutate(model, "widen", site="hidden", add=3, optimizer=optimizer, example_inputs=X, strict=True)
-    newborns.add(model, new_parts(model, shapes, result.cuts), result.cuts)
+    new_parameters.add(model, new_parts(model, shapes, result.cuts), result.cuts)
     with torch.no_grad():
         model.hidden.bias[5] = -100.0
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            step(model, optimizer, newborns)
+            step(model, optimizer, new_parameters)
         assert not caplog.messages
-        step(model, optimizer, newborns)
-        step(model, optimizer, newborns)
+        step(model, optimizer, new_parameters)
+        step(model, optimizer, new_parameters)
     assert [message.partition(". It does not")[0] for message in caplog.messages] == [
         "No gradient has come to what is new in the 3 steps since a mutation: "
         "1 of 3 new units of 'hidden.weight' (positions 5); "
@@ -207,22 +207,22 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
 def test_single_values_without_a_gradient_are_not_told(caplog):
     model = nn.Linear(3, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    newborns = Newborns(CareConfig(watch=1), optimizer)
-    newborns.add(model, {"weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3, [True] * 3])})
+    new_parameters = NewParameters(CareConfig(watch=1), optimizer)
+    new_parameters.add(model, {"weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3, [True] * 3])})
     x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     y = model(x)
     (y[0, 2] + y[1, 3]).backward()  # each new unit is reached through two of its three inputs
-    newborns.before_step(model, optimizer)
-    newborns.after_step()
+    new_parameters.before_step(model, optimizer)
+    new_parameters.after_step()
     assert not caplog.messages
 
 
 def test_a_new_parameter_that_is_never_reached_is_named(caplog):
     model = net()
-    newborns = Newborns(CareConfig(watch=1), torch.optim.SGD(model.parameters(), lr=0.1))
+    new_parameters = NewParameters(CareConfig(watch=1), torch.optim.SGD(model.parameters(), lr=0.1))
     model.register_parameter("spare", nn.Parameter(torch.zeros(2)))
-    newborns.add(model, {"spare": torch.ones(2, dtype=torch.bool)})
-    step(model, torch.optim.SGD(model.parameters(), lr=0.1), newborns)
+    new_parameters.add(model, {"spare": torch.ones(2, dtype=torch.bool)})
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1), new_parameters)
     assert "in the 1 steps since a mutation: the new parameter 'spare'. It does not learn" in caplog.messages[0]
 
 
@@ -260,15 +260,15 @@ def test_shrink_follows_each_growth_as_a_mutation_of_its_own(tmp_path):
     config = evolution(shrink={"keep": 0.5, "layers": {"head": 1.0}}, moments="reset", batchnorm=2)
     evolver = make(tmp_path / "run", evolution=config)
     assert stop_after(evolver, 4).run().applied == 0  # what is due waits for a run that goes on
-    make_mutation = evolver.trials.make
+    make_mutation = evolver.controller.make
 
     def made_and_stopped(*args):
         make_mutation(*args)
         evolver.stop()
 
-    evolver.trials.make = made_and_stopped
+    evolver.controller.make = made_and_stopped
     assert evolver.run().applied == 2
-    evolver.trials.make = make_mutation
+    evolver.controller.make = make_mutation
     grown, shrunk = evolver.lineage
     assert (grown.operator, shrunk.operator, shrunk.site) == ("widen", "shrink_perturb", "*")
     assert (shrunk.step, shrunk.reason, shrunk.preserves) == (4, "care.shrink after a growth", "no")

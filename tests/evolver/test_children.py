@@ -12,7 +12,7 @@ from helpers.small_runs import SAMPLES, SMALL, evolver, net
 from torch import nn
 
 import evolve.evolver.children
-from evolve.evolver.extrapolation import promise
+from evolve.evolver.extrapolation import extrapolate
 from evolve.policies import Candidate
 from evolve.surgery.parts import new_parts
 from evolve.training import evaluate
@@ -33,23 +33,23 @@ def climbing(step, children=1, steps=5, **changes):
 
 def surely(run):
     """Lets the mutated child win, whatever it has learned."""
-    raised = run.trials.round.situation
+    raised = run.controller.proposer.context
 
-    def situation(history):
+    def context(history):
         found = raised(history)
         child = found.child
         found.child = lambda candidate, steps: math.inf if child(candidate, steps) and not candidate else 0.0
         return found
 
-    run.trials.round.situation = situation
+    run.controller.proposer.context = context
     return run
 
 
 def test_one_that_has_no_finite_loss_is_given_up(monkeypatch, caplog):
     run = evolver(steps=8, evolution=climbing(3))
-    situation = run.trials.round.situation([])
+    context = run.controller.proposer.context([])
     monkeypatch.setattr(evolve.evolver.children, "evaluate", lambda state, batches: {"loss": math.nan})
-    assert situation.child(WIDER, 2) is None
+    assert context.child(WIDER, 2) is None
     assert "was given up: its held-out loss is nan" in caplog.text
     assert run.run().applied == 0
 
@@ -72,12 +72,12 @@ def test_where_memory_runs_out_the_run_goes_on(monkeypatch, caplog, where):
 
 def test_the_best_alone_is_kept():
     run = evolver(steps=8, evolution=climbing(3))
-    situation, other = run.trials.round.situation([]), Candidate("widen", "0", {"factor": 3})
-    situation.child(None, 5)
-    losses = [situation.child(one, 5) for one in (WIDER, other)]
-    candidate, child = situation._best
+    context, other = run.controller.proposer.context([]), Candidate("widen", "0", {"factor": 3})
+    context.child(None, 5)
+    losses = [context.child(one, 5) for one in (WIDER, other)]
+    candidate, child = context._best
     assert child.loss == min(losses) == losses[[WIDER, other].index(candidate)]
-    assert situation.adopt(other if candidate == WIDER else WIDER) == 0
+    assert context.adopt(other if candidate == WIDER else WIDER) == 0
 
 
 @pytest.mark.parametrize("probation", [None, {"steps": 4}])
@@ -92,7 +92,7 @@ def test_where_they_take_the_rest_of_the_budget_the_run_ends_with_the_model_as_i
         (1, 5, False),
         (1, 8, True),
     ]
-    assert run.history[-1]["val_loss"] == evaluate(run.state, run.val.epoch(0))["loss"]
+    assert run.history[-1]["val_loss"] == evaluate(run.state, run.val_data.epoch(0))["loss"]
     resumed = evolver(tmp_path / "run", flops=4 * EPOCH, evolution=config).restore()
     assert resumed.finished
     assert (resumed.state.step, resumed.history) == (8, run.history)
@@ -112,7 +112,7 @@ def test_what_they_spent_stays_spent_where_memory_runs_out_after_the_mutation():
     spent = []
 
     def full(*arguments):
-        if run.trials._latest and not spent:
+        if run.controller._latest and not spent:
             spent.append(run.state.flops)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -126,8 +126,8 @@ def test_what_they_spent_stays_spent_where_memory_runs_out_after_the_mutation():
 def adopted(**changes):
     """A run right after it has taken up a child that was trained for 30 steps."""
     run = surely(evolver(steps=8, ema=0.99, evolution=climbing(3, steps=30, **changes)))
-    answers = run.trials.round.attempt("asked for", [])
-    assert run.trials.round.ahead == 30
+    answers = run.controller.proposer.attempt("asked for", [])
+    assert run.controller.proposer.ahead == 30
     return run, answers
 
 
@@ -139,7 +139,7 @@ def test_the_average_begins_anew_with_one_that_is_adopted():
 def test_what_is_new_in_one_that_is_adopted_is_not_young():
     run, (answer,) = adopted(care={"rewarm": {"steps": 50}, "moments": "reset"})
     assert new_parts(run.model, {"0.weight": torch.Size([6, 8])}, answer.cuts)
-    assert run.state.newborns.state()["litters"] == []
+    assert run.state.new_parameters.state()["brought"] == []
 
 
 def test_they_are_shrunk_before_they_learn(monkeypatch):
@@ -167,7 +167,7 @@ def test_the_trend_of_a_probation_is_followed_as_far_as_a_child_has_gone():
         (record,) = run.lineage
         curve = [(line["step"], line["val_loss"]) for line in run.history if line["step"] < 25]
         curve.append((25, record.verdict.before))
-        assert record.verdict.promised == pytest.approx(promise(curve, 30 + steps, 0.0).value)
+        assert record.verdict.promised == pytest.approx(extrapolate(curve, 30 + steps, 0.0).value)
         found.append(record.verdict.promised)
     assert found[1] < found[0]
 
@@ -230,7 +230,7 @@ def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on
     assert (len(steps), run.state.step, len(run.lineage)) == (at, 3, 0)
     resumed = evolver(tmp_path / "run", steps=8, evolution=config).restore()
     resumed.run()
-    assert resumed.trials.state() == whole.trials.state()
+    assert resumed.controller.state() == whole.controller.state()
     found, expected = digests(resumed), digests(whole)
     assert found.pop("history") != expected.pop("history")  # what was broken off is spent
     assert found == expected
@@ -274,11 +274,11 @@ class Averaging(nn.Module):
 def test_buffers_in_no_state_dict_are_taken_over():
     config = climbing(3) | {"operators": [{"name": "widen", "sites": ["first"]}]}
     run = surely(evolver(steps=8, model=Averaging(), evolution=config))
-    situation = run.trials.round.situation([])
-    run.trials.round.situation = lambda history: situation
-    run.trials.round.attempt("asked for", [])
+    context = run.controller.proposer.context([])
+    run.controller.proposer.context = lambda history: context
+    run.controller.proposer.attempt("asked for", [])
     assert run.model.mean.any()
-    assert torch.equal(run.model.mean, situation._best[1].state.model.mean)
+    assert torch.equal(run.model.mean, context._best[1].state.model.mean)
 
 
 def test_what_they_spent_before_they_failed_is_counted(monkeypatch):
@@ -290,5 +290,5 @@ def test_what_they_spent_before_they_failed_is_counted(monkeypatch):
         return train_step(state, batches)
 
     monkeypatch.setattr(evolve.evolver.children, "train_step", failing)
-    assert run.trials.round.situation([]).child(None, 5) is None
+    assert run.controller.proposer.context([]).child(None, 5) is None
     assert run.state.flops == 3 * SMALL * 8 * 2

@@ -13,7 +13,7 @@ from torch import nn
 import evolve
 from evolve import EvolutionConfig, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import EvolveError, NonFiniteLossError
-from evolve.evolver.extrapolation import MOST, promise, standard_error
+from evolve.evolver.extrapolation import MOST, extrapolate, standard_error
 from evolve.operators import operators
 from evolve.training import evaluate
 
@@ -109,7 +109,7 @@ def test_other_optimizers_and_schedules_go_back_too(tmp_path, optimizer, schedul
 def test_what_goes_back_is_the_same_objects_bit_for_bit():
     evolver = run_of(evolution=evolution("harm", 3, [5], care={"shrink": {}, "batchnorm": 1, "decay_grace": 9}))
     state, seen = evolver.state, {}
-    remember, end = evolver.trials.probation.remember, evolver.trials.probation.end
+    remember, end = evolver.controller.probation.remember, evolver.controller.probation.end
 
     def look():
         shadow = [(name, value.clone()) for name, value in state.ema.shadow.items()]
@@ -125,7 +125,7 @@ def test_what_goes_back_is_the_same_objects_bit_for_bit():
         seen["after"] = look()
         return progress
 
-    evolver.trials.probation.remember, evolver.trials.probation.end = remembering, ending
+    evolver.controller.probation.remember, evolver.controller.probation.end = remembering, ending
     evolver.run()
     (print_before, shadow, *rest), (print_after, shadow_after, *rest_after) = seen["before"], seen["after"]
     assert print_before == print_after
@@ -152,7 +152,7 @@ def test_what_does_not_harm_is_kept(tmp_path):
 def test_growth_and_shrinking_go_back_together():
     wide = [{"name": "widen", "sites": ["features.0"], "options": {"factor": 2.0}}]
     evolver = run_of(evolution=evolution("widen", 2, [5], operators=wide, care={"shrink": {}}))
-    evolver.trials.probation.verdict = _always_bad(evolver.trials.probation)
+    evolver.controller.probation.verdict = _always_bad(evolver.controller.probation)
     evolver.run()
     assert [record.status for record in evolver.lineage] == ["rolled_back", "rolled_back"]
     assert evolver.model.features[0].out_channels == 4
@@ -214,8 +214,8 @@ def test_the_same_evolver_goes_on_within_a_probation(tmp_path, mixed):
     whole.run()
     evolver = run_of(tmp_path / "run", evolution=config)
     stop_after(evolver, 3).run()
-    assert evolver.trials.probation.records == [0]
-    del evolver.trials.step  # which would stop at step 3 once more
+    assert evolver.controller.probation.records == [0]
+    del evolver.controller.step  # which would stop at step 3 once more
     evolver.run()
     assert digests(evolver) == digests(whole)
 
@@ -237,7 +237,7 @@ def test_flops_stay_spent():
     alone.run()
     evolver = run_of(training=training, evolution=evolution("harm", 3, [5]))
     seen = []
-    end = evolver.trials.probation.end
+    end = evolver.controller.probation.end
 
     def ending(verdict):
         before = (evolver.state.step, evolver.state.flops)
@@ -245,7 +245,7 @@ def test_flops_stay_spent():
         seen.append((*before, evolver.state.step, evolver.state.flops))
         return progress
 
-    evolver.trials.probation.end = ending
+    evolver.controller.probation.end = ending
     assert evolver.run().finished
     ((late, spent, early, after),) = seen
     assert (late, early) == (8, 5)
@@ -263,7 +263,7 @@ def test_a_budget_that_runs_out_within_a_probation_ends_with_what_was_before(tmp
     assert evolver.lineage.records[0].verdict.steps == 2
     assert evolver.state.step == last - 2 == evolver.history[-1]["step"]
     assert evolver.history[-1]["progress"] == 1
-    assert evolver.history[-1]["val_loss"] == evaluate(evolver.state, evolver.val.epoch(0))["loss"]
+    assert evolver.history[-1]["val_loss"] == evaluate(evolver.state, evolver.val_data.epoch(0))["loss"]
     resumed = run_of(tmp_path / "run", training=training, evolution=evolution("harm", 9, [last - 2])).restore()
     assert resumed.finished
     assert digests(resumed) == digests(evolver)
@@ -315,22 +315,22 @@ def test_the_trend_begins_after_the_last_mutation():
 @pytest.mark.parametrize("curve", [math.log, lambda x: -(x**-0.5), lambda x: -1 / x, lambda x: -(x**-2)])
 def test_a_curve_is_continued(curve):
     points = [(step, 3.0 - 0.5 * curve(step)) for step in (10, 20, 40, 80)]
-    found = promise(points, 160, 0.0)
+    found = extrapolate(points, 160, 0.0)
     assert found.value == pytest.approx(3.0 - 0.5 * curve(160), abs=1e-5)
     assert (found.margin < 1e-5, found.points) == (True, 4)
-    assert promise(points, 160, 0.1).margin == pytest.approx(0.1645, abs=1e-5)
+    assert extrapolate(points, 160, 0.1).margin == pytest.approx(0.1645, abs=1e-5)
 
 
 def test_what_is_promised_with_little_or_nothing_to_go_by():
     points = [(step, 3.0 - 0.5 * math.log(step)) for step in (10, 20, 40, 80)]
-    assert promise(points, 10**6, 0.0).value == 0.0  # where it would be far below
-    few = promise(points[:2], 160, 0.1)
+    assert extrapolate(points, 10**6, 0.0).value == 0.0  # where it would be far below
+    few = extrapolate(points[:2], 160, 0.1)
     assert (few.value, few.margin, few.points) == (
         points[1][1],
         pytest.approx(math.hypot(0.1645, points[1][1] / 10)),
         0,
     )
-    assert promise([(1, 0.0)] * 3 + points * 4, 160, 0).points == MOST
+    assert extrapolate([(1, 0.0)] * 3 + points * 4, 160, 0).points == MOST
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_about_one_in_twenty_is_beyond_the_margin(curve, n, least, most):
     beyond = 0
     for _ in range(3000):
         points = [(10 * i, 2 - 0.3 * curve(i) + generator.gauss(0, 0.05)) for i in range(1, n + 1)]
-        found = promise(points, 10 * (n + 2), 0.0)
+        found = extrapolate(points, 10 * (n + 2), 0.0)
         beyond += 2 - 0.3 * curve(n + 2) + generator.gauss(0, 0.05) > found.value + found.margin
     assert least < beyond / 3000 < most
 

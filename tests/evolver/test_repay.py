@@ -4,7 +4,7 @@ import pytest
 from helpers.small_runs import SAMPLES, SMALL, evolver
 
 from evolve.budget import Budget, Spent
-from evolve.evolver.proposer import Round
+from evolve.evolver.proposer import Proposer
 
 EPOCH = 3 * SMALL * SAMPLES  # FLOPs of an epoch of the small net
 
@@ -63,14 +63,14 @@ def test_where_flops_cannot_be_counted_nothing_is_refused_for_them_and_it_is_tol
     run = evolver(evolution=growing(100), epochs=8)
     assert "evolution.repay" not in caplog.text
     run.state.flops_per_sample = 0
-    Round(run.evolution, run.state, run.train, run.val, lambda: False)
+    Proposer(run.evolution, run.state, run.train_data, run.val_data, lambda: False)
     assert "evolution.repay says nothing about this model" in caplog.text
     assert run.run().applied == 1
 
 
 @pytest.mark.parametrize("budget", [{"steps": 40}, {"seconds": 60.0}, {"flops": 8 * EPOCH}, {"epochs": 8}])
 def test_before_the_first_step_nothing_is_known(budget):
-    assert evolver(evolution=growing(100), **budget).trials.round.attempt("asked for", [])[-1]
+    assert evolver(evolution=growing(100), **budget).controller.proposer.attempt("asked for", [])[-1]
 
 
 def test_seconds_go_with_flops():

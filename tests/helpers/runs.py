@@ -49,7 +49,7 @@ def make(folder=None, **changes):
 
 def stop_after(evolver, step):
     """Stops the run at the end of an optimizer step, as a signal would."""
-    train = evolver.trials.step
+    train = evolver.controller.step
 
     def trained(batches):
         result = train(batches)
@@ -57,7 +57,7 @@ def stop_after(evolver, step):
             evolver.stop()
         return result
 
-    evolver.trials.step = trained
+    evolver.controller.step = trained
     return evolver
 
 

@@ -139,7 +139,7 @@ def test_in_the_middle_of_the_first_step_after_it(scaled, scope):
         return run
 
     def full(*arguments):
-        if run.trials._latest and not failed:
+        if run.controller._latest and not failed:
             failed.append(run.state.step)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -167,7 +167,7 @@ def test_where_the_run_was_to_follow_it(tmp_path, monkeypatch, probation):
     plain.run()
     run = make(tmp_path / "run", evolution=EvolutionConfig.model_validate(config))
     monkeypatch.setattr(
-        sys.modules["evolve.care.after_mutation"],
+        sys.modules["evolve.care.after"],
         "recalibrate",
         lambda *arguments: torch.empty(TOO_MUCH, dtype=torch.uint8),
     )
@@ -215,7 +215,7 @@ def test_a_snapshot_goes_back_over_a_mutation_and_many_steps(operator):
     state = run.state
     before, structure = digests(run), fingerprint(run.model, state.optimizer)
     snapshot = Snapshot(state)
-    batches = list(run.train.epoch(0))
+    batches = list(run.train_data.epoch(0))
     for _ in range(2):  # as often as wanted
         site = "features.0" if operator == "widen" else "features"
         answer = evolve.mutate(run.model, operator, site=site, optimizer=state.optimizer)

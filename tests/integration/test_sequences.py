@@ -16,7 +16,7 @@ from evolve.operators import operators
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import output_tensors
 from evolve.testing import ZOO, variants
-from evolve.testing.snapshot import Snapshot, check_optimizer
+from evolve.testing.snapshot import ModelSnapshot, check_optimizer
 
 SEQUENCES = int(os.environ.get("EVOLVE_SEQUENCES", "1000"))  # fewer while you work on something
 SETTINGS = settings(
@@ -116,7 +116,7 @@ class Run:
     def mutate(self, choice, number):
         operator, options = choice
         place = self.site(operator, number)
-        before = Snapshot(self.model, self.optimizer)
+        before = ModelSnapshot(self.model, self.optimizer)
         result = evolve.mutate(
             self.model,
             operator,

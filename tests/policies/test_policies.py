@@ -19,7 +19,7 @@ A, B, C = Candidate("widen", "a", {}, 0), Candidate("widen", "b", {}, 0), Candid
 
 @dataclass
 class Told:
-    """A situation that is made up."""
+    """A context that is made up."""
 
     promises: dict[str, Promise] = field(default_factory=dict)
     losses: dict[str | None, float | None] = field(default_factory=dict)
@@ -317,13 +317,13 @@ def test_a_run_says_why_and_a_resumed_one_ends_as_one_that_was_not_stopped(name,
 
 def test_deciding_draws_no_random_number_and_changes_no_weight():
     evolver = run("gradient")
-    candidates = evolver.trials.round.candidates(evolver.model)
+    candidates = evolver.controller.proposer.candidates(evolver.model)
     before = {key: value.clone() for key, value in evolver.model.state_dict().items()}
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     for name in ("gradient", "hill_climb"):
-        policy(name).choose(candidates, evolver.trials.round.situation(evolver.history))
+        policy(name).choose(candidates, evolver.controller.proposer.context(evolver.history))
     assert torch.equal(torch.rand(3), expected)
     after = evolver.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -335,11 +335,11 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
     evolver = run("hill_climb", options={"children": 3, "steps": 12}, ema=0.9)
     model, optimizer = evolver.model, evolver.state.optimizer
     kept = dict(model.named_parameters())
-    situation = evolver.trials.round.situation(evolver.history)
-    evolver.trials.round.situation = lambda history: situation
-    answers = evolver.trials.round.attempt("asked for", [])
+    context = evolver.controller.proposer.context(evolver.history)
+    evolver.controller.proposer.context = lambda history: context
+    answers = evolver.controller.proposer.attempt("asked for", [])
     (record,) = [answer.record for answer in answers]
-    candidate, child = situation._best
+    candidate, child = context._best
     assert (candidate.operator, candidate.site) == (record.operator, record.site)
     assert record.success
     assert evolver.model is model
@@ -360,20 +360,20 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
 def test_what_children_spend_is_counted():
     evolver = run("hill_climb", options={"children": 1, "steps": 5})
     before = evolver.state.flops_per_sample
-    situation = evolver.trials.round.situation(evolver.history)
-    situation.child(None, 5)
+    context = evolver.controller.proposer.context(evolver.history)
+    context.child(None, 5)
     assert evolver.state.flops == 3 * before * 5 * 16
     candidate = Candidate("widen", "0", {"add": 1}, 0)
-    situation.child(candidate, 5)
-    grown = situation._child_of(candidate).state.flops_per_sample
+    context.child(candidate, 5)
+    grown = context._child_of(candidate).state.flops_per_sample
     assert grown > before
     assert evolver.state.flops == 3 * (before + grown) * 5 * 16
 
 
 def test_where_a_site_lies():
     evolver = run("bandit")
-    situation = evolver.trials.round.situation(evolver.history)
-    depths = [situation.depth(Candidate("deepen", site)) for site in ("0", "2", "5", "0:3", "*")]
+    context = evolver.controller.proposer.context(evolver.history)
+    depths = [context.depth(Candidate("deepen", site)) for site in ("0", "2", "5", "0:3", "*")]
     assert depths[0] == depths[3] == 0.0
     assert depths[0] < depths[1] < depths[2] < 1
     assert depths[4] is None
@@ -382,12 +382,12 @@ def test_where_a_site_lies():
 def test_a_site_lies_where_it_lay_before_blocks_came():
     evolver = run("bandit")
     sites = ("0", "2", "5")
-    before = evolver.trials.round.situation(evolver.history)
+    before = evolver.controller.proposer.context(evolver.history)
     depths = [before.depth(Candidate("deepen", site)) for site in sites]
     for _ in range(3):
-        mutate(evolver.model, "deepen", site="5", example_inputs=evolver.train.example(8), strict=True)
-    mutate(evolver.model, "deepen", site="2", example_inputs=evolver.train.example(8), strict=True)
-    after = evolver.trials.round.situation(evolver.history)
+        mutate(evolver.model, "deepen", site="5", example_inputs=evolver.train_data.example(8), strict=True)
+    mutate(evolver.model, "deepen", site="2", example_inputs=evolver.train_data.example(8), strict=True)
+    after = evolver.controller.proposer.context(evolver.history)
     assert [after.depth(Candidate("deepen", site)) for site in sites] == depths
     inside = [after.depth(Candidate("deepen", f"evolved.deepen_{number}")) for number in range(4)]
     assert inside == [depths[2]] * 3 + [depths[1]]

@@ -14,7 +14,7 @@ from evolve.models import build_model
 from evolve.scores import Addition, addition, collect, scores
 from evolve.scores.base import centred, halves, lower_bound, steepest
 from evolve.scores.candidate_units import Reading
-from evolve.testing.snapshot import Snapshot
+from evolve.testing.snapshot import ModelSnapshot
 
 MLP = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.Linear(6, 3))
 CNN = nn.Sequential(
@@ -51,7 +51,7 @@ def whole(readings):
 def test_collecting_leaves_no_trace_and_sees_what_autograd_sees(model, shape):
     model, x, loss, _ = seen(model, shape)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    before = Snapshot(model, optimizer)
+    before = ModelSnapshot(model, optimizer)
     evidence = collect(model, x, loss, x[:4])
     before.check_same(model, optimizer, "evidence was collected")
     assert not any(module._forward_hooks for module in model.modules())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evolve.structure.axes.algebra import Axis, MismatchError, product, unify
+from evolve.structure.axes.algebra import Axis, MismatchError, cut, product, unify
 from evolve.structure.axes.flow import Flow, dims_of, rule
 from evolve.structure.tracing.tape import Op, Value
 
@@ -275,8 +275,6 @@ def _spatial(flow: Flow, op: Op) -> None:
 
 @rule("glu")
 def _glu(flow: Flow, op: Op) -> None:
-    from evolve.structure.axes.algebra import cut
-
     axes = list(flow.of(op.args[0]))
     dim = op.argument("dim", -1) % len(axes)
     half, other = cut(axes[dim], axes[dim].size // 2)

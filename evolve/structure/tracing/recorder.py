@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from evolve.structure.isolation import unfused
 from evolve.structure.tracing.fake_kernels import Shortcuts
 from evolve.structure.tracing.flops import flops
-from evolve.structure.tracing.tape import Call, Op, Tape, Value
+from evolve.structure.tracing.tape import ModuleCall, Op, Tape, Value
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Recorder(TorchDispatchMode):
             name = self._names.get(id(module))
             if name is None:
                 name = self.tape.calls[self._stack[-1]].module if self._stack[-1] >= 0 else ""
-            call = Call(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
+            call = ModuleCall(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
             self.tape.calls.append(call)
             self._stack.append(len(self.tape.calls) - 1)
             self._modules.append(module)

@@ -12,22 +12,22 @@ from torch.optim import Optimizer
 
 from evolve.care.config import CareConfig
 from evolve.care.ema import EMA
-from evolve.care.new_parameters import Newborns
+from evolve.care.new_parameters import NewParameters
 from evolve.care.recalibrate import recalibrate
 from evolve.mutation.api import MutationResult
-from evolve.structure.probe import Shape
+from evolve.structure.tracing.tape import Shape
 from evolve.surgery.optimizer import forget
 from evolve.surgery.parts import new_parts
 
 
-class Patient(Protocol):
+class TrainingRun(Protocol):
     """What is known of a training run: `TrainState` is one."""
 
     model: nn.Module
     optimizer: Optimizer
     device: torch.device
     ema: EMA | None
-    newborns: Newborns | None
+    new_parameters: NewParameters | None
 
 
 def grown(result: MutationResult) -> bool:
@@ -35,9 +35,9 @@ def grown(result: MutationResult) -> bool:
     return bool(result) and result.record.params_after > result.record.params_before
 
 
-def tend(
+def after_mutation(
     config: CareConfig,
-    patient: Patient,
+    run: TrainingRun,
     shapes: Mapping[str, Shape],
     applied: Sequence[MutationResult],
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -47,22 +47,22 @@ def tend(
 
     Args:
         config: What care.
-        patient: The run.
+        run: The run.
         shapes: Of the parameters before; see `structure.probe.parameter_shapes`.
         applied: What was done to the model since, in order.
         batches: Training data for the statistics of BatchNorm.
         adopted: Whether the model has taken up what a child of it has learned. Then averages begin anew, as all values
             are others, and what is new is not young any more.
     """
-    model = patient.model
+    model = run.model
     cuts = [cut for result in applied for cut in result.cuts]
-    if patient.ema is not None:
+    if run.ema is not None:
         redrawn = list(shapes) if adopted else [name for result in applied for name in result.redrawn]
-        patient.ema.follow(model, cuts, redrawn)
+        run.ema.follow(model, cuts, redrawn)
     growth = any(map(grown, applied)) and not adopted
     if growth and config.moments == "reset":
-        forget(patient.optimizer, model.parameters())
-    if patient.newborns is not None:
-        patient.newborns.add(model, new_parts(model, shapes, cuts) if growth else {}, cuts)
+        forget(run.optimizer, model.parameters())
+    if run.new_parameters is not None:
+        run.new_parameters.add(model, new_parts(model, shapes, cuts) if growth else {}, cuts)
     if config.batchnorm:
-        recalibrate(model, (inputs.to(patient.device) for inputs, _ in islice(batches, config.batchnorm)))
+        recalibrate(model, (inputs.to(run.device) for inputs, _ in islice(batches, config.batchnorm)))

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evolve.mutation.api import mutate
-from evolve.testing import zoo_images as images
-from evolve.testing import zoo_tokens as tokens
-from evolve.testing import zoo_vectors as vectors
+from evolve.testing.zoo import images, tokens, vectors
 
 
 @dataclass(frozen=True)
