@@ -16,7 +16,7 @@ from evolve.data.augment import Augment, Prepare
 from evolve.data.batches import Batches, check_size
 from evolve.data.order import batch_bounds, epoch_order, mix
 from evolve.errors import DataError
-from evolve.runtime.generators import kept_random_state, seed_random_state
+from evolve.runtime.generators import preserved_rng, seed_generators
 
 
 class LoaderBatches(Batches):
@@ -157,7 +157,7 @@ class IterableBatches(Batches):
 
     def _read(self, n: int) -> tuple[Tensor, Tensor]:
         parts: list[tuple[Tensor, Tensor]] = []
-        with kept_random_state(), self._kept_generators():
+        with preserved_rng(), self._kept_generators():
             for item in self.loader:
                 parts.append(as_pair(item))
                 if sum(len(inputs) for inputs, _ in parts) >= n:
@@ -186,9 +186,9 @@ class _Reseeded(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         samples = []
-        with kept_random_state():
+        with preserved_rng():
             for index in indices:
-                seed_random_state(mix(self.seed, self.epoch, index))
+                seed_generators(mix(self.seed, self.epoch, index))
                 samples.append(self.dataset[index])
         return samples
 

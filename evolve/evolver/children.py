@@ -85,7 +85,7 @@ class ChildTrainer:
             candidate: The mutation; None for a copy that is not mutated.
             steps: Optimizer steps.
         """
-        with preserved_rng(self.state.model, self._seed):
+        with preserved_rng(self._seed):
             try:
                 return self._raise(candidate, steps)
             except (NonFiniteLossError, RuntimeError, MemoryError) as error:

@@ -62,7 +62,7 @@ class RunContext:
     def _promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
         evidence = self._look(batches)
         try:
-            with preserved_rng(self.state.model, self.state.step):
+            with preserved_rng(self.state.step):
                 added = addition(evidence, candidate.operator, candidate.site or "", dict(candidate.options))
                 gain = scores.get(score)().value(added)
         except NotApplicable as error:
@@ -74,7 +74,7 @@ class RunContext:
         """Runs the model once on the next batches of the training data."""
         if batches not in self._evidence:
             state = self.state
-            with preserved_rng(state.model):
+            with preserved_rng():
                 found = list(islice(self.train.onward(state.epoch, state.batch), batches))
             inputs = torch.cat([inputs for inputs, _ in found])
             targets = to_device(state, torch.cat([targets for _, targets in found]))

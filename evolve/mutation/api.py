@@ -115,7 +115,7 @@ def mutate(
     acting = create_operator(operator, options)
     model = _underneath(model)
     change = Change("")
-    with preserved_rng(model):
+    with preserved_rng():
         drawn = int(torch.randint(2**31 - 1, ())) if seed is None else seed
     attempt = Attempt(site or "", drawn, count_parameters(model))
     memory_before = memory_in_use(model)
@@ -243,7 +243,7 @@ def replay(model: nn.Module, records: Iterable[Record]) -> None:
                 f"{error} Record {record.index} needs it: import or list its plugin first."
             ) from error
         try:
-            with preserved_rng(model, record.seed):
+            with preserved_rng(record.seed):
                 acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
         except NotApplicable as error:
             raise EvolveError(

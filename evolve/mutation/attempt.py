@@ -70,7 +70,7 @@ def carry_out(
 
     table = ParameterTable(model)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
-    with preserved_rng(model, attempt.seed):
+    with preserved_rng(attempt.seed):
         attempt.plan = operator.plan(model, site, before)
         change = operator.apply(model, site, attempt.plan)
     for parameter, gradient, shape in gradients:

@@ -77,7 +77,7 @@ def train_outputs(model: nn.Module, inputs: Inputs, seed: int, *, still: bool = 
         still: Leave dropout out.
     """
     quiet = WithoutDropout() if still else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), quiet:
+    with undisturbed(model), preserved_rng(seed), torch.no_grad(), quiet:
         model.train()
         return model(*inputs.args, **inputs.kwargs)
 
@@ -158,11 +158,11 @@ def rounding(
             return leaf
         return leaf * (1 + torch.finfo(leaf.dtype).eps * torch.randn_like(leaf).sign())
 
-    with undisturbed(model), preserved_rng(model, seed):
+    with undisturbed(model), preserved_rng(seed):
         other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
     quiet = WithoutDropout() if still else contextlib.nullcontext()
     statistics = mixed_statistics() if mixed else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused(), quiet, _Precision() as seen:
+    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(), quiet, _Precision() as seen:
         model.train(training)
         with statistics:
             nudged = model(*other.args, **other.kwargs)
@@ -175,7 +175,7 @@ def gradient_faults(
 ) -> list[str]:
     """Says which new parameters a backward pass does not reach, or reaches with NaN or infinity, or why it fails."""
     trainable = fresh or {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with undisturbed(model), preserved_rng(model, seed), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed(model), preserved_rng(seed), torch.inference_mode(False), torch.enable_grad():
         model.train(training)
         outputs = [t for t in output_tensors(model(*inputs.args, **inputs.kwargs)) if t.requires_grad]
         if not outputs:

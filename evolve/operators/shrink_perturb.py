@@ -99,7 +99,7 @@ class ShrinkPerturb(MutationOperator):
         parameters = [model.get_parameter(name) for name in fresh]
 
         def loss_at(keep: float) -> float:
-            with undisturbed(model), preserved_rng(model, 0), values_kept(parameters):
+            with undisturbed(model), preserved_rng(0), values_kept(parameters):
                 blend(model, fresh, self._shares(fresh, keep))
                 return float(loss(model.train()(*inputs.args, **inputs.kwargs)))
 

@@ -149,7 +149,7 @@ def _operator(model: nn.Module, name: str, seen: Probe) -> OperatorFacts:
     except EvolveError as error:  # it has options without a default
         return OperatorFacts(name, "depends on options", [], str(error))
     try:
-        with preserved_rng(model, 0):
+        with preserved_rng(0):
             return OperatorFacts(name, acting.preserves, acting.sites(model, seen), "")
     except NotApplicable as error:
         return OperatorFacts(name, acting.preserves, [], str(error))

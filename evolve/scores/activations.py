@@ -86,7 +86,7 @@ def collect(model: nn.Module, inputs: Any, loss: OutputLoss, example: Any) -> Ev
     """
     batch = as_inputs(model, inputs)
     evidence = Evidence(model, probe(model, as_inputs(model, example)), batch.batch_size)
-    with undisturbed(model), preserved_rng(model, 0), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed(model), preserved_rng(0), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         with _watched(model, evidence.seen):
             value = loss(model(*batch.args, **batch.kwargs))

@@ -161,7 +161,7 @@ def unfused() -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Lets the model be run; afterwards buffers, modes, cached attributes and generators are as before."""
     state = ModuleState(model, parameters=False)
-    with preserved_rng(model):
+    with preserved_rng():
         try:
             yield
         finally:

@@ -103,7 +103,7 @@ def probe(
     if inputs is None:
         return Probe(None, {}, None, loss=loss)
     statistics = mixed_statistics() if mixed else nullcontext()
-    with undisturbed(model), preserved_rng(model, seed), torch.no_grad(), unfused(), statistics:
+    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(), statistics:
         model.eval()
         if plain:
             return Probe(inputs, {}, None, model(*inputs.args, **inputs.kwargs), loss)
@@ -175,7 +175,7 @@ def loss_gradients(model: nn.Module, seen: Probe) -> dict[str, Tensor]:
             "example_inputs that returns a scalar."
         )
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with undisturbed(model), preserved_rng(model, 0), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed(model), preserved_rng(0), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         value = seen.loss(model(*seen.inputs.args, **seen.inputs.kwargs))
         gradients = gradients_of(model, value, list(named.values()))

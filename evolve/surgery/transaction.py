@@ -37,7 +37,7 @@ class Transaction:
         self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         self._state = ModuleState(self.model, parameters=True)
         self._optimizer_state = OptimizerState(self.optimizer) if self.optimizer is not None else None
-        self._rng = preserved_rng(self.model)
+        self._rng = preserved_rng()
         self._rng.__enter__()
         return self
 

@@ -188,7 +188,7 @@ def _outputs(model: nn.Module, example_inputs: Any, *, still: bool) -> list[list
     inputs, found = as_inputs(model, example_inputs), []
     for training in (False, True):
         quiet = WithoutDropout() if still else nullcontext()
-        with undisturbed(model), preserved_rng(model, 4), torch.no_grad(), quiet:
+        with undisturbed(model), preserved_rng(4), torch.no_grad(), quiet:
             found.append(output_tensors(model.train(training)(*inputs.args, **inputs.kwargs)))
     return found
 

@@ -42,7 +42,7 @@ def observing_hooks(model: nn.Module, inputs: Inputs) -> set[int]:
         return set()
     at_work: set[int] = set()
     for training in (False, True):
-        with undisturbed(model), preserved_rng(model, 0), torch.no_grad():
+        with undisturbed(model), preserved_rng(0), torch.no_grad():
             model.train(training)
             for module, table in _tables(model):
                 for key, hook in table.items():
