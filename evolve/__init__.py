@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from evolve.models import build_model as build_model
     from evolve.mutation.api import MutationResult as MutationResult
     from evolve.mutation.api import mutate as mutate
-    from evolve.mutation.api import replay as replay
     from evolve.mutation.api import sites as sites
     from evolve.mutation.limits import Limits as Limits
+    from evolve.mutation.replaying import replay as replay
     from evolve.operators import MutationOperator as MutationOperator
     from evolve.operators import operator as operator
     from evolve.operators.function import Context as Context
@@ -56,7 +56,7 @@ _HOME = {
     "Record": ("evolve.lineage", "Record"),
     "mutate": ("evolve.mutation.api", "mutate"),
     "operator": ("evolve.operators", "operator"),
-    "replay": ("evolve.mutation.api", "replay"),
+    "replay": ("evolve.mutation.replaying", "replay"),
     "sites": ("evolve.mutation.api", "sites"),
     "transaction": ("evolve.surgery.transaction", "Transaction"),
 }

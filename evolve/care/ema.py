@@ -44,14 +44,15 @@ class EMA:
             cuts: What it did to the axes of parameters.
             redrawn: Parameters that took other values as a whole: an average with the old ones would be of neither.
         """
-        old, self.shadow = self.shadow, {}
+        shadow = {}
         for name, parameter in model.named_parameters():
             present = parameter.detach()
-            known = None if name in redrawn else old.get(name)
+            known = None if name in redrawn else self.shadow.get(name)
             if known is not None:
                 known = recut_copy(known, [cut for cut in cuts if cut.name == name], present)
             keep = known is not None and known.shape == present.shape
-            self.shadow[name] = known if keep and known is not None else present.clone()
+            shadow[name] = known if keep and known is not None else present.clone()
+        self.shadow = shadow
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

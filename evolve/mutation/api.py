@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import nn
-from torch.optim import Optimizer
 
-from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, UnknownNameError, did_you_mean
+from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, did_you_mean
 from evolve.lineage import Record, Status
 from evolve.mutation.attempt import Attempt, carry_out, first_look, refuse_unworkable
 from evolve.mutation.limits import Limits
@@ -24,7 +23,7 @@ from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import free_memory, memory_in_use, out_of_memory
 from evolve.structure.inputs import as_inputs, infer_inputs
 from evolve.structure.probe import OutputLoss, count_parameters
-from evolve.structure.sites import resolve
+from evolve.surgery.optimizer import Optimizers, as_optimizers
 from evolve.surgery.resize import Cut
 from evolve.surgery.transaction import Transaction
 
@@ -73,7 +72,7 @@ def mutate(
     operator: str,
     *,
     site: str | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     example_inputs: Any = None,
     seed: int | None = None,
     loss: OutputLoss | None = None,
@@ -92,7 +91,8 @@ def mutate(
         model: Any module; compiled models (`torch.compile`) are changed underneath and compile again by themselves.
         operator: Registered name, such as "residual".
         site: Dotted name of the place; the operator's default place if None.
-        optimizer: Its state is carried along and new parameters join it.
+        optimizer: One or a sequence of several: their state is carried along, and new parameters join the group of
+            their neighbours. An optimizer that holds another (Lookahead, SAM, Accelerate's) is passed as it is stepped.
         example_inputs: Probe batch: a tensor, a sequence of arguments or a mapping of keyword arguments. If None, one
             is made up for the model's first layer with weights.
         seed: Of everything the operator draws; drawn from torch's generator, which is left alone, if None.
@@ -108,12 +108,13 @@ def mutate(
 
     Raises:
         UnknownNameError: If no operator has this name.
-        EvolveError: If the operator has no such options.
+        EvolveError: If the operator has no such options, or `optimizer` is none.
         MutationError: With `strict`, if the mutation was refused.
     """
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
     acting = create_operator(operator, options)
-    model = _underneath(model)
+    optimizer = as_optimizers(optimizer)
+    model = underneath(model)
     change = Change("")
     with preserved_rng():
         drawn = int(torch.randint(2**31 - 1, ())) if seed is None else seed
@@ -178,7 +179,7 @@ def _answer(error: Exception) -> tuple[Status, str]:
     return "failed", f"{type(error).__name__}: {error}"
 
 
-def _underneath(model: nn.Module) -> nn.Module:
+def underneath(model: nn.Module) -> nn.Module:
     """Returns the model in a `torch.compile` wrapper, which notices the change and compiles again."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
@@ -220,38 +221,7 @@ def sites(model: nn.Module, operator: str, *, example_inputs: Any = None, **opti
         NotApplicable: If the model cannot be run on the example inputs.
     """
     acting = create_operator(operator, options)
-    model = _underneath(model)
+    model = underneath(model)
     refuse_unworkable(model)
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
     return acting.sites(model, first_look(model, inputs, 0))
-
-
-def replay(model: nn.Module, records: Iterable[Record]) -> None:
-    """Rebuilds the structure that the applied records describe on a base model; needs no data and measures nothing.
-
-    Raises:
-        UnknownNameError: If a record's operator is not registered: import the plugin first.
-        EvolveError: If a record does not fit the model.
-    """
-    for record in records:
-        if record.status != "applied":
-            continue
-        try:
-            acting = create_operator(record.operator, record.options)
-        except UnknownNameError as error:
-            raise UnknownNameError(
-                f"{error} Record {record.index} needs it: import or list its plugin first."
-            ) from error
-        try:
-            with preserved_rng(record.seed):
-                acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
-        except NotApplicable as error:
-            raise EvolveError(
-                f"Record {record.index} ('{record.operator}' at '{record.site}') does not fit this model: {error} "
-                "Was the base model built as it was then?"
-            ) from error
-        if count_parameters(model) != record.params_after:
-            raise EvolveError(
-                f"After record {record.index} ('{record.operator}' at '{record.site}') the model should have "
-                f"{record.params_after:,} parameters; it has {count_parameters(model):,}. Is the base model the same?"
-            )

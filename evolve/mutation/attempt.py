@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from evolve.errors import NotApplicable, RejectedError
 from evolve.lineage import TensorSpec
@@ -22,7 +22,8 @@ from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import OutputLoss, Probe, count_parameters, probe
 from evolve.structure.sites import Site, resolve
 from evolve.structure.tracing.hooks import backward_hooks, global_hooks
-from evolve.surgery.optimizer import ParameterTable, forget, left_behind, optimizer_faults, reconcile
+from evolve.surgery.gradients import Gradients
+from evolve.surgery.optimizer import Carrier, Changed, Optimizers, ParameterTable, changes_of
 
 
 @dataclass
@@ -44,7 +45,7 @@ def carry_out(
     model: nn.Module,
     operator: MutationOperator,
     site_name: str | None,
-    optimizer: Optimizer | None,
+    optimizer: Optimizers | None,
     example_inputs: Any,
     loss: OutputLoss | None,
     limits: Limits | None,
@@ -54,9 +55,7 @@ def carry_out(
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
-    gradients = [(parameter, parameter.grad, parameter.shape) for parameter in model.parameters()]
-    for parameter, _, _ in gradients:
-        parameter.grad = None  # an operator may run a backward pass; the gradients that stood here come back
+    gradients = Gradients(model)
     mixed = operator.on_groups and operator.preserves != "no"
     before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups, mixed=mixed)
     attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
@@ -68,24 +67,25 @@ def carry_out(
     if inputs is not None and not alike:
         trained, train_error = _train_outputs_before(model, inputs, attempt.seed, still)
 
-    table = ParameterTable(model)
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]} if optimizer is not None else set()
+    carrier = Carrier(model, optimizer)
+    table = carrier.before
     with preserved_rng(attempt.seed):
         attempt.plan = operator.plan(model, site, before)
         change = operator.apply(model, site, attempt.plan)
-    for parameter, gradient, shape in gradients:
-        parameter.grad = gradient if parameter.shape == shape else None
+    changed = changes_of(model, table, change.cuts)
+    remarks = [gradients.put_back(changed)]
     attempt.params_after = count_parameters(model)
     _check_count(change, attempt.params_before, attempt.params_after)
     limits = limits or Limits()
     limits.check_beforehand(model, inputs, attempt.params_after)
-    if optimizer is not None:
-        reconcile(model, optimizer, table, site.name, change.cuts)
-        if change.forget:
-            forget(optimizer, [model.get_parameter(name) for name in change.redrawn])
-        _reject_if(optimizer_faults(model, optimizer, table, held))
+    if carrier.optimizers:
+        remarks += carrier.carry(model, site.name, change.cuts, change.redrawn if change.forget else ())
+    elif model.training:
+        remarks.append(_without_optimizer(model, table, changed))
+    remarks = [remark for remark in remarks if remark]
     if inputs is None:
-        return f"{change.message} Not measured: no probe batch is known; pass example_inputs.", change
+        remarks.insert(0, "Not measured: no probe batch is known; pass example_inputs.")
+        return " ".join([change.message, *remarks]), change
 
     after = _second_look(model, inputs, attempt.seed, plain="flops" in attempt.plan, mixed=mixed)
     attempt.flops_after = attempt.plan.get("flops", after.flops)
@@ -94,9 +94,8 @@ def carry_out(
     if not (alike or train_error):
         pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=still)))
     _check_outputs(model, inputs, operator, pairs, attempt, still=still, mixed=mixed)
-    remarks = [f"Train mode was not compared: the model itself fails in it ({train_error})."] if train_error else []
-    if optimizer is not None and (remark := left_behind(optimizer, table, held)):
-        remarks.append(remark)
+    if train_error:
+        remarks.insert(0, f"Train mode was not compared: the model itself fails in it ({train_error}).")
     if operator.on_groups or before.reached(site):
         fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
         other = len(ParameterTable(model).by_name) != len(table.by_name)
@@ -105,6 +104,14 @@ def carry_out(
     else:
         remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
     return " ".join([change.message, _measured(attempt.max_abs_diff), *remarks]), change
+
+
+def _without_optimizer(model: nn.Module, before: ParameterTable, changed: Sequence[Changed]) -> str:
+    """Says what an optimizer that was not passed does not know of."""
+    new = sum(p.requires_grad and p not in before for p in model.parameters())
+    resized = sum(change.new is change.old and change.new.requires_grad for change in changed)
+    told = [f"{count} {what} parameters" for count, what in ((new, "new"), (resized, "resized")) if count]
+    return f"No optimizer was passed: give yours the {' and '.join(told)}." if told else ""
 
 
 def _modes_alike(operator: MutationOperator, structure: Analysis) -> bool:

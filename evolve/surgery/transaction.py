@@ -5,11 +5,10 @@ from __future__ import annotations
 from types import TracebackType
 
 from torch import nn
-from torch.optim import Optimizer
 
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.isolation import ModuleState
-from evolve.surgery.optimizer import OptimizerState
+from evolve.surgery.optimizer import Optimizers, OptimizerState, as_optimizers
 
 
 class Transaction:
@@ -21,7 +20,7 @@ class Transaction:
 
     Args:
         model: The root module.
-        optimizer: Its optimizer, if there is one.
+        optimizer: Its optimizer, if there is one, or several; those inside others are covered too.
 
     Example:
         >>> with evolve.transaction(model, optimizer) as change:
@@ -29,14 +28,14 @@ class Transaction:
         ...     change.rollback()
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizers | None = None) -> None:
         self.model = model
         self.optimizer = optimizer
 
     def __enter__(self) -> Transaction:
         self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
         self._state = ModuleState(self.model, parameters=True)
-        self._optimizer_state = OptimizerState(self.optimizer) if self.optimizer is not None else None
+        self._optimizer_state = OptimizerState(as_optimizers(self.optimizer))
         self._rng = preserved_rng()
         self._rng.__enter__()
         return self
@@ -46,8 +45,7 @@ class Transaction:
         for parameter in self.model.parameters():
             parameter.grad = None
         self._state.restore()
-        if self._optimizer_state is not None:
-            self._optimizer_state.restore()
+        self._optimizer_state.restore()
         for parameter, gradient in self._gradients:
             parameter.grad = gradient
 

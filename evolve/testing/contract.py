@@ -14,7 +14,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from evolve.mutation.api import MutationResult, create_operator, mutate, replay, sites
+from evolve.mutation.api import MutationResult, create_operator, mutate, sites
+from evolve.mutation.replaying import replay
 from evolve.mutation.verify import WithoutDropout, difference, tolerance
 from evolve.operators import operators
 from evolve.runtime.generators import preserved_rng

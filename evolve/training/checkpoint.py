@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from evolve.errors import CheckpointError
 from evolve.lineage import Lineage, Record
-from evolve.mutation.api import replay
+from evolve.mutation.replaying import replay
 from evolve.runtime.generators import random_state, set_random_state
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
 from evolve.training import TrainState

@@ -13,7 +13,8 @@ import evolve
 from evolve.errors import EvolveError, MutationError, UnknownNameError
 from evolve.lineage import Record
 from evolve.operators import operators
-from evolve.surgery.optimizer import ParameterTable, optimizer_faults, reconcile
+from evolve.surgery.optimizer import Carrier
+from evolve.surgery.optimizer.faults import counts_of, optimizer_faults
 
 BEFORE, AFTER = 2_193_674, 2_194_442
 
@@ -626,14 +627,28 @@ def test_frozen_parameters_stay_out_and_the_new_ones_train():
     assert model.evolved.residual_0.norm.weight.abs().sum().item() > 0
 
 
-def test_lbfgs_is_refused_with_the_reason():
+def test_lbfgs_begins_its_history_anew():
     model = small()
-    optimizer = torch.optim.LBFGS(model.parameters())
-    before = fingerprint(model, optimizer)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3, line_search_fn="strong_wolfe")
+    x, y = torch.rand(8, 3, 8, 8), torch.randint(5, (8,))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
     result = evolve.mutate(model, "residual", site="0", optimizer=optimizer)
-    assert result.status == "not_applicable"
-    assert "LBFGS" in result.message
-    assert fingerprint(model, optimizer) == before
+    assert result.success, result.message
+    assert "The history of LBFGS begins anew." in result.message
+    fresh = {n: p.detach().clone() for n, p in model.evolved.named_parameters()}
+    before = float(closure())
+    for _ in range(3):
+        optimizer.step(closure)
+    assert float(closure()) < before
+    assert any(not torch.equal(p, fresh[n]) for n, p in model.evolved.named_parameters())
 
 
 def test_moments_follow_a_parameter_that_grows(plugin):
@@ -661,15 +676,19 @@ def test_moments_follow_a_parameter_that_grows(plugin):
 def test_faults_between_a_model_and_its_optimizer_are_named():
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    table = ParameterTable(model)
-    held = {id(p) for p in model.parameters()}
-    assert optimizer_faults(model, optimizer, table, held) == []
+    carrier = Carrier(model, optimizer)
+    counts = counts_of([optimizer])
+
+    def faults():
+        return optimizer_faults(model, [optimizer], carrier.before, counts)
+
+    assert faults() == []
     removed = optimizer.param_groups[0]["params"].pop()
-    assert optimizer_faults(model, optimizer, table, held) == ["'1.3.bias' is in the optimizer 0 times instead of once"]
+    assert faults() == ["'1.3.bias' is in the optimizer 0 times instead of once"]
     optimizer.param_groups[0]["params"] += [removed, removed]
-    assert "2 times" in optimizer_faults(model, optimizer, table, held)[0]
+    assert "2 times" in faults()[0]
     optimizer.param_groups[0]["params"].pop()
     model[1][3] = nn.Identity()
-    assert "still holds 2 parameters" in optimizer_faults(model, optimizer, table, held)[0]
-    reconcile(model, optimizer, table, "1")
-    assert optimizer_faults(model, optimizer, table, held) == []
+    assert "still holds 2 parameters" in faults()[0]
+    carrier.carry(model, "1")
+    assert faults() == []

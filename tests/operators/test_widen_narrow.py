@@ -241,15 +241,18 @@ def test_averages_of_random_units_start_at_zero(init):
     assert state["step"] == 1
 
 
-def test_a_factored_state_is_refused_and_nothing_touched():
+def test_factored_state_is_cut_along_the_axes_it_belongs_to():
     model = mlp()
     optimizer = step(model, torch.optim.Adafactor(model.parameters()))
-    before = fingerprint(model, optimizer)
-    for operator in ("widen", "narrow"):
-        result = evolve.mutate(model, operator, site="0", optimizer=optimizer, example_inputs=X)
-        assert result.status == "not_applicable"
-        assert "factored state cannot follow a change of shape" in result.message
-    assert fingerprint(model, optimizer) == before
+    made, read = model[0].weight, model[2].weight
+    old = {p: {k: v.clone() for k, v in optimizer.state[p].items()} for p in (made, read)}
+    source, shares = widen(model, optimizer=optimizer, add=4)
+    shares = shares.float()[:, None]
+    assert torch.allclose(optimizer.state[made]["row_var"], old[made]["row_var"][source] * shares**2)
+    assert torch.equal(optimizer.state[made]["col_var"], old[made]["col_var"])
+    assert torch.equal(optimizer.state[read]["col_var"], old[read]["col_var"][:, source])
+    assert torch.equal(optimizer.state[read]["row_var"], old[read]["row_var"])
+    step(model, optimizer)
 
 
 def test_parameters_stay_the_objects_they_are_in_their_groups():
@@ -272,13 +275,31 @@ def test_parameters_stay_the_objects_they_are_in_their_groups():
     step(model, optimizer)
 
 
-def test_gradients_of_what_was_cut_go_and_others_stay():
+def test_accumulated_gradients_are_those_of_the_wide_model():
+    """What the narrow model has accumulated becomes what the widened one would have."""
+    x, y = X.double(), torch.randn(8, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    model = nn.Sequential(*mlp(), nn.Linear(3, 2)).double()
+    (model(x) - y).square().mean().backward()
+    result = evolve.mutate(model, "widen", site="0", add=5, example_inputs=x, seed=5)
+    assert "Gradients of 3 parameters that were being accumulated were cut along." in result.message
+    carried = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    (model(x) - y).square().mean().backward()
+    for mine, parameter in zip(carried, model.parameters(), strict=True):
+        assert torch.allclose(mine, parameter.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_accumulated_gradients_are_those_of_the_narrow_model():
     model = nn.Sequential(*mlp(), nn.Linear(3, 2))
     model(X).square().sum().backward()
-    other = model[3].weight.grad.clone()
-    widen(model)
-    assert model[0].weight.grad is None
-    assert torch.equal(model[3].weight.grad, other)
+    old = [p.grad.clone() for p in model.parameters()]
+    result = narrow(model, criterion="indices", indices=[1, 4])
+    assert result, result.message
+    kept = [0, 2, 3, 5]
+    assert torch.equal(model[0].weight.grad, old[0][kept])
+    assert torch.equal(model[0].bias.grad, old[1][kept])
+    assert torch.equal(model[2].weight.grad, old[2][:, kept])
+    assert torch.equal(model[3].weight.grad, old[4])
 
 
 def test_hooks_and_frozen_flags_stay():

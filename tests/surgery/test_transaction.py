@@ -16,6 +16,7 @@ import evolve
 import evolve.mutation.attempt
 from evolve.operators import operators
 from evolve.operators.residual import Residual
+from evolve.surgery.optimizer import Carrier
 
 CYCLES, FAILURES = 300, 100
 MEGABYTE = 2**20
@@ -155,17 +156,19 @@ def _break_build(monkeypatch):
 
 
 def _break_optimizer(monkeypatch):
-    whole = evolve.mutation.attempt.reconcile
+    whole = Carrier.carry
 
-    def reconcile(model, optimizer, before, site, cuts):
-        whole(model, optimizer, before, site, cuts)
+    def carry(self, *args, **options):
+        whole(self, *args, **options)
+        (optimizer,) = self.optimizers
         for state in optimizer.state.values():
             state["exp_avg"].zero_()
             state["step"] += 5
         optimizer.param_groups[0]["lr"] = 7
+        optimizer.defaults["lr"] = 7
         raise BrokenError("in the optimizer's care")
 
-    monkeypatch.setattr(evolve.mutation.attempt, "reconcile", reconcile)
+    monkeypatch.setattr(Carrier, "carry", carry)
 
 
 def _break_verify(monkeypatch):

@@ -1,0 +1,94 @@
+"""Applies recorded mutations to a model, with all that goes with its parameters, or leaves everything as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from evolve.errors import EvolveError, NotApplicable, RejectedError, UnknownNameError
+from evolve.lineage import Record
+from evolve.mutation.api import create_operator, underneath
+from evolve.operators import Change
+from evolve.runtime.generators import preserved_rng
+from evolve.structure.probe import count_parameters
+from evolve.structure.sites import resolve
+from evolve.surgery.gradients import Gradients
+from evolve.surgery.optimizer import Carrier, Optimizers, as_optimizers, changes_of
+from evolve.surgery.resize import Cut
+from evolve.surgery.transaction import Transaction
+
+
+class Follower(Protocol):
+    """Keeps tensors of the parameters' shapes, such as `evolve.care.EMA`."""
+
+    def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
+        """Follows one mutation; an error in it must leave nothing half done."""
+
+
+def replay(
+    model: nn.Module,
+    records: Iterable[Record],
+    optimizer: Optimizers | None = None,
+    ema: Follower | AveragedModel | None = None,
+) -> None:
+    """Rebuilds the structure that the applied records describe on a base model; needs no data and measures nothing.
+
+    Optimizers are carried as `mutate` carries them. Their parameters end up in the same order as in the run that was
+    recorded, so that torch's own `optimizer.load_state_dict` fits. Whatever fails, model, optimizers and averages are
+    as before.
+
+    Args:
+        model: Any module; compiled models (`torch.compile`) are changed underneath.
+        records: In their order, of mutations of this model. Those of a submodule are replayed on the submodule.
+        optimizer: One or a sequence of several over parameters of this model, or of one that it is a part of.
+        ema: What keeps averages of the parameters: it follows each mutation; in torch's `AveragedModel` the averaged
+            module is mutated in the same way.
+
+    Raises:
+        UnknownNameError: If a record's operator is not registered: import the plugin first.
+        EvolveError: If a record does not fit the model, or the optimizers cannot follow.
+    """
+    model, optimizers = underneath(model), as_optimizers(optimizer)
+    twin = underneath(ema.module) if isinstance(ema, AveragedModel) else None
+    done: list[Change] = []
+    with Transaction(model, optimizers), Transaction(nn.Module() if twin is None else twin):
+        for record in records:
+            if record.status != "applied":
+                continue
+            done.append(_applied(model, record, optimizers))
+            if twin is not None:
+                _applied(twin, record, [])
+        if ema is not None and not isinstance(ema, AveragedModel):
+            cuts = [cut for change in done for cut in change.cuts]
+            ema.follow(model, cuts, [name for change in done for name in change.redrawn])
+
+
+def _applied(model: nn.Module, record: Record, optimizers: Optimizers) -> Change:
+    """Applies one record, with the optimizers and gradients that go with the model."""
+    what = f"Record {record.index} ('{record.operator}' at '{record.site}')"
+    try:
+        acting = create_operator(record.operator, record.options)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error} Record {record.index} needs it: import or list its plugin first.") from error
+    carrier, gradients = Carrier(model, optimizers), Gradients(model)
+    try:
+        with preserved_rng(record.seed):
+            change = acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
+    except NotApplicable as error:
+        raise EvolveError(
+            f"{what} does not fit this model: {error} Was the base model built as it was then?"
+        ) from error
+    if count_parameters(model) != record.params_after:
+        raise EvolveError(
+            f"After record {record.index} ('{record.operator}' at '{record.site}') the model should have "
+            f"{record.params_after:,} parameters; it has {count_parameters(model):,}. Is the base model the same?"
+        )
+    gradients.put_back(changes_of(model, carrier.before, change.cuts))
+    try:
+        carrier.carry(model, record.site, change.cuts, change.redrawn if change.forget else ())
+    except (NotApplicable, RejectedError) as error:
+        raise EvolveError(f"{what} is applied, but the optimizer cannot follow: {error}") from error
+    return change

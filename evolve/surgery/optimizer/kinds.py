@@ -1,0 +1,203 @@
+"""What the entries of an optimizer's state are: weights, gradients, squares of gradients, or none of these.
+
+How an entry is cut depends on it. For torch's own optimizers it is known by name; any other is tried (`trial.py`): an
+entry that equals the parameter while nothing is learned holds weights, and how it grows with the gradient is its power.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from evolve.runtime.memory import out_of_memory
+from evolve.structure.tracing.tape import Shape
+from evolve.surgery.optimizer.layers import all_layers
+from evolve.surgery.optimizer.places import Owned, Path, Places, tensors_in
+from evolve.surgery.optimizer.trial import StandIn, Trial
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an entry is.
+
+    Attributes:
+        weights: Whether it holds values of the parameter: an average of them, or where they began.
+        power: How it scales with the gradient: 1, 2, or 0 for what does not.
+        level: Whether what is new starts at the mean of what is there: zero would stay zero.
+    """
+
+    weights: bool = False
+    power: int = 0
+    level: bool = False
+
+
+# By their names in torch.optim.
+_NAMED = dict.fromkeys(["momentum_buffer", "exp_avg", "exp_inf", "grad_avg", "prev"], Kind(power=1))
+_NAMED |= dict.fromkeys(
+    ["exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "row_var", "col_var", "variance"], Kind(power=2)
+)
+_NAMED |= {"ax": Kind(weights=True), "step_size": Kind(level=True)}
+
+
+def known(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is one of torch's own, whose state is known by name."""
+    return type(optimizer).__module__.startswith("torch.optim.") and type(optimizer).__qualname__ in dir(torch.optim)
+
+
+class Kinds:
+    """The kinds of all entries of optimizers, and along which axes those lie that have fewer axes than the parameter.
+
+    Args:
+        optimizers: As they stand before a change.
+        names: Of the model's parameters.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], names: Mapping[str, Parameter]) -> None:
+        self.trial: Trial | None = None
+        self._names = names
+        self._optimizers = optimizers
+        self._tried: dict[Path, Kind] = {}
+        self._axes: dict[tuple[int, Path], tuple[int, ...]] = {}
+        self._stand: dict[int, StandIn] = {}
+        if not all(map(known, all_layers(optimizers))):
+            self.trial = Trial(optimizers)
+            if self.trial.settle():
+                self._find(self.trial)
+
+    def of(self, entry: Owned, path: Path) -> Kind:
+        """Returns the kind of a tensor.
+
+        Args:
+            entry: What it is in.
+            path: Names on the way from there to the tensor.
+        """
+        name = path[-1] if path else ""
+        state = entry.value
+        if entry.layer is not None and known(entry.layer):
+            if name == "momentum_buffer" and "square_avg" in state:  # RMSprop: of steps, which are normalised already
+                return Kind()
+            return _NAMED.get(name, Kind())
+        full = (*entry.path, *path)
+        if full in self._tried:
+            return self._tried[full]
+        return self._by_numbers(full) or _NAMED.get(name, Kind())
+
+    def holds_weights(self, path: Path) -> bool:
+        """Whether what is kept outside of states, at this place, holds values of parameters."""
+        return self._tried.get(path, Kind()).weights
+
+    def axes(self, entry: Owned, path: Path, shape: Shape, old: Shape) -> tuple[int, ...] | None:
+        """Returns along which axes of a parameter the axes of an entry lie; None where that is not known.
+
+        Args:
+            entry: What it is in.
+            path: Names on the way from there to the tensor.
+            shape: Of the tensor.
+            old: Of the parameter.
+        """
+        found = candidates(shape, old)
+        if len(found) > 1:
+            return self._axes.get((id(entry.owner), (*entry.path, *path)))
+        return found[0] if found else None
+
+    def _find(self, trial: Trial) -> None:
+        seen = []
+        for scale in (1.0, 2.0):
+            with trial.taken_back() as ins:
+                trial.begin_anew(ins)
+                try:
+                    trial.steps(ins, scale, 2)
+                except Exception as error:  # its state is made beforehand, not in its first step
+                    if out_of_memory(error):
+                        raise
+                    return
+                seen.append({key: _as_float(value) for key, value in self._entries().items()})
+                self._stand = ins
+        once, twice = seen
+        by_path: dict[Path, list[tuple[int, Tensor, Tensor]]] = {}
+        for (owner, path), value in once.items():
+            other = twice.get((owner, path))
+            if other is not None and other.shape == value.shape and owner in self._stand:
+                by_path.setdefault(path, []).append((owner, value, other))
+        for path, pairs in by_path.items():
+            self._tried[path] = self._judged(pairs)
+            for owner, value, _ in pairs:
+                stand = self._stand[owner]
+                found = candidates(tuple(value.shape), tuple(stand.value.shape))
+                if len(found) > 1:
+                    self._axes[owner, path] = _likeliest(value, stand, found)
+        self._stand = {}
+
+    def _judged(self, pairs: Sequence[tuple[int, Tensor, Tensor]]) -> Kind:
+        whole = [(value, self._stand[owner].value.float()) for owner, value, _ in pairs]
+        whole = [(value, stand) for value, stand in whole if value.shape == stand.shape]
+        if whole:
+            apart = math.sqrt(sum(float((value - stand).square().sum()) for value, stand in whole))
+            size = math.sqrt(sum(float(stand.square().sum()) for _, stand in whole))
+            if apart <= 0.05 * size:
+                return Kind(weights=True)
+        ratios = [(b.abs() / a.abs())[(a != 0) & (b != 0)].flatten() for _, a, b in pairs]
+        ratio = torch.cat(ratios) if ratios else torch.empty(0)
+        ratio = ratio[ratio.isfinite()]
+        if not len(ratio):
+            return Kind()
+        power = math.log2(max(float(ratio.median()), 1e-6))
+        return Kind(power=round(power) if abs(power - round(power)) < 0.2 and round(power) in (1, 2) else 0)
+
+    def _entries(self) -> dict[tuple[int, Path], Tensor]:
+        found = {}
+        for layer in all_layers(self._optimizers):
+            for entry in Places(layer, {}, self._names).owned:
+                for path, value in tensors_in(entry.value):
+                    if value.dim():
+                        found[id(entry.owner), (*entry.path, *path)] = value
+        return found
+
+    def _by_numbers(self, path: Path) -> Kind | None:
+        """Tells weights by their likeness to the parameters, where an optimizer could not be tried from its start."""
+        product = one = other = 0.0
+        for (owner, at), value in self._entries().items():
+            parameter = next((p for p in self._names.values() if id(p) == owner), None)
+            if at == path and parameter is not None and parameter.shape == value.shape and parameter.dim() > 1:
+                a, b = _as_float(value), parameter.detach().float()
+                product += float((a * b).sum())
+                one += float(a.square().sum())
+                other += float(b.square().sum())
+        alike = product > 0.5 * math.sqrt(one * other) and 0.1 < one / max(other, 1e-30) < 10
+        return Kind(weights=True) if alike else None
+
+
+def candidates(shape: Shape, old: Shape) -> list[tuple[int, ...]]:
+    """Returns the ways in which the axes of an entry may be some of the parameter's axes, in their order."""
+    return [axes for axes in combinations(range(len(old)), len(shape)) if tuple(old[axis] for axis in axes) == shape]
+
+
+def _likeliest(value: Tensor, stand: StandIn, found: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    """Chooses the axes along which an entry is as large and small as the gradient was."""
+
+    def likeness(axes: tuple[int, ...]) -> float:
+        total = 0.0
+        for own, axis in enumerate(axes):
+            rest = [other for other in range(value.dim()) if other != own]
+            size = value.abs().mean(dim=rest) if rest else value.abs()
+            size, profile = size.clamp(min=1e-30).log().cpu(), stand.profiles[axis]
+            size, profile = size - size.mean(), profile - profile.mean()
+            total += float((size * profile).sum() / (size.norm() * profile.norm()).clamp(min=1e-12))
+        return total
+
+    return max(found, key=likeness)
+
+
+def _as_float(value: Tensor) -> Tensor:
+    value = value.detach()
+    if hasattr(value, "dequantize") and type(value) is not Tensor and not isinstance(value, Parameter):
+        value = value.dequantize()
+    value = value.to_dense() if value.layout != torch.strided else value
+    return value.abs().float().clone() if value.is_complex() else value.float().clone()
