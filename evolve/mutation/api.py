@@ -19,6 +19,7 @@ from evolve.lineage import Record, Status
 from evolve.mutation.attempt import Attempt, carry_out, first_look, refuse_unworkable
 from evolve.mutation.limits import Limits
 from evolve.operators import Change, MutationOperator, operators
+from evolve.runtime.exclusive import exclusive
 from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import free_memory, memory_in_use, out_of_memory
 from evolve.structure.inputs import as_inputs, infer_inputs
@@ -67,6 +68,7 @@ class MutationResult:
         return self.success
 
 
+@exclusive
 def mutate(
     model: nn.Module,
     operator: str,
@@ -207,6 +209,7 @@ def create_operator(name: str, options: Mapping[str, Any]) -> MutationOperator:
         raise EvolveError(f"Operator '{name}': {' '.join(lines)} Its options: {', '.join(known) or 'none'}.") from error
 
 
+@exclusive
 def sites(model: nn.Module, operator: str, *, example_inputs: Any = None, **options: Any) -> list[str]:
     """Returns the dotted names of the submodules with parameters where an operator applies.
 

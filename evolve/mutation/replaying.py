@@ -12,6 +12,7 @@ from evolve.errors import EvolveError, NotApplicable, RejectedError, UnknownName
 from evolve.lineage import Record
 from evolve.mutation.api import create_operator, underneath
 from evolve.operators import Change
+from evolve.runtime.exclusive import exclusive
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.probe import count_parameters
 from evolve.structure.sites import resolve
@@ -28,6 +29,7 @@ class Follower(Protocol):
         """Follows one mutation; an error in it must leave nothing half done."""
 
 
+@exclusive
 def replay(
     model: nn.Module,
     records: Iterable[Record],

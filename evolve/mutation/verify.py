@@ -162,7 +162,7 @@ def rounding(
         other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
     quiet = WithoutDropout() if still else contextlib.nullcontext()
     statistics = mixed_statistics() if mixed else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(), quiet, _Precision() as seen:
+    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(model), quiet, _Precision() as seen:
         model.train(training)
         with statistics:
             nudged = model(*other.args, **other.kwargs)

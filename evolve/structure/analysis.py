@@ -18,6 +18,7 @@ import evolve.structure.axes.rules_compute
 import evolve.structure.axes.rules_index
 import evolve.structure.axes.rules_layout  # noqa: F401 - importing the rules files them
 from evolve.errors import NotApplicable, did_you_mean
+from evolve.runtime.exclusive import exclusive
 from evolve.structure.axes.algebra import Axis
 from evolve.structure.axes.flow import Flow
 from evolve.structure.axes.groups import Group, find_groups
@@ -151,6 +152,7 @@ class Analysis:
         return {name: Cost(count, flops[name] // batch, memory[name] // batch) for name, count in parameters.items()}
 
 
+@exclusive
 def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
     """Returns the structure of a model, analysed anew only where the model or the inputs have changed since.
 

@@ -275,7 +275,7 @@ def _run_on_fakes(
     fakes: list[weakref.ref[Tensor]],
 ) -> _DepartureError | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with undisturbed(model), preserved_rng(0), torch.no_grad(), plain_operations():
+    with undisturbed(model), preserved_rng(0), torch.no_grad(), plain_operations(model):
         model.train(script.training)
         leave_out(model, analysis.observers)
         change_settings(model, settings)

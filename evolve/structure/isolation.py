@@ -7,11 +7,12 @@ statistics, train/eval modes, attributes that a forward pass caches on `self`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from evolve.runtime.generators import preserved_rng
@@ -142,26 +143,43 @@ _TABLES = dict.fromkeys(name for name, value in vars(nn.Module()).items() if isi
 _NOTHING: tuple[Any, ...] = ()
 
 
+class CallsSeen(TorchFunctionMode):
+    """Looks at the functions of torch that this thread calls, and lets them run."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one function of torch."""
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def unfused() -> Iterator[None]:
-    """Lets PyTorch's transformer layers call their parts, as they do in training.
+def unfused(model: nn.Module) -> Iterator[None]:
+    """Lets PyTorch's transformer layers call their parts in this thread, as they do in training.
 
     In eval mode without gradients they may run as one fused kernel instead. Encoders then hand nested tensors without
-    the padding from layer to layer, which have no shape, and leave out what is padding.
+    the padding from layer to layer, which have no shape, and leave out what is padding. Layers do not run fused where
+    something looks at the functions that they call, and encoders have a setting of their own; the switch in
+    `torch.backends.mha` is one for all threads.
     """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    nested = [m for m in model.modules() if isinstance(m, nn.TransformerEncoder) and getattr(m, _NESTED, False)]
+    fused = any(isinstance(module, (nn.TransformerEncoderLayer, nn.MultiheadAttention)) for module in model.modules())
+    for encoder in nested:
+        setattr(encoder, _NESTED, False)
     try:
-        yield
+        with CallsSeen() if fused else nullcontext():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        for encoder in nested:
+            setattr(encoder, _NESTED, True)
+
+
+_NESTED = "use_nested_tensor"
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Lets the model be run; afterwards buffers, modes, cached attributes and generators are as before."""
-    state = ModuleState(model, parameters=False)
     with preserved_rng():
+        state = ModuleState(model, parameters=False)
         try:
             yield
         finally:

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from evolve.errors import NotApplicable
 from evolve.runtime.device import devices_of
+from evolve.runtime.exclusive import exclusive
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.isolation import undisturbed
+from evolve.structure.tracing.calls import watched_calls
 
 _WARM_UP = 2  # runs that are not counted: they allocate, choose kernels, fill caches
 
 
+@exclusive
 def latency(
     model: nn.Module, example_inputs: Any = None, *, repetitions: int = 7, modules: bool = True
 ) -> dict[str, float]:
     """Measures the forward pass in eval mode, without gradients; the model is left as it was.
 
-    The whole model is timed on its own. The modules are timed in further runs by hooks that wait for an accelerator
-    before they read the clock: work that overlaps otherwise is added up then, so that there the modules of a model may
+    The whole model is timed on its own. The modules are timed in further runs by a watch that waits for an accelerator
+    before it reads the clock: work that overlaps otherwise is added up then, so that there the modules of a model may
     take longer together than the model.
 
     Args:
@@ -88,30 +88,17 @@ def _timed(model: nn.Module, inputs: Inputs, clock: _Clock) -> float:
 
 
 def _timed_parts(model: nn.Module, inputs: Inputs, clock: _Clock) -> dict[str, float]:
-    with _stopwatches(model, clock) as seconds:
-        model(*inputs.args, **inputs.kwargs)
-    return seconds
-
-
-@contextmanager
-def _stopwatches(model: nn.Module, clock: _Clock) -> Iterator[dict[str, float]]:
-    """Adds up the time of each module's calls while it is open. Hooks are torch's global ones: no module is touched."""
+    """Returns the time of each module's calls, added up."""
     names = {id(module): name for name, module in model.named_modules()}
     seconds: dict[str, float] = defaultdict(float)
-    started: list[float] = []
 
-    def enter(module: nn.Module, args: Any) -> None:
-        started.append(clock.read())
+    def timed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        started = clock.read()
+        try:
+            return module._call_impl(*args, **kwargs)
+        finally:  # a forward may catch what is raised and go on
+            seconds[names[id(module)]] += clock.read() - started
 
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        elapsed = clock.read() - started.pop()
-        if id(module) in names:  # not one that the forward makes itself
-            seconds[names[id(module)]] += elapsed
-
-    # `leave` is called where a module raises, too: a forward may catch that and go on.
-    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-    try:
-        yield seconds
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched_calls(model, timed):
+        model(*inputs.args, **inputs.kwargs)
+    return seconds

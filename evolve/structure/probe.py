@@ -19,6 +19,7 @@ from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
 from evolve.structure.sites import Site
+from evolve.structure.tracing.calls import watched_calls
 from evolve.structure.tracing.flops import flops
 from evolve.structure.tracing.tape import Shape
 
@@ -103,7 +104,7 @@ def probe(
     if inputs is None:
         return Probe(None, {}, None, loss=loss)
     statistics = mixed_statistics() if mixed else nullcontext()
-    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(), statistics:
+    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(model), statistics:
         model.eval()
         if plain:
             return Probe(inputs, {}, None, model(*inputs.args, **inputs.kwargs), loss)
@@ -230,24 +231,16 @@ def _dense(gradient: Tensor | None) -> Tensor | None:
 def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[CallShapes]]]:
     """Notes shapes (never tensors) of every submodule's calls while the context is open."""
     calls: dict[str, list[CallShapes]] = {}
-    handles = []
+    names = {id(module): name for name, module in model.named_modules()}
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            first = args[0] if args else next(iter(kwargs.values()), None)
-            calls.setdefault(name, []).append(CallShapes(_shape(first), _shape(output), _counts(first)))
+    def noted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = module._call_impl(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        calls.setdefault(names[id(module)], []).append(CallShapes(_shape(first), _shape(output), _counts(first)))
+        return output
 
-        return hook
-
-    try:
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks, and no blocks
-                continue
-            handles.append(module.register_forward_hook(note(name), with_kwargs=True))
+    with watched_calls(model, noted):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _shape(value: Any) -> Shape | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import TracebackType
 
 from torch import nn
@@ -33,11 +34,12 @@ class Transaction:
         self.optimizer = optimizer
 
     def __enter__(self) -> Transaction:
-        self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
-        self._state = ModuleState(self.model, parameters=True)
-        self._optimizer_state = OptimizerState(as_optimizers(self.optimizer))
-        self._rng = preserved_rng()
-        self._rng.__enter__()
+        with ExitStack() as stack:
+            stack.enter_context(preserved_rng())  # which other threads wait for
+            self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+            self._state = ModuleState(self.model, parameters=True)
+            self._optimizer_state = OptimizerState(as_optimizers(self.optimizer))
+            self._stack = stack.pop_all()
         return self
 
     def rollback(self) -> None:
@@ -52,7 +54,7 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            self.rollback()
-        self._rng.__exit__(None, None, None)
-        del self._gradients, self._state, self._optimizer_state
+        with self._stack:
+            if error is not None:
+                self.rollback()
+            del self._gradients, self._state, self._optimizer_state

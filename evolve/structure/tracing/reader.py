@@ -105,7 +105,9 @@ class Reader(TorchFunctionMode):
     def layer(self) -> type | None:
         """The class of the module whose forward is running, None where a hook or another forward runs in its name."""
         module = self._recorder.innermost
-        return None if module is None or module._forward_pre_hooks or "forward" in vars(module) else type(module)
+        if module is None or module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+            return None
+        return type(module)
 
     def watch(self, model: nn.Module, *, modes: bool) -> None:
         """Lets every integer of a module know its name; `undisturbed` puts plain ones back.
@@ -194,5 +196,9 @@ _SETTLED = {
     *(getattr(module, name) for module in (batchnorm, dropout, pooling) for name in module.__all__),
     *(getattr(activation, name) for name in activation.__all__ if name not in {"MultiheadAttention", "GLU"}),
 }
-# Layers that read their mode and differ in it by what BatchNorm and dropout do; attention drops some of its weights.
-_MODAL = {getattr(module, name) for module in (batchnorm, dropout) for name in module.__all__} | {nn.MultiheadAttention}
+# Layers that read their mode and differ in it by what BatchNorm and dropout do. Attention drops some of its weights;
+# transformer layers run fused or not.
+_MODAL = {
+    *(getattr(module, name) for module in (batchnorm, dropout) for name in module.__all__),
+    *(nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder),
+}

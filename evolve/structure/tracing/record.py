@@ -69,7 +69,7 @@ def _record(
         return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
 
     try:
-        with undisturbed(model), preserved_rng(0), torch.no_grad(), plain_operations():
+        with undisturbed(model), preserved_rng(0), torch.no_grad(), plain_operations(model):
             model.train(training)
             leave_out(model, observers)
             reader = Reader(recorder)

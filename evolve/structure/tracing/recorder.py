@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn import functional as F
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from evolve.structure.isolation import unfused
+from evolve.structure.isolation import CallsSeen, unfused
+from evolve.structure.tracing.calls import watched_calls
 from evolve.structure.tracing.fake_kernels import Shortcuts
 from evolve.structure.tracing.flops import flops
 from evolve.structure.tracing.tape import ModuleCall, Op, Tape, Value
@@ -47,6 +50,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, tape: Tape, fake: FakeTensorMode | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = tape
+        self._model = model
         self._fake = fake
         self._shortcuts = Shortcuts(fake) if fake is not None else None
         self._stand_ins: dict[int, Tensor] = {}
@@ -131,37 +135,26 @@ class Recorder(TorchDispatchMode):
         self._shortcuts = None
         return fakes
 
-    @contextlib.contextmanager
-    def modules(self) -> Iterator[None]:
-        """Notes the calls of modules while it is open. Hooks are torch's global ones: no module is touched."""
+    def modules(self) -> AbstractContextManager[None]:
+        """Notes the calls of modules while it is open."""
+        return watched_calls(self._model, self._call)
 
-        def enter(module: nn.Module, args: Any) -> None:
-            name = self._names.get(id(module))
-            if name is None:
-                name = self.tape.calls[self._stack[-1]].module if self._stack[-1] >= 0 else ""
-            call = ModuleCall(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
-            self.tape.calls.append(call)
-            self._stack.append(len(self.tape.calls) - 1)
-            self._modules.append(module)
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            call = self.tape.calls[self._stack.pop()]
-            call.outputs = self._tensors(output)
-            call.ops = (call.ops[0], len(self.tape.ops))
-
-        def end(*_: Any) -> None:  # where a module raises, too: who called it may catch that
-            self._modules.pop()
-
-        handles = [
-            register_module_forward_pre_hook(enter),
-            register_module_forward_hook(leave),
-            register_module_forward_hook(end, always_call=True),
-        ]
+    def _call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        depth, name = len(self._stack), self._names.get(id(module), "")
+        call = ModuleCall(name, self._stack[-1], self._tensors(args), ops=(len(self.tape.ops), 0))
+        self.tape.calls.append(call)
+        self._stack.append(len(self.tape.calls) - 1)
+        self._modules.append(module)
         try:
-            yield
+            output = module._call_impl(*args, **kwargs)
         finally:
-            for handle in handles:
-                handle.remove()
+            self._modules.pop()
+        del self._stack[
+            depth:
+        ]  # with what raised further in and was caught; where it is not, the stack tells the place
+        call.outputs = self._tensors(output)
+        call.ops = (call.ops[0], len(self.tape.ops))
+        return output
 
     def _tensors(self, values: Any) -> list[Value]:
         if type(values) is tuple and len(values) == 1:  # as most modules are called: taking a tree apart takes longer
@@ -171,15 +164,49 @@ class Recorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
+def plain_operations(model: nn.Module) -> Iterator[None]:
     """Lets attention run as the plain operations it consists of, instead of one fused kernel.
 
-    Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here.
+    Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here. Both concern
+    this thread alone.
     """
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, log.disabled = log.disabled, True
+    log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+
+    def from_elsewhere(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(from_elsewhere)
     try:
-        with unfused(), sdpa_kernel(SDPBackend.MATH):
+        with unfused(model), _PlainOperations():
             yield
     finally:
-        log.disabled = disabled
+        log.removeFilter(from_elsewhere)
+
+
+class _PlainOperations(CallsSeen):
+    """Takes the fused kernel out of attention. `sdpa_kernel` would do so for every thread."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs one function of torch, or what stands for it."""
+        return _PLAIN.get(func, func)(*args, **(kwargs or {}))
+
+
+def _plain_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+) -> Tensor:
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.where(attn_mask, 0.0, torch.scalar_tensor(-torch.inf, dtype=query.dtype, device=query.device))
+    plain: Tensor = torch._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)[0]
+    return plain
+
+
+# The same code, which finds other functions under those names.
+_PLAIN_NAMES = {"scaled_dot_product_attention": _plain_attention, "has_torch_function": lambda tensors: False}
+_PLAIN: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _plain_attention,
+    F.multi_head_attention_forward: FunctionType(
+        F.multi_head_attention_forward.__code__,
+        {**vars(F), **_PLAIN_NAMES},
+        argdefs=F.multi_head_attention_forward.__defaults__,
+    ),
+}
