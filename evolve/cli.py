@@ -222,9 +222,10 @@ def _hinted(hint: str) -> Iterator[None]:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Turns what evolve raises on purpose into a message and an exit code: 2 for a configuration, 1 for the rest."""
+    """Turns what evolve raises on purpose into a message and an exit code: 2 for what was asked, 1 for the rest."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     from evolve.config import ConfigError
+    from evolve.errors import DataError, MisfitError
 
     try:
         yield
@@ -233,7 +234,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(2) from None
     except EvolveError as error:
         typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, DataError | MisfitError) else 1) from None
     except OSError as error:  # a full disk, a folder that may not be written, a file that is none
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -25,12 +25,20 @@ class NotApplicable(EvolveError):  # noqa: N818 - an answer that an operator giv
     """Raised by an operator that cannot work at a site; `mutate` turns it into an answer."""
 
 
+class NotYetApplicable(NotApplicable):
+    """Raised where the answer may change: once the model has other sizes, or was trained further."""
+
+
 class RejectedError(EvolveError):
     """A change that was made and did not keep its word; `mutate` turns it into an answer."""
 
 
 class MutationError(EvolveError):
     """Raised by `mutate(..., strict=True)` where the answer would have been `(False, message)`."""
+
+
+class MisfitError(EvolveError):
+    """Model, data and configuration do not go together; found before the first step."""
 
 
 class DataError(EvolveError):

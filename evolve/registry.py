@@ -1,4 +1,4 @@
-"""One registry class for everything that is found by name.
+"""One registry class for everything that is found by name, and the base of its typed options.
 
 Built-in items register themselves where they are defined; other packages join through entry points
 (group `evolve.operators`, `evolve.policies`, ...), which are looked at only when a name is asked for.
@@ -6,9 +6,14 @@ Built-in items register themselves where they are defined; other packages join t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import ClassVar, Generic, TypeVar
+from numbers import Integral, Real
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import Self
 
 from evolve.errors import DuplicateNameError, UnknownNameError, did_you_mean
 
@@ -23,6 +28,37 @@ class Registered:
     """
 
     name: ClassVar[str]
+
+
+class TypedOptions(BaseModel):
+    """Base of the typed options of registered classes.
+
+    Unknown names, "3" for 3, true for 1, and NaN or infinity are refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> Self:
+        """Returns options as a YAML file, a record or a caller gives them: a list may stand for a tuple.
+
+        Raises:
+            ValidationError: If a name is unknown or a value is not allowed.
+        """
+        try:
+            text = json.dumps(dict(options), default=_plain_number)
+        except (TypeError, ValueError):  # a value that JSON has no form for: the strict check in Python decides
+            return cls(**options)
+        return cls.model_validate_json(text)
+
+
+def _plain_number(value: object) -> int | float:
+    """Returns the Python number for one of NumPy's."""
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"A {type(value).__name__} has no form in JSON.")
 
 
 class Registry(Generic[T]):

@@ -6,7 +6,7 @@ from evolve.config.dialect import dump_yaml
 from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
 from evolve.config.loader import Places, load_yaml, parse_yaml
 from evolve.config.overrides import COMMAND_LINE, apply_overrides
-from evolve.config.section import Named, Section, signature_faults
+from evolve.config.section import Named, Section, signature_faults, signature_of
 from evolve.config.validation import explain, validate
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "load_yaml",
     "parse_yaml",
     "signature_faults",
+    "signature_of",
     "validate",
 ]

@@ -1,19 +1,29 @@
-"""Typed options of things found by name."""
+"""Checks the options of things found by name."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from evolve.config import Named, OptionFaults, explain
 from evolve.errors import UnknownNameError
 
 
-class TypedOptions(BaseModel):
-    """Base of typed options; unknown names are refused."""
+@dataclass(frozen=True)
+class Watched:
+    """A metric that a schedule or policy looks at.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Attributes:
+        option: The option that names it.
+        metric: Its key in the metrics of an epoch.
+        mode: Which way is taken for better: "min" or "max"; None where it does not matter.
+    """
+
+    option: str
+    metric: str
+    mode: Literal["min", "max"] | None = None
 
 
 class _Finder(Protocol):
@@ -31,7 +41,7 @@ def check_options(config: Named, registry: _Finder) -> None:
     except UnknownNameError as error:
         raise OptionFaults([(("name",), str(error))]) from error
     try:
-        cls.Options(**config.options)
+        cls.Options.read(config.options)
     except ValidationError as error:
         faults = explain(error, cls.Options, config.options)
         raise OptionFaults([(("options", *path), message) for path, message in faults]) from error

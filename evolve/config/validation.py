@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
 from evolve.config.loader import Places
+from evolve.config.types import found as value_words
 from evolve.errors import did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
@@ -110,7 +111,7 @@ def _words(detail: ErrorDetails, cls: type[BaseModel], path: KeyPath) -> str:
         "string_too_short": f"at least {context.get('min_length')} characters",
         "finite_number": "a finite number",
     }.get(kind, detail["msg"])
-    return f"has to be {wanted}; found {_value(found)}.{_hint(kind, found, context)}"
+    return f"has to be {wanted}; found {value_words(found)}.{_hint(kind, found, context)}"
 
 
 def _hint(kind: str, found: Any, context: dict[str, Any]) -> str:
@@ -121,14 +122,6 @@ def _hint(kind: str, found: Any, context: dict[str, Any]) -> str:
     if isinstance(found, str) and kind in ("int_type", "float_type", "bool_type"):
         return " Leave out the quotes." if found.replace(".", "").isdigit() or found in ("true", "false") else ""
     return ""
-
-
-def _value(found: Any) -> str:
-    kinds = {bool: "true/false", int: "whole number", float: "number", str: "text", list: "list", dict: "mapping"}
-    if found is None:
-        return "nothing (null)"
-    text = str(found).lower() if isinstance(found, bool) else repr(found)
-    return f"the {kinds.get(type(found), type(found).__name__)} {text[:60]}"
 
 
 def _owner(cls: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:

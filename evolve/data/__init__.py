@@ -7,7 +7,7 @@ from evolve.data.augment import CropFlip, Normalise
 from evolve.data.batches import Batches, TensorBatches
 from evolve.data.convert import BatchSource, as_batches
 from evolve.data.loaders import IterableBatches, LoaderBatches
-from evolve.data.sources import Data, build_data, datasets, find_data
+from evolve.data.sources import Data, build_data, datasets, find_data, no_augmentation, takes
 
 __all__ = [
     "BatchSource",
@@ -22,4 +22,6 @@ __all__ = [
     "build_data",
     "datasets",
     "find_data",
+    "no_augmentation",
+    "takes",
 ]

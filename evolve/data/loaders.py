@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -17,6 +18,7 @@ from evolve.data.batches import Batches, check_size
 from evolve.data.order import batch_bounds, epoch_order, mix
 from evolve.errors import DataError
 from evolve.runtime.generators import preserved_rng, seed_generators
+from evolve.runtime.memory import out_of_memory
 
 
 class LoaderBatches(Batches):
@@ -75,15 +77,17 @@ class LoaderBatches(Batches):
             batch_sampler=[list(order[first:end]) for first, end in self._bounds[start:]],
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(mix(self.seed, epoch)),  # else it would draw from the global one
+            collate_fn=collate,
         )
-        for batch, item in enumerate(loader, start):
+        for batch, item in enumerate(_items(loader), start):
             inputs, targets = as_pair(item)
             yield self._prepare(inputs, epoch, batch), targets
 
     def examples(self, n: int) -> tuple[Tensor, Tensor]:
         """Returns the first `n` inputs and targets; the data set's own transforms see one fixed seed."""
-        samples = _Reseeded(self.dataset, self.seed, 0).__getitems__(range(min(n, self._samples)))
-        inputs, targets = as_pair(default_collate(samples))
+        with _reading():
+            samples = _Reseeded(self.dataset, self.seed, 0).__getitems__(range(min(n, self._samples)))
+        inputs, targets = as_pair(collate(samples))
         return self._prepare.plain(inputs), targets
 
 
@@ -143,7 +147,7 @@ class IterableBatches(Batches):
             loader._iterator = None
         self._passes += 1
         try:
-            for item in islice(loader, start, None):
+            for item in islice(_items(loader), start, None):
                 yield as_pair(item)
         finally:
             self._passes -= 1
@@ -158,12 +162,19 @@ class IterableBatches(Batches):
     def _read(self, n: int) -> tuple[Tensor, Tensor]:
         parts: list[tuple[Tensor, Tensor]] = []
         with preserved_rng(), self._kept_generators():
-            for item in self.loader:
+            for item in _items(self.loader):
                 parts.append(as_pair(item))
                 if sum(len(inputs) for inputs, _ in parts) >= n:
                     break
         inputs, targets = zip(*parts, strict=True)
-        return torch.cat(inputs), torch.cat(targets)
+        try:
+            return torch.cat(inputs), torch.cat(targets)
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(part.shape)) for part in inputs[:4])
+            raise DataError(
+                f"The batches of this DataLoader have different shapes ({shapes}), so the probe batch of {n} samples "
+                f"cannot be put together. Give it a batch_size of at least {n}, or pad all batches to one shape."
+            ) from error
 
     @contextmanager
     def _kept_generators(self) -> Iterator[None]:
@@ -191,6 +202,64 @@ class _Reseeded(Dataset[Any]):
                 seed_generators(mix(self.seed, self.epoch, index))
                 samples.append(self.dataset[index])
         return samples
+
+
+def collate(samples: list[Any]) -> Any:
+    """Puts samples together as torch's DataLoader does.
+
+    Raises:
+        DataError: If they have different shapes, or are of a kind that torch does not put together.
+    """
+    try:
+        return default_collate(samples)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        raise DataError(
+            f"Samples cannot be put together to a batch: {_differences(samples) or error} Pad or crop them in the data "
+            "set, or pass a DataLoader with a collate_fn that does."
+        ) from error
+
+
+def _differences(samples: Sequence[Any]) -> str:
+    """Says which shapes samples have where they differ."""
+    rows = [sample if isinstance(sample, list | tuple) else [sample] for sample in samples]
+    for position, what in enumerate(("inputs", "targets")):
+        parts = [row[position] for row in rows if len(row) > position]
+        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts if isinstance(part, Tensor | np.ndarray)))
+        if len(shapes) > 1:
+            return f"their {what} have different shapes, such as {shapes[0]} and {shapes[1]}."
+    return ""
+
+
+def _items(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yields the batches of a loader; what fails in its data set, workers or collate_fn becomes a `DataError`."""
+    with _reading():
+        batches = iter(loader)
+    while True:
+        with _reading():
+            item = next(batches, _END)
+        if item is _END:
+            return
+        yield item
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a data set, the user's own, may raise anything
+        if out_of_memory(error):
+            raise
+        text = str(error).strip()
+        cause = text.splitlines()[-1] if text.startswith("Caught ") else text  # a worker's, after its traceback
+        advice = ""
+        if "equal size" in text or "resize storage" in text:
+            advice = " The samples have different shapes: give the DataLoader a collate_fn that pads them."
+        raise DataError(f"Reading the data failed: {type(error).__name__}: {cause}{advice}") from error
+
+
+_END = object()
 
 
 def as_pair(item: Any) -> tuple[Tensor, Tensor]:

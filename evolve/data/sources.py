@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evolve.config import signature_faults
+from evolve.config import signature_faults, signature_of
 from evolve.data.batches import Batches, TensorBatches
 from evolve.data.convert import as_batches
 from evolve.errors import DataError, EvolveError
@@ -38,6 +37,21 @@ class Data:
 datasets: Registry[Callable[..., Data]] = Registry("data set", "evolve.data")
 
 
+def no_augmentation(name: str) -> str:
+    """Returns what to say where a data set that cannot be augmented is to be."""
+    able = [known for known in datasets if takes(datasets.get(known), "augment")]
+    return (
+        f"the data set '{name}' has no augmentation. Those that have: {', '.join(able)}; a function of your own has it "
+        "if it takes a parameter 'augment'."
+    )
+
+
+def takes(source: Callable[..., Any], parameter: str) -> bool:
+    """Returns whether a function that loads data has a parameter of this name, or takes any."""
+    known = signature_of(source) or {}
+    return parameter in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
+
+
 def find_data(name: str) -> Callable[..., Any]:
     """Returns the function that loads the data set called `name`: a registry name, or an import path to your own.
 
@@ -63,7 +77,9 @@ def build_data(
     """
     source = find_data(name)
     common = {"batch_size": batch_size, "augment": augment, "seed": seed}
-    arguments = {**_wanted(source, common), **(options or {})}
+    arguments = {**{key: value for key, value in common.items() if takes(source, key)}, **(options or {})}
+    if augment and not takes(source, "augment"):
+        raise DataError(no_augmentation(name))
     if faults := signature_faults(source, arguments):
         raise DataError(f"Data set '{name}': {' '.join(message for _, message in faults)}")
     try:
@@ -104,14 +120,6 @@ def stratified_split(targets: Tensor, val_fraction: float, seed: int = 0) -> tup
     if not len(train) or not len(val):
         raise DataError(f"val_fraction {val_fraction} leaves {len(train)} samples to train on and {len(val)} held out.")
     return train, val
-
-
-def _wanted(source: Callable[..., Any], common: dict[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(source).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return common
-    names = {parameter.name for parameter in parameters}
-    return {name: value for name, value in common.items() if name in names}
 
 
 def _count_classes(batches: Batches) -> int | None:

@@ -22,6 +22,7 @@ from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
 from evolve.evolver.output import OutputConfig, RunResult, begin_folder, flops_per_sample
+from evolve.evolver.preflight import check_evolution
 from evolve.evolver.run_config import RunConfig, load_config
 from evolve.lineage import Lineage
 from evolve.models import build_model
@@ -34,7 +35,7 @@ from evolve.training import (
     Loss,
     TrainingConfig,
     advance_schedule,
-    check_fit,
+    check_data,
     create_state,
     evaluate,
     place_model,
@@ -301,7 +302,8 @@ class Evolver:
         """On the first call of a run that was not restored: seeds, and makes the run folder."""
         if self._begun:
             return
-        check_fit(self.state, next(iter(self.val_data.epoch(0))))
+        measured = check_data(self.state, self.train_data, self.val_data)
+        check_evolution(self.evolution, self.state, self.train_data.examples(self.evolution.probe), measured)
         if self.output.dir is not None:
             begin_folder(self._folder(), self.output.overwrite, self._config_text)
             self.controller.proposer.lineage = Lineage(self._folder() / "lineage.jsonl")

@@ -23,7 +23,7 @@ from evolve.config import (
     signature_faults,
     validate,
 )
-from evolve.data import find_data
+from evolve.data import find_data, no_augmentation, takes
 from evolve.errors import EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
@@ -55,7 +55,9 @@ class DataConfig(Named):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        _check_call(find_data, self, skip={"batch_size", "augment", "seed"})
+        source = _check_call(find_data, self, skip={"batch_size", "augment", "seed"})
+        if self.augment and not takes(source, "augment"):
+            raise OptionFaults([(("augment",), no_augmentation(self.name))])
         return self
 
 
@@ -89,8 +91,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return validate(RunConfig, raw, places, path, [*faults, *more, *_load_plugins(raw, places, path)])
 
 
-def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: set[str]) -> None:
-    """Holds a section's name and options against what the name stands for."""
+def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: set[str]) -> Callable[..., Any]:
+    """Holds a section's name and options against what the name stands for, and returns that."""
     try:
         function = find(config.name)
     except UnknownNameError as error:
@@ -98,6 +100,7 @@ def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: 
     faults = signature_faults(function, config.options, skip=skip)
     if faults:
         raise OptionFaults([(("options", *path), message) for path, message in faults])
+    return function
 
 
 def _let_budget_win(raw: Mapping[str, Any], places: Places) -> None:

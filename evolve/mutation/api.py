@@ -205,7 +205,8 @@ def create_operator(name: str, options: Mapping[str, Any]) -> MutationOperator:
             if fault["type"] == "extra_forbidden":
                 lines.append(f"there is no option '{key}'.{did_you_mean(key, known)}")
             else:
-                lines.append(f"option '{key}': {fault['msg']}. Found {fault['input']!r}.")
+                message = fault["msg"].removeprefix("Value error, ")
+                lines.append(f"option '{key}': {message}. Found {fault['input']!r}.")
         raise EvolveError(f"Operator '{name}': {' '.join(lines)} Its options: {', '.join(known) or 'none'}.") from error
 
 

@@ -23,7 +23,7 @@ class Limits(BaseModel):
             on the device where the model is.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     params: PositiveInt | None = None
     flops: PositiveInt | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
 from evolve.blocks.layers import SelfAttention, SqueezeExcite, heads_for, positions, rounded
 from evolve.blocks.shortcuts import like_site
@@ -38,6 +39,12 @@ class Attention(MutationOperator):
 
         kind: Literal["auto", "squeeze_excite", "self"] = "auto"
         ratio: float = Field(default=0.25, gt=0, le=4)
+
+        @model_validator(mode="after")
+        def _ratio_is_used(self) -> Self:
+            if self.kind == "self" and self.ratio != type(self).model_fields["ratio"].default:
+                raise ValueError("ratio belongs to squeeze-excite and does nothing with kind: self; drop it")
+            return self
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the kind and its widths."""

@@ -5,23 +5,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, Field
 from torch import nn
 
 from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
-from evolve.registry import Registered, Registry
+from evolve.registry import Registered, Registry, TypedOptions
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site, parametrised, resolve
 from evolve.surgery.resize import Cut
 
 
-class OperatorOptions(BaseModel):
-    """Base of an operator's typed options; unknown names are refused."""
+class OperatorOptions(TypedOptions):
+    """Base of an operator's typed options."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+def odd(size: int) -> int:
+    """Returns the size of a kernel that has a center; an even one would shift positions or change sizes."""
+    if size % 2 == 0:
+        raise ValueError(f"{size} is even and would shift the sizes; take {size - 1} or {size + 1}")
+    return size
+
+
+OddKernel = Annotated[int, Field(ge=1, le=15), AfterValidator(odd)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class MutationOperator(Registered, ABC):
     Options: ClassVar[type[OperatorOptions]] = OperatorOptions
 
     def __init__(self, **options: Any) -> None:
-        self.options: Any = self.Options(**options)
+        self.options: Any = self.Options.read(options)
 
     @abstractmethod
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:

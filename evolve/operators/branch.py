@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
 from evolve.blocks.layers import ConvChain, LinearBlock, has_batch_norm, rounded
 from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.base import Change, MutationOperator, OddKernel, OperatorOptions, operators
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -38,13 +39,18 @@ class Branch(MutationOperator):
         """
 
         kind: Literal["auto", "conv", "separable", "mlp"] = "auto"
-        kernel: int = Field(default=3, ge=1, le=15)
+        kernel: OddKernel = 3
         ratio: float = Field(default=1.0, gt=0, le=16)
+
+        @model_validator(mode="after")
+        def _options_are_used(self) -> Self:
+            idle = {"mlp": "kernel", "conv": "ratio", "separable": "ratio"}.get(self.kind)
+            if idle is not None and getattr(self, idle) != type(self).model_fields[idle].default:
+                raise ValueError(f"{idle} does nothing in a branch of kind '{self.kind}'; drop it")
+            return self
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the kind, the widths and the stride."""
-        if self.options.kernel % 2 == 0:
-            raise NotApplicable(f"kernel={self.options.kernel} is even and would shift the sizes; choose an odd one.")
         if site.module is model and site.span is None:
             raise NotApplicable("A branch around the whole model has no place to live. Name a submodule as the site.")
         shape = site_shape(site, probe)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
 from evolve.blocks.layers import (
     ConvChain,
@@ -19,7 +20,7 @@ from evolve.blocks.layers import (
 )
 from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
-from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.base import Change, MutationOperator, OddKernel, OperatorOptions, operators
 from evolve.operators.shapes import SiteShape, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -52,12 +53,16 @@ class Deepen(MutationOperator):
 
         block: Block = "auto"
         ratio: float | None = Field(default=None, gt=0, le=16)
-        kernel: int = Field(default=3, ge=1, le=15)
+        kernel: OddKernel = 3
+
+        @model_validator(mode="after")
+        def _kernel_is_used(self) -> Self:
+            if self.block in ("mlp", "transformer") and self.kernel != type(self).model_fields["kernel"].default:
+                raise ValueError(f"kernel does nothing in a block of kind '{self.block}'; drop it")
+            return self
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the kind of block and its width."""
-        if self.options.kernel % 2 == 0:
-            raise NotApplicable(f"kernel={self.options.kernel} is even and would shift the sizes; choose an odd one.")
         if site.module is model and site.span is None:
             raise NotApplicable("Behind the whole model there is no place for a block. Name a submodule as the site.")
         shape = site_shape(site, probe)

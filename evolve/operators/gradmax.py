@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from evolve.errors import NotApplicable
+from evolve.errors import NotApplicable, NotYetApplicable
 from evolve.operators.regroup import Regrouping, Remake, regroup, regroup_plan
 from evolve.operators.slots import SlotIndex, SlotPositions
 from evolve.structure.analysis import Analysis
@@ -102,7 +102,7 @@ def _reader_gradients(
             index = members(place["layout"], group.name, {group.name: group.size + count})[group.size :]
             found.append(_rows(gradient, SlotPositions(place["name"], place["axis"], index, reads=True)))
     if not found:
-        raise NotApplicable(f"init: gradmax finds no gradient where '{group.name}' is read.")
+        raise NotYetApplicable(f"init: gradmax finds no gradient where '{group.name}' is read.")
     return torch.cat(found, dim=1)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from evolve.errors import NotApplicable
+from evolve.errors import NotApplicable, NotYetApplicable
 from evolve.lineage import Preserves
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.regroup import Regrouping, Remake, groups_at, regroup, regroup_plan, structure_of, told
@@ -43,7 +43,7 @@ class Narrow(MutationOperator):
         Attributes:
             factor: New size relative to the old.
             remove: How many to take out, instead of `factor`.
-            multiple_of: Proposer the new size up to a multiple of this.
+            multiple_of: Round the new size up to a multiple of this.
             criterion: Which go.
             indices: Those that go, for `criterion: indices`.
         """
@@ -52,7 +52,7 @@ class Narrow(MutationOperator):
         remove: int | None = Field(default=None, ge=1)
         multiple_of: int = Field(default=1, ge=1)
         criterion: Criterion = "magnitude"
-        indices: list[int] | None = Field(default=None, min_length=1)
+        indices: list[NonNegativeInt] | None = Field(default=None, min_length=1)
 
         @model_validator(mode="after")
         def _one_size(self) -> Self:
@@ -61,6 +61,8 @@ class Narrow(MutationOperator):
                 raise ValueError("give one of factor, remove and indices")
             if (self.criterion == "indices") != (self.indices is not None):
                 raise ValueError("criterion: indices and the list of indices go together")
+            if self.indices is not None and self.multiple_of > 1:
+                raise ValueError("multiple_of does nothing beside indices, which already say what is left; drop it")
             return self
 
     @property
@@ -109,20 +111,20 @@ class Narrow(MutationOperator):
         if options.indices is not None:
             wrong = [index for index in options.indices if not 0 <= index < group.size]
             if wrong or len(set(options.indices)) >= group.size:
-                raise NotApplicable(
+                raise NotYetApplicable(
                     f"indices={options.indices} cannot be taken out of the {group.size} of '{group.name}': "
                     + (f"there is no position {wrong[0]}." if wrong else "one has to stay.")
                 )
             return set(options.indices)
         if group.size < 2:
-            raise NotApplicable(f"'{group.name}' has one position left, which has to stay.")
+            raise NotYetApplicable(f"'{group.name}' has one position left, which has to stay.")
         redundant = members.redundant() if options.criterion == "redundant" else []
         if options.criterion == "redundant" and not redundant:
-            raise NotApplicable(f"'{group.name}' has no position without which the function is the same.")
+            raise NotYetApplicable(f"'{group.name}' has no position without which the function is the same.")
         count = self._count(group, len(redundant))
         if options.criterion == "redundant":
             if len(redundant) < count:
-                raise NotApplicable(
+                raise NotYetApplicable(
                     f"'{group.name}' has {len(redundant)} positions without which the function is the same; "
                     f"{count} were to go."
                 )
@@ -139,10 +141,12 @@ class Narrow(MutationOperator):
         else:
             wanted = group.size - max(1, round(group.size * (options.factor or 0.5)))
         if wanted >= group.size:
-            raise NotApplicable(f"{wanted} cannot be taken out of the {group.size} of '{group.name}': one has to stay.")
+            raise NotYetApplicable(
+                f"{wanted} cannot be taken out of the {group.size} of '{group.name}': one has to stay."
+            )
         kept = -(-(group.size - wanted) // options.multiple_of) * options.multiple_of
         if kept >= group.size:
-            raise NotApplicable(
+            raise NotYetApplicable(
                 f"The {group.size} of '{group.name}' cannot become {kept}: rounded up to a multiple of "
                 f"{options.multiple_of}, nothing is left to take out."
             )
@@ -200,7 +204,7 @@ class _Members:
             if gradient is not None
         ]
         if not effects:
-            raise NotApplicable(
+            raise NotYetApplicable(
                 f"criterion: taylor needs gradients, and the loss gives no weight of '{self.group.name}' any."
             )
         return torch.stack(effects).sum(dim=0)

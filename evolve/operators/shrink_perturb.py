@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from evolve.errors import NotApplicable, did_you_mean
+from evolve.errors import NotApplicable, NotYetApplicable, did_you_mean
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.reinit import blend, fresh_values, values_kept
 from evolve.runtime.generators import preserved_rng
@@ -105,7 +105,7 @@ class ShrinkPerturb(MutationOperator):
 
         present, new = loss_at(1.0), loss_at(0.0)
         if not (math.isfinite(new) and present < new):
-            raise NotApplicable(
+            raise NotYetApplicable(
                 f"keep: auto finds nothing to weigh: the loss on the probe batch is {present:.4g}, and {new:.4g} with "
                 "fresh weights. Train on, or give keep a number."
             )

@@ -45,7 +45,7 @@ class Widen(MutationOperator):
         Attributes:
             factor: New size relative to the old; rounded up to whole copies where only those are exact.
             add: How many to add, instead of `factor`.
-            multiple_of: Proposer the new size up to a multiple of this.
+            multiple_of: Round the new size up to a multiple of this.
             init: How the new ones begin.
         """
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from evolve.config.options import TypedOptions
+from evolve.config.options import Watched
 from evolve.errors import EvolveError
 from evolve.lineage import Record, Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, policies, untried
+from evolve.registry import TypedOptions
 
 Arm = tuple[str, str]  # an operator, and a region of the model
 
@@ -38,6 +39,10 @@ class Bandit(Policy):
         metric: str = "val_loss"
         least_flops: PositiveFloat = 0.25
         seed: NonNegativeInt = 0
+
+    def watched(self) -> list[Watched]:
+        """Returns the metric, which has to fall."""
+        return [Watched("metric", self.options.metric, "min")]
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns a random candidate of an arm that was not played yet, or of the one with the highest bound."""

@@ -13,9 +13,9 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from evolve.config import Named
-from evolve.config.options import TypedOptions, check_options
+from evolve.config.options import Watched, check_options
 from evolve.lineage import Record, Weighed
-from evolve.registry import Registered, Registry
+from evolve.registry import Registered, Registry, TypedOptions
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Policy(Registered, ABC):
     Options: ClassVar[type[TypedOptions]] = TypedOptions
 
     def __init__(self, **options: Any) -> None:
-        self.options: Any = self.Options(**options)
+        self.options: Any = self.Options.read(options)
 
     @abstractmethod
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
@@ -124,6 +124,10 @@ class Policy(Registered, ABC):
 
     def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
         """Returns what in the policy's options does not go with the operators it may choose from, and where."""
+        return []
+
+    def watched(self) -> list[Watched]:
+        """Returns the metrics that it looks at; a run that does not measure them is refused before it begins."""
         return []
 
     def state(self) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from evolve.config.options import TypedOptions
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Promise, drawn, policies
+from evolve.registry import TypedOptions
 
 
 @policies.register("gradient")

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from evolve.config.options import TypedOptions
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, drawn, policies
+from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
 

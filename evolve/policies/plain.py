@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
-from evolve.config.options import TypedOptions
 from evolve.errors import did_you_mean
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, policies
+from evolve.registry import TypedOptions
 
 
 @policies.register("round_robin")
@@ -83,7 +83,7 @@ class Fixed(Policy):
     class Options(TypedOptions):
         """The list."""
 
-        steps: list[FixedChoice]
+        steps: Annotated[list[FixedChoice], Field(min_length=1)]
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

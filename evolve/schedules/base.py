@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from evolve.config.options import TypedOptions
+from evolve.config.options import Watched
 from evolve.errors import EvolveError
-from evolve.registry import Registered, Registry
+from evolve.registry import Registered, Registry, TypedOptions
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,22 @@ class Schedule(Registered, ABC):
     Attributes:
         name: Registered name.
         Options: Typed options.
+        needs_flops: Whether it can do nothing for a model whose FLOPs cannot be counted.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
+    needs_flops: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
-        self.options: Any = self.Options(**options)
+        self.options: Any = self.Options.read(options)
 
     @abstractmethod
     def due(self, clock: Clock) -> str | None:
         """Returns the reason why a mutation is due now, or None."""
+
+    def watched(self) -> list[Watched]:
+        """Returns the metrics that it looks at; a run that does not measure them is refused before it begins."""
+        return []
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as JSON values."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self
 
 from evolve.budget import whole
-from evolve.config.options import TypedOptions
+from evolve.registry import TypedOptions
 from evolve.schedules.base import Clock, Schedule, schedules
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+T = TypeVar("T")
+Counts = Annotated[list[T], Field(min_length=1)]
 
 
 class _OneUnit(TypedOptions):
@@ -35,6 +37,14 @@ class Every(Schedule):
         progress: Fraction | None = None
         start: NonNegativeFloat = 0
         stop: PositiveFloat | None = None
+
+        @model_validator(mode="after")
+        def _some_count_is_inside(self) -> Self:
+            if self.stop is not None and self.stop < self.start:
+                raise ValueError(f"stop ({self.stop:g}) lies before start ({self.start:g}), so nothing would be due")
+            if self.progress is not None and self.start > 1:
+                raise ValueError(f"start is a part of the budget beside progress, at most 1; found {self.start:g}")
+            return self
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -74,9 +84,9 @@ class At(Schedule):
     class Options(_OneUnit):
         """`epochs`, `steps` or `progress`: the counts after which a mutation is due."""
 
-        epochs: list[PositiveInt] | None = None
-        steps: list[PositiveInt] | None = None
-        progress: list[Fraction] | None = None
+        epochs: Counts[PositiveInt] | None = None
+        steps: Counts[PositiveInt] | None = None
+        progress: Counts[Fraction] | None = None
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from evolve.config.options import TypedOptions
+from evolve.config.options import Watched
 from evolve.errors import EvolveError
+from evolve.registry import TypedOptions
 from evolve.schedules.base import Clock, Schedule, schedules
 
 Span = Sequence[Mapping[str, Any]]  # lines of metrics between two changes of the model
@@ -80,9 +81,15 @@ class Gain(Schedule):
         worth: Annotated[float, Field(ge=0, lt=1)] = 0.005
         window: Annotated[int, Field(ge=_FEWEST)] = 16
 
+    needs_flops = True
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._asked = 0  # finished epochs when a mutation was due last
+
+    def watched(self) -> list[Watched]:
+        """Returns the metric, which has to fall."""
+        return [Watched("metric", self.options.metric, "min")]
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when a larger model is worth it."""

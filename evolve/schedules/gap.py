@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from evolve.config.options import TypedOptions
+from evolve.config.options import Watched
+from evolve.registry import TypedOptions
 from evolve.schedules.base import Average, Clock, Schedule, schedules
 
 
@@ -40,6 +41,10 @@ class Gap(Schedule):
         super().__init__(**options)
         self._average = Average(self.options.smoothing)
         self._since = 0.0  # the progress at the last mutation that was due
+
+    def watched(self) -> list[Watched]:
+        """Returns the metric in training and in validation."""
+        return [Watched("metric", f"{kind}_{self.options.metric}") for kind in ("train", "val")]
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when the interval that the gap asks for is over."""

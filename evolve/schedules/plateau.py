@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from evolve.config.options import TypedOptions
+from evolve.config.options import Watched
+from evolve.registry import TypedOptions
 from evolve.schedules.base import Average, Clock, Schedule, schedules
 
 
@@ -32,6 +33,10 @@ class Plateau(Schedule):
         self._average = Average(self.options.smoothing)
         self._best: float | None = None
         self._waited = 0
+
+    def watched(self) -> list[Watched]:
+        """Returns the metric and its mode."""
+        return [Watched("metric", self.options.metric, self.options.mode)]
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when patience is at its end."""

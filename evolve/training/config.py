@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 from typing_extensions import Self
 
 from evolve.budget import UNITS, Budget
-from evolve.config import Named, OptionFaults, Section, signature_faults
-from evolve.errors import UnknownNameError
-from evolve.plugins import import_callable
-
-Loss = Callable[[Any, Any], Tensor]
-
-
-class LossConfig(Named):
-    """A loss: a function of `torch.nn.functional`, or an import path to `(outputs, targets) -> scalar tensor`."""
-
-    name: str = "cross_entropy"
-
-    @model_validator(mode="after")
-    def _loss_is_known(self) -> Self:
-        try:
-            function = self._find()
-        except UnknownNameError as error:
-            raise OptionFaults([(("name",), str(error))]) from error
-        options = {"input": 0, "target": 0} if hasattr(nn.functional, self.name) else {}
-        faults = signature_faults(function, {**self.options, **options}) if options else []
-        if faults:
-            raise OptionFaults([(("options", *path), message) for path, message in faults])
-        return self
-
-    def _find(self) -> Loss:
-        function: Loss = getattr(nn.functional, self.name, None) or import_callable(self.name, "loss")
-        return function
-
-    def build(self) -> Loss:
-        """Returns the loss with its options bound."""
-        return partial(self._find(), **self.options) if self.options else self._find()
+from evolve.config import OptionFaults, Section
+from evolve.training.losses import LossConfig
 
 
 class TrainingConfig(Section):
@@ -65,8 +33,8 @@ class TrainingConfig(Section):
 
     epochs: Annotated[int, Field(ge=1)] | None = 10
     steps: Annotated[int, Field(ge=1)] | None = None
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    flops: Annotated[float, Field(gt=0)] | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     loss: LossConfig = LossConfig()

@@ -14,6 +14,21 @@ from torch import Tensor
 from evolve.structure.probe import count_parameters
 from evolve.training import StepResult, TrainState
 
+# Keys of a line of metrics; those of accuracy are there where targets are class numbers.
+METRICS = (
+    "epoch",
+    "step",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "lr",
+    "seconds",
+    "flops",
+    "progress",
+    "params",
+)
+
 
 class Metrics:
     """The lines of a run, mirrored to `metrics.jsonl`.

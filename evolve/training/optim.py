@@ -134,6 +134,6 @@ def _check(find: Any, config: Named, skip: set[str], provided: tuple[str, ...] =
     except UnknownNameError as error:
         raise OptionFaults([(("name",), str(error))]) from error
     options = {**config.options, **{k: 0 for k in provided if k in inspect.signature(cls).parameters}}
-    faults = signature_faults(cls, options, skip=skip)
+    faults = signature_faults(cls, options, skip=skip, finite=True)
     if faults:
         raise OptionFaults([(("options", *path), message) for path, message in faults])

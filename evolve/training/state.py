@@ -17,7 +17,8 @@ from evolve.budget import FORWARD_AND_BACKWARD, Spent
 from evolve.care import NewParameters
 from evolve.care.ema import EMA
 from evolve.runtime.device import resolve_device
-from evolve.training.config import Loss, TrainingConfig
+from evolve.training.config import TrainingConfig
+from evolve.training.losses import Loss
 from evolve.training.optim import LrScheduleConfig
 
 _COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")

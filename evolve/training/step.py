@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evolve.budget import FORWARD_AND_BACKWARD, whole
-from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.errors import NonFiniteLossError
 from evolve.training.state import TrainState
 
 Batch = tuple[Tensor, Tensor]
@@ -42,8 +42,8 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
     total, samples = 0.0, 0
     answers: list[Tensor | None] = []
     for inputs, targets in batches:
-        inputs, targets = _place(state, inputs), to_device(state, targets)
-        with _autocast(state):
+        inputs, targets = place(state, inputs), to_device(state, targets)
+        with autocast(state):
             outputs = state.forward(inputs)
             loss = state.loss(outputs, targets)
         value = loss.item()
@@ -56,7 +56,7 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
         share = loss if len(batches) == 1 else loss / len(batches)
         (state.scaler.scale(share) if state.scaler else share).backward()
         total, samples = total + value / len(batches), samples + len(inputs)
-        answers.append(_hits(outputs, targets))
+        answers.append(right_answers(outputs, targets))
     _optimizer_step(state)
     state.step += 1
     state.batch += len(batches)
@@ -102,40 +102,24 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
     loss_sum, samples = torch.zeros((), device=state.device, dtype=torch.float32), 0
     answers: list[Tensor | None] = []
     averaged = state.ema.applied_to(state.model) if state.ema else nullcontext()
-    with _eval_mode(state.model), averaged:
+    with eval_mode(state.model), averaged:
         for inputs, targets in batches:
-            inputs, targets = _place(state, inputs), targets.to(state.device, non_blocking=True)
-            with _autocast(state):
+            inputs, targets = place(state, inputs), targets.to(state.device, non_blocking=True)
+            with autocast(state):
                 outputs = state.forward(inputs)
                 loss = state.loss(outputs, targets)
             loss_sum += loss.float() * len(inputs)
             samples += len(inputs)
-            answers.append(_hits(outputs, targets))
+            answers.append(right_answers(outputs, targets))
     metrics = {"loss": loss_sum.item() / max(samples, 1)}
     if hits := [batch for batch in answers if batch is not None]:
         metrics["accuracy"] = int(torch.cat(hits).sum()) / samples
     return metrics
 
 
-def check_fit(state: TrainState, batch: Batch) -> None:
-    """Runs model and loss on one batch, in eval mode, so that a misfit is told before a run begins.
-
-    Raises:
-        EvolveError: If either fails, with the shapes that were given.
-    """
-    try:
-        evaluate(state, [batch])
-    except Exception as error:  # a model may fail in any way on data that it was not made for
-        inputs, targets = batch
-        raise EvolveError(
-            f"Model and data do not fit: on inputs of shape {tuple(inputs.shape)} ({inputs.dtype}) with targets of "
-            f"shape {tuple(targets.shape)} ({targets.dtype}) {type(state.model).__name__} or the loss raised "
-            f"{type(error).__name__}: {error}. Check channels, image size and number of classes."
-        ) from error
-
-
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model in eval mode, and each module back in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -145,7 +129,8 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _place(state: TrainState, inputs: Tensor) -> Tensor:
+def place(state: TrainState, inputs: Tensor) -> Tensor:
+    """Brings inputs to where the model is, in its memory format."""
     if state.config.channels_last and inputs.dim() == 4:
         return inputs.to(state.device, non_blocking=True, memory_format=torch.channels_last)
     return inputs.to(state.device, non_blocking=True)
@@ -156,15 +141,16 @@ def to_device(state: TrainState, targets: Tensor) -> Tensor:
     return targets.to(state.device, non_blocking=True)
 
 
-def _autocast(state: TrainState) -> AbstractContextManager[Any]:
+def autocast(state: TrainState) -> AbstractContextManager[Any]:
+    """Returns the context in which the configured precision holds."""
     if state.config.precision == "fp32":
         return nullcontext()
     dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float16
     return torch.autocast(state.device.type, dtype)
 
 
-def _hits(outputs: Any, targets: Tensor) -> Tensor | None:
-    """Which answers of a classification are right; None where the targets are not one class each.
+def right_answers(outputs: Any, targets: Tensor) -> Tensor | None:
+    """Returns which answers of a classification are right; None where the targets are not one class each.
 
     Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an epoch.
     """

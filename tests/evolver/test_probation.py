@@ -298,7 +298,7 @@ def test_by_accuracy():
         batch_size=4,
         progress=False,
     )
-    with pytest.raises(EvolveError, match=r"no classes.*val_loss"):
+    with pytest.raises(EvolveError, match=r"this run has no val_accuracy.*val_loss"):
         other.run()
 
 

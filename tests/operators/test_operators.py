@@ -1,5 +1,6 @@
 """What each operator inserts computes what is written, and whatever one inserted another can widen, prune or remove."""
 
+import numpy as np
 import pytest
 import torch
 from helpers.fingerprints import fingerprint
@@ -9,6 +10,7 @@ from torch.nn.utils import parametrizations
 
 import evolve
 from evolve.errors import EvolveError
+from evolve.operators import OperatorOptions
 from evolve.operators.swap import ACTIVATIONS
 from evolve.testing import ZOO, variants
 
@@ -285,9 +287,75 @@ def test_kinds_that_do_not_suit_say_why(operator):
         result = evolve.mutate(build(), operator, site="0", example_inputs=x, **{key: kind})
         assert result.status == "not_applicable"
         assert f"kind '{kind}' does not suit '0'" in result.message
-    for words, options in {"is even": {"kernel": 4}, "whole model": {}}.items():
-        result = evolve.mutate(cnn(), operator, site="0" if options else "", example_inputs=IMAGES, **options)
-        assert words in result.message
+    assert "whole model" in evolve.mutate(cnn(), operator, site="", example_inputs=IMAGES).message
+
+
+@pytest.mark.parametrize("operator", ["branch", "deepen"])
+@pytest.mark.parametrize("kernel", [2, 4, 14])
+def test_an_even_kernel_is_no_option(operator, kernel):
+    model = cnn()
+    with pytest.raises(EvolveError, match=f"option 'kernel': {kernel} is even.*take {kernel - 1} or {kernel + 1}"):
+        evolve.mutate(model, operator, site="0", example_inputs=IMAGES, kernel=kernel)
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "words"),
+    [
+        ("deepen", {"block": "mlp", "kernel": 5}, "kernel does nothing in a block of kind 'mlp'"),
+        ("deepen", {"block": "transformer", "kernel": 5}, "kernel does nothing"),
+        ("branch", {"kind": "mlp", "kernel": 5}, "kernel does nothing in a branch of kind 'mlp'"),
+        ("branch", {"kind": "conv", "ratio": 2.0}, "ratio does nothing"),
+        ("branch", {"kind": "separable", "ratio": 2.0}, "ratio does nothing"),
+        ("attention", {"kind": "self", "ratio": 0.5}, "ratio belongs to squeeze-excite"),
+        ("narrow", {"criterion": "indices", "indices": [0], "multiple_of": 2}, "multiple_of does nothing"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(operator, options, words):
+    with pytest.raises(EvolveError, match=words):
+        evolve.mutate(cnn(), operator, site="0", example_inputs=IMAGES, **options)
+
+
+@pytest.mark.parametrize(
+    ("operator", "options"),
+    [
+        ("widen", {"factor": "1.5"}),
+        ("widen", {"factor": True}),
+        ("widen", {"factor": float("nan")}),
+        ("widen", {"factor": float("inf")}),
+        ("widen", {"add": 2.0}),
+        ("widen", {"add": "2"}),
+        ("widen", {"add": True}),
+        ("narrow", {"remove": "1"}),
+        ("narrow", {"indices": [True], "criterion": "indices"}),
+        ("narrow", {"indices": [-1], "criterion": "indices"}),
+        ("deepen", {"ratio": "2"}),
+        ("deepen", {"kernel": 3.0}),
+        ("kernel", {"add": True}),
+        ("kernel", {"add": 3}),
+        ("dropout", {"p": False}),
+        ("dropout", {"p": "0.5"}),
+        ("attention", {"ratio": True}),
+        ("shrink_perturb", {"keep": "0.5"}),
+        ("shrink_perturb", {"keep": True}),
+        ("shrink_perturb", {"layers": {"0": "0.5"}}),
+    ],
+)
+def test_options_keep_to_their_types(operator, options):
+    with pytest.raises(EvolveError, match=f"Operator '{operator}'"):
+        evolve.mutate(cnn(), operator, site="0", example_inputs=IMAGES, **options)
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_floats_are_options():
+    for options in ({"add": np.int64(2)}, {"factor": np.float32(1.5)}, {"factor": 2}):
+        assert evolve.mutate(cnn(), "widen", site="0", example_inputs=IMAGES, **options), options
+
+
+def test_a_list_stands_for_a_tuple_in_a_plugin():
+    class Options(OperatorOptions):
+        sizes: tuple[int, int] = (1, 1)
+
+    assert Options.read({"sizes": [2, 3]}).sizes == (2, 3)
+    assert Options.read(Options.read({"sizes": [2, 3]}).model_dump(mode="json")).sizes == (2, 3)
 
 
 # dropout

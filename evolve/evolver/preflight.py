@@ -1,0 +1,125 @@
+"""What is checked once model and data are there, before the first step: sites, metrics, FLOPs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from evolve.config import KeyPath
+from evolve.config.faults import key_text
+from evolve.errors import MisfitError, NotApplicable, NotYetApplicable
+from evolve.evolver.config import EvolutionConfig
+from evolve.mutation.api import create_operator
+from evolve.mutation.attempt import first_look
+from evolve.policies import Fixed
+from evolve.runtime.generators import preserved_rng
+from evolve.structure.inputs import as_inputs
+from evolve.structure.probe import Probe, count_parameters
+from evolve.structure.sites import STORE, resolve
+from evolve.training import Batch, TrainState, to_device
+
+logger = logging.getLogger(__name__)
+
+Faults = Iterator[tuple[KeyPath, str]]
+
+
+def check_evolution(config: EvolutionConfig, state: TrainState, probe: Batch, metrics: Collection[str]) -> None:
+    """Holds the evolution that a configuration asks for against the model and what the run measures.
+
+    Args:
+        config: When, what and how far to mutate.
+        state: A run that is about to begin.
+        probe: Inputs and targets that mutations are verified on.
+        metrics: What an evaluation on the run's data gives, such as "loss" and "accuracy".
+
+    Raises:
+        MisfitError: With everything that could never work.
+    """
+    if config.schedule is None:
+        return
+    faults = [*_metric_faults(config, metrics), *_figure_faults(config, state), *_site_faults(config, state, probe)]
+    if faults:
+        lines = [f"  evolution.{key_text(path)}: {message}" for path, message in faults]
+        raise MisfitError("\n".join(["The configuration does not fit the model and its data:", *lines]))
+
+
+def _metric_faults(config: EvolutionConfig, metrics: Collection[str]) -> Faults:
+    watched = [(path, seen.metric) for path, seen in config.watched()]
+    if config.probation is not None:
+        watched.append((("probation", "metric"), config.probation.metric))
+    for path, metric in watched:
+        kind, _, name = metric.partition("_")
+        if kind in ("train", "val") and name not in metrics:
+            yield (
+                path,
+                f"this run has no {metric}, because its targets are not class numbers. It measures "
+                f"{', '.join(f'{kind}_{known}' for known in metrics)}.",
+            )
+
+
+def _figure_faults(config: EvolutionConfig, state: TrainState) -> Faults:
+    if not state.flops_per_sample:
+        why = "the FLOPs of this model cannot be counted"
+        if config.schedule is not None and config.schedule.build().needs_flops:
+            yield ("schedule",), f"'{config.schedule.name}' compares FLOPs, and {why}. Use 'plateau'."
+        if config.limits.flops is not None:
+            yield ("limits", "flops"), f"{why}. Limit params or latency_ms instead."
+    for name, value in (("params", count_parameters(state.model)), ("flops", state.flops_per_sample)):
+        limit = getattr(config.limits, name)
+        if limit is not None and value > limit:
+            logger.warning(
+                "The model has %s %s before any mutation, more than evolution.limits.%s (%s): no mutation will be "
+                "applied that leaves more.",
+                f"{value:,}", name, name, f"{limit:,}",
+            )  # fmt: skip
+
+
+def _site_faults(config: EvolutionConfig, state: TrainState, probe: Batch) -> Faults:
+    named = list(_named_sites(config))
+    if not named:
+        return
+    inputs, targets = probe[0], to_device(state, probe[1])
+
+    def loss(outputs: Any) -> Tensor:
+        return state.loss(outputs, targets)
+
+    try:
+        with preserved_rng(state.model, 0):
+            seen = first_look(state.model, as_inputs(state.model, inputs), 0, loss)
+    except NotApplicable as error:
+        yield ("operators",), f"no mutation can be verified. {error}"
+        return
+    for path, operator, options, site in named:
+        if site.partition(".")[0] != STORE and (fault := _objection(operator, options, site, state, seen)):
+            yield path, fault
+
+
+def _named_sites(config: EvolutionConfig) -> Iterator[tuple[KeyPath, str, dict[str, Any], str]]:
+    """Yields the sites that the configuration names: where, for which operator with which options."""
+    for index, entry in enumerate(config.operators):
+        for position, site in enumerate(entry.sites or ()):
+            yield ("operators", index, "sites", position), entry.name, entry.options, site
+    policy = config.policy.build()
+    if isinstance(policy, Fixed):
+        options = {entry.name: entry.options for entry in reversed(config.operators)}
+        for index, step in enumerate(policy.options.steps):
+            if step.site is not None:
+                yield ("policy", "options", "steps", index, "site"), step.operator, options[step.operator], step.site
+
+
+def _objection(operator: str, options: dict[str, Any], site: str, state: TrainState, seen: Probe) -> str | None:
+    """Returns why an operator can never work at a site of the model; None where it can, or may later."""
+    acting = create_operator(operator, options)
+    try:
+        with preserved_rng(state.model, 0):
+            acting.plan(state.model, resolve(state.model, site, groups=acting.on_groups), seen)
+    except NotYetApplicable as error:
+        logger.info("%s at '%s' does not apply yet: %s", operator, site, error)
+    except NotApplicable as error:
+        return f"'{operator}' does not apply at '{site}': {error}"
+    except Exception as error:  # somebody's own operator may raise anything; the attempt itself will record it
+        logger.warning("%s at '%s' fails as it plans: %s: %s", operator, site, type(error).__name__, error)
+    return None
