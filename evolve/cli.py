@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from evolve.budget import Budget
     from evolve.evolver.evolver import Evolver
     from evolve.evolver.output import RunResult
+    from evolve.lineage import Record
 
 app = typer.Typer(
     help="Your PyTorch model changes its own architecture while it trains, and keeps what it has learned.",
@@ -175,6 +178,8 @@ def _train(build: Callable[[], Evolver]) -> None:
     )
     result = evolver.run()
     typer.echo(_summary(result, evolver.training.budget))
+    if evolver.evolution.schedule is not None and result.finished and not result.applied:
+        typer.echo(_without_mutation(evolver.evolution.schedule.name, list(evolver.lineage)))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
 
@@ -194,6 +199,20 @@ def _summary(result: RunResult, budget: Budget) -> str:
         command = "evolve report" if result.finished else "evolve resume"
         lines.append(f"Next                {command} {result.folder}")
     return "\n".join(["", *lines])
+
+
+def _without_mutation(schedule: str, refused: Sequence[Record]) -> str:
+    """Says that a run that was to mutate its model never did, and why."""
+    if not refused:
+        return f"\nNo mutation was tried: the schedule '{schedule}' was never due, or no operator had a site."
+    reasons = Counter(f"{record.operator} at '{record.site}': {record.message}" for record in refused)
+    count = f"{len(refused)} were" if len(refused) > 1 else "1 was"
+    lines = [f"\nNo mutation was applied: {count} tried and refused."]
+    for reason, times in reasons.most_common(5):
+        lines += wrap(
+            f"{reason} ({times} times)" if times > 1 else reason, 78, initial_indent="- ", subsequent_indent="  "
+        )
+    return "\n".join(lines)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -40,9 +40,9 @@ ALLOWED = {
         *("runtime", "schedules", "scores", "structure", "surgery", "training"),
     },
     "loading": {"config", "evolver", "lineage", "models", "plugins", "training"},
-    "report": {"lineage", "mutation", "operators", "runtime", "structure"},
+    "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},
     "testing": {"lineage", "mutation", "operators", "runtime", "structure", "surgery"},
-    "cli": {"budget", "config", "evolver", "loading", "plugins", "report", "runtime", "training"},
+    "cli": {"budget", "config", "lineage", "evolver", "loading", "plugins", "report", "runtime", "training"},
 }
 # What a file at the bottom may be imported into without a room of its own; the rest are folders.
 AT_THE_ROOT = {"__init__", "cli", "errors", "registry", "plugins", "budget", "lineage", "loading"}
