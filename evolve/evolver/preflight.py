@@ -87,7 +87,7 @@ def _site_faults(config: EvolutionConfig, state: TrainState, probe: Batch) -> Fa
         return state.loss(outputs, targets)
 
     try:
-        with preserved_rng(state.model, 0):
+        with preserved_rng(0):
             seen = first_look(state.model, as_inputs(state.model, inputs), 0, loss)
     except NotApplicable as error:
         yield ("operators",), f"no mutation can be verified. {error}"
@@ -114,7 +114,7 @@ def _objection(operator: str, options: dict[str, Any], site: str, state: TrainSt
     """Returns why an operator can never work at a site of the model; None where it can, or may later."""
     acting = create_operator(operator, options)
     try:
-        with preserved_rng(state.model, 0):
+        with preserved_rng(0):
             acting.plan(state.model, resolve(state.model, site, groups=acting.on_groups), seen)
     except NotYetApplicable as error:
         logger.info("%s at '%s' does not apply yet: %s", operator, site, error)
