@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from evolve.evolver.config import EvolutionConfig as EvolutionConfig
+    from evolve.evolver.controller import MutationController as MutationController
     from evolve.evolver.evolver import Evolver as Evolver
+    from evolve.evolver.loop import Loop as Loop
     from evolve.evolver.output import OutputConfig as OutputConfig
     from evolve.evolver.output import RunResult as RunResult
     from evolve.evolver.run_config import load_config as load_config
@@ -49,6 +51,8 @@ _HOME = {
     "build_model": ("evolve.models", "build_model"),
     "load": ("evolve.loading", "load"),
     "load_config": ("evolve.evolver.run_config", "load_config"),
+    "Loop": ("evolve.evolver.loop", "Loop"),
+    "MutationController": ("evolve.evolver.controller", "MutationController"),
     "Limits": ("evolve.mutation.limits", "Limits"),
     "Lineage": ("evolve.lineage", "Lineage"),
     "MutationOperator": ("evolve.operators", "MutationOperator"),

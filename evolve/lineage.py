@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +44,7 @@ class Weighed(BaseModel):
         site: Dotted name of the place; None where it is not one place.
         value: What it was worth; None where it could not be told.
         note: Why not, or what else is to be known.
+        region: Part of the model that the policy counts it to; "" where it tells no regions apart.
     """
 
     model_config = _CONFIG
@@ -53,6 +53,7 @@ class Weighed(BaseModel):
     site: str | None = None
     value: float | None = None
     note: str = ""
+    region: str = ""
 
 
 class Reasons(BaseModel):
@@ -81,10 +82,10 @@ class Verdict(BaseModel):
         kept: Whether it stayed.
         steps: Optimizer steps that it had.
         metric: What it was judged by, such as "val_loss".
-        before: The metric right before the mutation.
-        promised: What the trend before it promised for the step of the verdict.
-        bound: The worst value with which it would have stayed.
-        found: The metric at the verdict; None where the loss was no number any more.
+        before: The metric right before the mutation; None where it was not finite.
+        promised: What the trend before it promised for the step of the verdict; likewise `bound`, the worst value with
+            which the mutation would have stayed.
+        found: The metric at the verdict; None where it was no longer finite.
         points: Evaluations that the trend was taken from; 0 where there were too few and the value before stood for it.
     """
 
@@ -93,16 +94,18 @@ class Verdict(BaseModel):
     kept: bool
     steps: int
     metric: str
-    before: float
-    promised: float
-    bound: float
+    before: float | None
+    promised: float | None
+    bound: float | None
     found: float | None
     points: int
 
     def __str__(self) -> str:
         what = f"{'Kept' if self.kept else 'Taken back'} after {self.steps} steps on probation"
         if self.found is None:
-            return f"{what}: the loss is no number any more."
+            return f"{what}: {self.metric} is no longer finite."
+        if self.promised is None or self.bound is None:
+            return f"{what}: {self.metric} {self.found:.4g}; before the mutation it was not finite."
         trend = f"the trend of {self.points} evaluations promised" if self.points else "before it there was"
         return f"{what}: {self.metric} {self.found:.4g}; {trend} {self.promised:.4g}, allowed was {self.bound:.4g}."
 
@@ -171,19 +174,14 @@ class Record(BaseModel):
 
 
 class Lineage:
-    """All records from the base model on, mirrored to `lineage.jsonl` where a path is given.
+    """All records from the base model on.
 
     Args:
-        path: The JSONL file, written from scratch; None keeps the lineage in memory.
         records: Records to begin with.
     """
 
-    def __init__(self, path: Path | None = None, records: Iterable[Record] = ()) -> None:
-        self.path = path
+    def __init__(self, records: Iterable[Record] = ()) -> None:
         self.records: list[Record] = list(records)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._rewrite(path)
 
     @classmethod
     def read(cls, path: Path) -> list[Record]:
@@ -196,14 +194,9 @@ class Lineage:
         return records
 
     def append(self, record: Record) -> Record:
-        """Adds a record at the end, on disk too, and returns it with its index."""
+        """Adds a record at the end and returns it with its index."""
         record = record.model_copy(update={"index": len(self.records)})
         self.records.append(record)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(record.model_dump_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
         return record
 
     def take_back(self, index: int, reason: str) -> Record:
@@ -227,14 +220,7 @@ class Lineage:
 
     def _revise(self, index: int, changes: Mapping[str, Any]) -> Record:
         self.records[index] = self.records[index].model_copy(update=changes)
-        if self.path is not None:
-            self._rewrite(self.path)
         return self.records[index]
-
-    def _rewrite(self, path: Path) -> None:
-        temporary = path.with_name(path.name + ".new")
-        temporary.write_text("".join(r.model_dump_json() + "\n" for r in self.records), encoding="utf-8")
-        os.replace(temporary, path)
 
     @property
     def applied(self) -> list[Record]:

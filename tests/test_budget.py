@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from helpers.runs import after_each_step
 from helpers.small_runs import SMALL, evolver, net
 from helpers.yaml_files import GOOD, edit
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from evolve import TrainingConfig, load_config
 from evolve.budget import Budget, Spent, whole
 from evolve.cli import app
 from evolve.errors import EvolveError
+from evolve.training.progress import Progress
 
 
 def widening(**schedule):
@@ -24,19 +26,6 @@ def widening(**schedule):
         "schedule": {"name": "at", "options": schedule},
         "operators": [{"name": "widen", "sites": ["0"], "options": {"factor": 2}}],
     }
-
-
-def each_step(run, note):
-    """Calls `note()` after each optimizer step."""
-    train = run.controller.step
-
-    def trained(batches):
-        result = train(batches)
-        note()
-        return result
-
-    run.controller.step = trained
-    return run
 
 
 @pytest.mark.parametrize(
@@ -124,7 +113,7 @@ def test_flops_are_the_budget_also_where_the_model_becomes_dearer():
     amount = 3 * SMALL * 8 * 20  # twenty steps of the small net
     run = evolver(evolution=widening(progress=[0.5]), flops=amount)
     rates = []
-    each_step(run, lambda: rates.append(run.state.lr))
+    after_each_step(run, lambda: rates.append(run.state.lr))
     result = run.run()
     assert result.applied == 1
     record = run.lineage.applied[0]
@@ -171,7 +160,7 @@ def test_flops_that_cannot_be_counted_are_told():
 
 def test_a_run_that_is_not_in_epochs_shows_its_progress(capsys):
     run = evolver(steps=8)
-    run.display._shown = True
+    run.events.listen(Progress(run.training.budget, 5))
     run.run()
     lines = capsys.readouterr().out.splitlines()
     assert [line[:17] for line in lines] == ["epoch   1  62.5% ", "epoch   1 100.0% "]

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from evolve.care.config import CareConfig
-from evolve.care.ema import EMA
 from evolve.care.new_parameters import NewParameters
 from evolve.care.recalibrate import recalibrate
 from evolve.mutation.api import MutationResult
 from evolve.structure.tracing.tape import Shape
 from evolve.surgery.optimizer import forget
 from evolve.surgery.parts import new_parts
+from evolve.surgery.resize import Cut
+
+
+class WeightAverage(Protocol):
+    """A moving average of weights; `EMA` is one."""
+
+    def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
+        """Makes the average fit the model again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what there is to remember."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Takes up what `state_dict` returned."""
 
 
 class TrainingRun(Protocol):
-    """What is known of a training run: `TrainState` is one."""
+    """What is known of a training; `evolve.Loop` is one."""
 
     model: nn.Module
-    optimizer: Optimizer
-    device: torch.device
-    ema: EMA | None
-    new_parameters: NewParameters | None
+    optimizers: list[Optimizer]
+    ema: WeightAverage | None
 
 
 def grown(result: MutationResult) -> bool:
@@ -38,19 +47,21 @@ def grown(result: MutationResult) -> bool:
 def after_mutation(
     config: CareConfig,
     run: TrainingRun,
+    new_parameters: NewParameters,
     shapes: Mapping[str, Shape],
     applied: Sequence[MutationResult],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     adopted: bool = False,
 ) -> None:
-    """Lets all that goes with a model's parameters follow them, and gives the care that comes once.
+    """Lets everything that goes with a model's parameters follow them, and gives the care that comes once.
 
     Args:
         config: What care.
-        run: The run.
+        run: The training.
+        new_parameters: Cares for new parts while they are young.
         shapes: Of the parameters before; see `structure.probe.parameter_shapes`.
         applied: What was done to the model since, in order.
-        batches: Training data for the statistics of BatchNorm.
+        batches: Inputs on the model's device, for the statistics of BatchNorm; none leaves them alone.
         adopted: Whether the model has taken up what a child of it has learned. Then averages begin anew, as all values
             are others, and what is new is not young any more.
     """
@@ -61,8 +72,8 @@ def after_mutation(
         run.ema.follow(model, cuts, redrawn)
     growth = any(map(grown, applied)) and not adopted
     if growth and config.moments == "reset":
-        forget(run.optimizer, model.parameters())
-    if run.new_parameters is not None:
-        run.new_parameters.add(model, new_parts(model, shapes, cuts) if growth else {}, cuts)
+        for optimizer in run.optimizers:
+            forget(optimizer, model.parameters())
+    new_parameters.add(model, new_parts(model, shapes, cuts) if growth else {}, cuts)
     if config.batchnorm:
-        recalibrate(model, (inputs.to(run.device) for inputs, _ in islice(batches, config.batchnorm)))
+        recalibrate(model, batches)

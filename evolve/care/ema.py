@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,17 @@ class EMA:
         self.updates += 1
         kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.shadow.values()), [parameters[name].detach() for name in self.shadow], 1 - kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the averages, by parameter name, and how many updates they have had; tensors are not copied."""
+        return {"shadow": self.shadow, "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned; averages go to the device of those there are."""
+        places = {name: value.device for name, value in self.shadow.items()}
+        usual = next(iter(places.values()), None)
+        self.updates = state["updates"]
+        self.shadow = {name: value.to(places.get(name, usual)) for name, value in state["shadow"].items()}
 
     def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
         """After a mutation: averages are cut as their parameters were; what is new begins at its present value.

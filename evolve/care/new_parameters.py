@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from evolve.care.config import CareConfig
 from evolve.errors import EvolveError
@@ -42,7 +43,7 @@ class NewParts:
     reached: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Held:
     """A parameter before a step: its value, what of it is new, and what will be made of the step there."""
 
@@ -51,6 +52,7 @@ class _Held:
     mask: Tensor
     factor: float
     undecayed: float  # learning rate times weight decay, of a decay that is to be undone
+    optimizer: Optimizer
 
 
 class NewParameters:
@@ -58,23 +60,26 @@ class NewParameters:
 
     Args:
         config: What care they get.
-        optimizer: Of the model.
+        optimizers: Of the model.
 
     Raises:
         EvolveError: If weight decay is to be suspended in an optimizer that is not torch's.
     """
 
-    def __init__(self, config: CareConfig, optimizer: Optimizer) -> None:
-        if config.decay_grace and not type(optimizer).__module__.startswith("torch.optim"):
+    def __init__(self, config: CareConfig, optimizers: Sequence[Optimizer]) -> None:
+        foreign = [type(o).__name__ for o in optimizers if not type(o).__module__.startswith("torch.optim")]
+        if config.decay_grace and foreign:
             raise EvolveError(
-                f"care.decay_grace knows how the optimizers of torch.optim decay weights, not how a "
-                f"{type(optimizer).__name__} does. Set it to 0, or use one of torch's."
+                f"care.decay_grace knows how the optimizers of torch.optim decay weights, not how {foreign[0]} does. "
+                "Set it to 0, or use one of torch's."
             )
         self._config = config
+        self._optimizers = list(optimizers)
         self._steps = 0
         self._brought: list[NewParts] = []
         self._held: list[_Held] = []
         self._rates: list[tuple[dict[str, Any], Any]] = []
+        self._hooks: list[RemovableHandle] = []
 
     def add(self, model: nn.Module, parts: Mapping[str, Tensor], cuts: Sequence[Cut] = ()) -> None:
         """Takes in what a mutation brought; older new parts follow what it did to their parameters.
@@ -90,58 +95,73 @@ class NewParameters:
         if parts and self._longest:
             self._brought.append(NewParts(self._steps, dict(parts)))
 
-    def before_step(self, model: nn.Module, optimizer: Optimizer) -> None:
-        """To be called when the gradients are complete, on their own scale."""
+    def before_step(self, model: nn.Module) -> None:
+        """To be called when the gradients are complete, on their own scale.
+
+        What the step does to new parts is corrected as soon as the optimizer has made it, so that averages and
+        evaluations that follow see the corrected weights.
+        """
+        self._clean_up()
         if not self._brought:
             return
         parameters = dict(model.named_parameters())
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        groups = {id(p): (o, group) for o in self._optimizers for group in o.param_groups for p in group["params"]}
         if self._config.rewarm is not None and self._config.rewarm.scope == "all":
-            self._scale_rates(optimizer, self._factor(self._brought[-1]))
+            self._scale_rates(self._factor(self._brought[-1]))
         for parts in self._brought:
             age = self._steps - parts.born
             for name, mask in parts.parts.items():
                 parameter = parameters[name]
-                group = groups.get(id(parameter))
-                if group is None:
+                optimizer, group = groups.get(id(parameter), (None, None))
+                if optimizer is None or group is None:
                     continue
+                mask = parts.parts[name] = mask.to(parameter.device)
                 if age < self._config.watch:
                     _note_gradient(parts, name, parameter)
                 new = self._config.rewarm is not None and self._config.rewarm.scope == "new"
                 factor = self._factor(parts) if new else 1.0
                 undecayed = self._suspend_decay(optimizer, group, parameter, mask) if self._graceful(age) else 0.0
                 if factor != 1 or undecayed:
-                    self._held.append(_Held(parameter, parameter.detach().clone(), mask, factor, undecayed))
+                    held = _Held(parameter, parameter.detach().clone(), mask, factor, undecayed, optimizer)
+                    self._held.append(held)
+        if self._held:
+            self._hooks = [o.register_step_post_hook(lambda o, *_: self._correct(o)) for o in self._optimizers]
 
     def after_step(self) -> None:
-        """To be called when the optimizer has moved the parameters."""
-        for group, rate in self._rates:
-            group["lr"] = rate
-        with torch.no_grad():
-            for held in self._held:
-                moved = held.parameter - held.value
-                if held.undecayed and bool(moved.any()):  # a scaler that skips a step decays nothing either
-                    moved += held.undecayed * held.value
-                held.parameter.copy_(torch.where(held.mask, held.value + held.factor * moved, held.parameter))
-        self._held, self._rates = [], []
+        """To be called when the optimizers have moved the parameters."""
+        self._clean_up()
         if self._brought:
             self._steps += 1
             self._tell()
             self._brought = [parts for parts in self._brought if self._steps - parts.born < self._longest]
 
-    def state(self) -> dict[str, Any]:
+    @torch.no_grad()
+    def _correct(self, optimizer: Optimizer) -> None:
+        """Scales what a step has done to new parts."""
+        for held in [held for held in self._held if held.optimizer is optimizer]:
+            moved = held.parameter - held.value
+            if held.undecayed and bool(moved.any()):  # a scaler that skips a step decays nothing either
+                moved += held.undecayed * held.value
+            held.parameter.copy_(torch.where(held.mask, held.value + held.factor * moved, held.parameter))
+            self._held.remove(held)
+
+    def _clean_up(self) -> None:
+        """Ends the care of a step, also of one that broke off or that a gradient scaler has skipped."""
+        for hook in self._hooks:
+            hook.remove()
+        for group, rate in self._rates:
+            group["lr"] = rate
+        self._held, self._rates, self._hooks = [], [], []
+
+    def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as tensors and numbers."""
         return {"steps": self._steps, "brought": [vars(parts) for parts in self._brought]}
 
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Takes up what `state` returned."""
-
-        def placed(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: mask.to(device, copy=True) for name, mask in masks.items()}
-
-        self._held, self._rates = [], []  # of a step that was not finished
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        self._clean_up()  # of a step that was not finished
         self._steps = state["steps"]
-        self._brought = [NewParts(o["born"], placed(o["parts"]), placed(o["reached"])) for o in state["brought"]]
+        self._brought = [NewParts(o["born"], dict(o["parts"]), dict(o["reached"])) for o in state["brought"]]
 
     @property
     def _longest(self) -> int:
@@ -160,9 +180,9 @@ class NewParameters:
     def _graceful(self, age: int) -> bool:
         return age < self._config.decay_grace
 
-    def _scale_rates(self, optimizer: Optimizer, factor: float) -> None:
+    def _scale_rates(self, factor: float) -> None:
         if factor != 1:
-            self._rates = [(group, group["lr"]) for group in optimizer.param_groups]
+            self._rates = [(group, group["lr"]) for optimizer in self._optimizers for group in optimizer.param_groups]
             for group, rate in self._rates:
                 group["lr"] = rate * factor
 
@@ -184,7 +204,10 @@ class NewParameters:
         for parts in self._brought:
             if self._steps - parts.born != self._config.watch:
                 continue
-            dead = {n: mask & ~parts.reached.get(n, torch.zeros_like(mask)) for n, mask in parts.parts.items()}
+            dead = {
+                n: mask & ~parts.reached.get(n, torch.zeros_like(mask)).to(mask.device)
+                for n, mask in parts.parts.items()
+            }
             if told := [units for name, mask in parts.parts.items() if (units := _told(name, mask, dead[name]))]:
                 logger.warning(
                     "No gradient has come to what is new in the %d steps since a mutation: %s. It does not learn. "
@@ -206,7 +229,7 @@ def _note_gradient(parts: NewParts, name: str, parameter: nn.Parameter) -> None:
         return
     gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
     seen = parts.reached.get(name)
-    parts.reached[name] = (gradient != 0) if seen is None else seen | (gradient != 0)
+    parts.reached[name] = (gradient != 0) if seen is None else seen.to(gradient.device) | (gradient != 0)
 
 
 def _told(name: str, mask: Tensor, dead: Tensor) -> str | None:

@@ -6,15 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from evolve.data import Batches
 from evolve.errors import NotApplicable
 from evolve.evolver.children import Child, ChildTrainer
+from evolve.evolver.loop import Loop
 from evolve.lineage import Record
 from evolve.policies import Candidate, Promise
 from evolve.runtime.generators import preserved_rng
@@ -22,28 +18,23 @@ from evolve.scores import Evidence, addition, collect, scores
 from evolve.structure.analysis import analyse
 from evolve.structure.inputs import as_inputs
 from evolve.structure.sites import STORE
-from evolve.training import TrainState, to_device
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class RunContext:
-    """The context of a run; see `evolve.policies.PolicyContext`.
+    """The policy context of a run; see `evolve.policies.PolicyContext`.
 
     Attributes:
-        state: What training moves.
-        train: Training data.
-        example: Probe batch.
+        loop: The training.
         records: Every mutation attempted so far.
         history: One mapping of metrics for each finished epoch.
         trainer: Makes children and trains them.
         tried: Candidates that were refused since the mutation was due.
     """
 
-    state: TrainState
-    train: Batches
-    example: Tensor
+    loop: Loop
     records: Sequence[Record]
     history: Sequence[Mapping[str, Any]]
     trainer: ChildTrainer
@@ -62,7 +53,7 @@ class RunContext:
     def _promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
         evidence = self._look(batches)
         try:
-            with preserved_rng(self.state.step):
+            with preserved_rng(self.loop.step):
                 added = addition(evidence, candidate.operator, candidate.site or "", dict(candidate.options))
                 gain = scores.get(score)().value(added)
         except NotApplicable as error:
@@ -73,14 +64,8 @@ class RunContext:
     def _look(self, batches: int) -> Evidence:
         """Runs the model once on the next batches of the training data."""
         if batches not in self._evidence:
-            state = self.state
-            with preserved_rng():
-                found = list(islice(self.train.onward(state.epoch, state.batch), batches))
-            inputs = torch.cat([inputs for inputs, _ in found])
-            targets = to_device(state, torch.cat([targets for _, targets in found]))
-            self._evidence[batches] = collect(
-                state.model, inputs, lambda outputs: state.loss(outputs, targets), self.example
-            )
+            inputs, loss = self.loop.score_batch(batches)
+            self._evidence[batches] = collect(self.loop.model, inputs, loss, self.loop.example)
         return self._evidence[batches]
 
     def depth(self, candidate: Candidate) -> float | None:
@@ -95,7 +80,7 @@ class RunContext:
 
         Inserted blocks do not count and lie where the module before them does: no mutation moves what was there.
         """
-        calls = analyse(self.state.model, as_inputs(self.state.model, self.example)).tapes[0].calls
+        calls = analyse(self.loop.model, as_inputs(self.loop.model, self.loop.example)).tapes[0].calls
         names = dict.fromkeys(call.module for call in calls if call.module)
         inserted = {name for name in names if name.partition(".")[0] == STORE}
         depths, before = {}, 0

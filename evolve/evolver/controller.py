@@ -1,152 +1,310 @@
-"""The mutations of a run, each from the moment when it is due until it has passed: its first step, its probation."""
+"""Everything about the mutations of a training, each from the moment when it is due until it has passed its tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import math
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from evolve.data import Batches
+from torch import Tensor, nn
+
+from evolve.care import NewParameters
+from evolve.errors import NonFiniteLossError
+from evolve.evolver.blame import non_finite, one_line
 from evolve.evolver.config import EvolutionConfig
+from evolve.evolver.fit import check_loop
+from evolve.evolver.loop import Loop
 from evolve.evolver.probation import Probation
 from evolve.evolver.proposer import Proposer
-from evolve.lineage import Record, Verdict
-from evolve.schedules import Clock, Schedule
-from evolve.training import Batch, StepResult, TrainState, train_step
-from evolve.training.snapshot import Snapshot, unless_memory_runs_out
+from evolve.evolver.timing import Timing, load_named_state, named_state
+from evolve.lineage import Lineage, Record, Verdict
+from evolve.runtime.memory import free_memory, out_of_memory
+from evolve.schedules import Clock
+from evolve.structure.probe import count_parameters
+from evolve.training.events import (
+    BestImproved,
+    Callback,
+    EpochEnded,
+    EventStream,
+    MutationTried,
+    Run,
+    VerdictGiven,
+)
+from evolve.training.snapshot import Snapshot
 
-Progress = Mapping[str, Any]  # of a run, as JSON values
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _WayBack:
+    """What was before a mutation.
+
+    Attributes:
+        snapshot: All that training moves.
+        timing: The state of the schedule.
+        epochs: Lines of the history.
+    """
+
+    snapshot: Snapshot
+    timing: dict[str, Any]
+    epochs: int
 
 
 class MutationController:
     """Makes mutations when they are due, one at a time, and sees each of them through.
 
-    Attributes:
-        round: Makes the attempts.
-        probation: Judges what has been made; None where all is kept.
+    It calls no training step itself: any loop can drive it. Schedule, policy, attempts, care of new parameters,
+    probation and going back are its business; the Evolver is its first user.
 
     Args:
         config: When, what and how far to mutate.
-        state: What training moves.
-        train: Training data.
-        val: Held-out data.
-        tell: Told each record that is new or has changed.
-        stopping: Says whether the run is to stop.
+        loop: What is trained, and what can be asked of the training.
+        callbacks: Told of each mutation and each verdict; see `evolve.training.events`.
+        events: Another stream to tell, instead of one of its own.
+        run: The run that events belong to; the controller itself if None.
+        stopping: Says whether the run is to stop; None for `stop()` of its own.
+
+    Raises:
+        EvolveError: If the configuration asks for something that the loop cannot do.
+
+    Example:
+        >>> loop = evolve.Loop(model, optimizer, example_inputs=images[:8])
+        >>> controller = evolve.MutationController(config, loop)
+        >>> for inputs, targets in batches:
+        ...     optimizer.zero_grad()
+        ...     loss = criterion(model(inputs), targets)
+        ...     loss.backward()
+        ...     controller.before_step()
+        ...     optimizer.step()
+        ...     controller.after_step(loss)
+        ...     if controller.due:
+        ...         controller.mutate()
     """
 
     def __init__(
         self,
         config: EvolutionConfig,
-        state: TrainState,
-        train: Batches,
-        val: Batches,
-        tell: Callable[[Record], None],
-        stopping: Callable[[], bool],
+        loop: Loop,
+        *,
+        callbacks: Iterable[Callback] = (),
+        events: EventStream | None = None,
+        run: Run | None = None,
+        stopping: Callable[[], bool] | None = None,
     ) -> None:
-        self.proposer = Proposer(config, state, train, val, stopping)
-        self.probation = Probation(config.probation, state, val) if config.probation else None
-        self._schedule: Schedule | None = config.schedule.build() if config.schedule else None
-        self._state = state
-        self._tell, self._stopping = tell, stopping
-        self._due: str | None = None  # why a mutation is to be made, as soon as none is on probation
-        self._before: Snapshot | None = None  # what there was before a mutation, until a step is made after it
-        self._latest: list[int] = []  # the records of that mutation and of what followed it
-
-    def ask(self, clock: Clock) -> None:
-        """Asks the schedule whether a mutation is due."""
-        if self._schedule is not None:
-            reason = self._schedule.due(clock)
-            self._due = self._due or reason
+        self.config = config
+        self.loop = loop
+        self.lineage = Lineage()
+        self.history: list[dict[str, Any]] = []
+        self.events = events or EventStream(callbacks)
+        self.new_parameters = NewParameters(config.care, loop.optimizers)
+        self.proposer = Proposer(config, loop, self.lineage, self.new_parameters, self._stopping)
+        self.probation = Probation(config.probation, loop) if config.probation else None
+        self._timing = Timing(config.schedule.build() if config.schedule else None)
+        self._run: Run = run or self
+        self._stop_asked = False
+        self._told_to_stop = stopping
+        self._back: _WayBack | None = None  # until the first step after a mutation is made, and its probation is over
+        self._records: list[int] = []  # of that mutation and of what followed it
+        check_loop(config, loop, self._timing.schedule)
 
     @property
-    def waiting(self) -> bool:
-        """Whether a mutation is to be made now: not in a run that is to stop, as it would have no way back then."""
-        return self._due is not None and not self.testing and not self._stopping()
+    def model(self) -> nn.Module:
+        """The model as it stands."""
+        return self.loop.model
 
     @property
     def testing(self) -> bool:
         """Whether a mutation is on probation."""
         return self.probation is not None and bool(self.probation.records)
 
-    def make(self, history: Sequence[Mapping[str, Any]], progress: Callable[[], Progress]) -> None:
-        """Makes the mutation that is due.
+    @property
+    def due(self) -> str | None:
+        """Why a mutation is due now; None where none is, one is on probation, or the training is to stop."""
+        if self.testing or self._stopping() or self.loop.progress >= 1:
+            return None
+        return self._timing.due
+
+    def stop(self) -> None:
+        """Asks the training to stop: nothing is due any more, and `stopped` is true."""
+        self._stop_asked = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody asked the training to stop; a loop of one's own has to look."""
+        return self._stopping()
+
+    def before_step(self) -> None:
+        """To be called when the gradients are complete, on their own scale, right before the optimizers step."""
+        self.new_parameters.before_step(self.model)
+
+    def after_step(self, outcome: float | Tensor | Exception, metrics: Mapping[str, Any] | None = None) -> bool:
+        """To be called when an optimizer step has been made, or has failed.
+
+        Counts the step, asks the schedule, and judges what is on probation. Where the first step after a mutation, or a
+        later one of its probation, has failed, the training goes back to before the mutation.
 
         Args:
-            history: One mapping of metrics for each finished epoch.
-            progress: Returns what the run has to take up again if it goes back to before the mutation.
+            outcome: The training loss of the step, or the error that it ended in.
+            metrics: Where the step was the last of its epoch: what was measured, such as `{"val_loss": 0.3}`.
+
+        Returns:
+            Whether the training has gone back: model, optimizers and all that `Loop.also` names are as they were then.
+            Where an error was given and this is False, the error is not the mutation's: raise it.
         """
-        reason, self._due = self._due or "", None
-        lineage = self.proposer.lineage
-        before, first, policy = Snapshot(self._state), len(lineage), self.proposer.policy.state()
+        if isinstance(outcome, Exception):
+            return self._survive(outcome)
+        if self._back is not None and (fault := non_finite(self.model, float(outcome), self.loop.step)):
+            return self._survive(fault)
+        self.new_parameters.after_step()
+        self.loop.count(metrics is not None)
+        if not self.testing:
+            self._back = None  # the first step after a mutation went well
+        if metrics is not None:
+            self.end_epoch(metrics)
+        if self.loop.progress < 1:
+            clock = Clock(self.loop.epoch, self.loop.step, metrics is not None, self.history, self.loop.progress)
+            self._timing.ask(clock)
+        return self.probation is not None and self._carry_out(self.probation.verdict())
+
+    def mutate(self) -> list[Record]:
+        """Makes the mutation that is due, or one that is asked for; returns the records of all attempts."""
+        reason = self._timing.take()
+        first, policy = len(self.lineage), self.proposer.policy.state()
+        back = _WayBack(self.loop.snapshot([self.new_parameters]), self._timing.state(), len(self.history))
         if self.probation:
-            self.probation.remember(before, progress(), history, lineage)
-        when = "where the run was to follow the mutation"
-        done = unless_memory_runs_out(before, when, lambda: self.proposer.attempt(reason, history))
-        applied = [record.index for record in lineage.records[first:] if record.success]
-        if done is None:
-            self._take_back(applied, when)
+            self.probation.remember(self.history, self.lineage)
+        failed = self._attempt(reason)
+        applied = [record.index for record in self.lineage.records[first:] if record.success]
+        if failed is not None:
+            back.snapshot.restore()
+            free_memory()
+            for index in applied:
+                self.lineage.take_back(index, failed)
             applied = []
         if self.probation:
             self.probation.begin(applied, self.proposer.ahead)
         if applied:
-            self._before, self._latest = before, applied
-        elif len(lineage) == first and self._stopping():  # the round was broken off: a resumed run makes it anew
+            self._back, self._records = back, applied
+        elif len(self.lineage) == first and self._stopping():  # broken off: a resumed run makes it anew
             self.proposer.policy.load_state(policy)
-            self._due = reason
-        for record in lineage.records[first:]:
-            self._tell(record)
+            self._timing.due = reason
+        for record in (records := self.lineage.records[first:]):
+            self.events.emit(MutationTried(self._run, record))
+        return records
 
-    def step(self, batches: Sequence[Batch]) -> StepResult:
-        """Makes an optimizer step; where memory runs out in the first one after a mutation, makes it without that.
+    def _attempt(self, reason: str) -> str | None:
+        """Makes attempts; returns why everything has to go back, where memory ran out after a change."""
+        try:
+            self.proposer.attempt(reason, self.history)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            logger.warning("Memory ran out where the training followed the mutation: %s", error)
+            return "Memory ran out where the run was to follow the mutation: taken back."
+        return None
 
-        Raises:
-            NonFiniteLossError: As `train_step`.
-        """
-        before, self._before = self._before, None
-        if before is None:
-            return train_step(self._state, batches)
-        when = "in the first step after the mutation"
-        result = unless_memory_runs_out(before, when, lambda: train_step(self._state, batches))
-        if result is not None:
-            return result
-        for record in self._take_back(self._latest, when):
-            self._tell(record)
+    def _survive(self, error: Exception) -> bool:
+        """Goes back to before a mutation that a step has failed after; False where there is none to blame."""
+        if self._back is None:
+            return False
+        if self.probation is not None and isinstance(error, NonFiniteLossError):
+            return self._carry_out(self.probation.condemn())
+        first = self.probation is None or self.loop.step == self.probation.began
+        when = "in the first step after the mutation" if first else "while the mutation was on probation"
+        what = "Memory ran out" if out_of_memory(error) else one_line(error)
+        logger.warning("%s %s: %s", what, when, error)
+        traceback.clear_frames(error.__traceback__)  # they hold what the step had computed
+        self._go_back()
+        for index in self._records:
+            record = self.lineage.take_back(index, f"{what} {when}: taken back.")
+            self.events.emit(MutationTried(self._run, record))
+        return True
+
+    def _carry_out(self, verdict: Verdict | None) -> bool:
+        """Keeps what was on probation, or goes back; says whether it went back."""
+        if verdict is None or self.probation is None:
+            return False
+        records = [self.lineage.judge(index, verdict) for index in self.probation.records]
+        for record in records:
+            self.events.emit(MutationTried(self._run, record))
+        self.events.emit(VerdictGiven(self._run, verdict, records))
+        if verdict.kept:
+            self.probation.begin([])
+            self._back = None
+        else:
+            self._go_back()
+        return not verdict.kept
+
+    def _go_back(self) -> None:
+        """Puts everything back to before the mutation, but for the policy, which has had its turn."""
+        back, self._back = self._back, None
+        if back is None:
+            return
+        back.snapshot.restore()
+        free_memory()
+        del self.history[back.epochs :]
+        self._timing.load_state(back.timing)
         if self.probation:
             self.probation.begin([])
-        return train_step(self._state, batches)
 
-    def judge(self, finished: bool) -> Progress | None:
-        """Judges what is on probation, if it is time; returns what the run has to take up if it has gone back.
+    def end_epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Adds the line of an epoch, or of the part of one that ends a run, to the history, and tells of it.
 
         Args:
-            finished: Whether the run is at its end.
+            metrics: What was measured.
         """
-        return self._carry_out(self.probation.verdict(finished)) if self.probation else None
+        loop = self.loop
+        known = {"epoch": loop.epoch, "step": loop.step, "progress": loop.progress}
+        line = {**known, "params": count_parameters(self.model), **metrics}
+        earlier = [old["val_loss"] for old in self.history if math.isfinite(old.get("val_loss", math.nan))]
+        self.history.append(line)
+        self.events.emit(EpochEnded(self._run, line))
+        loss, best = line.get("val_loss", math.nan), min(earlier, default=None)
+        if math.isfinite(loss) and (best is None or loss < best):
+            self.events.emit(BestImproved(self._run, "val_loss", loss, best))
 
-    def condemn(self) -> Progress | None:
-        """Takes back what is on probation, as the loss is no number any more; None where nothing is."""
-        return self._carry_out(self.probation.condemn()) if self.probation else None
+    def _stopping(self) -> bool:
+        return self._stop_asked if self._told_to_stop is None else self._told_to_stop()
 
-    def _carry_out(self, verdict: Verdict | None) -> Progress | None:
-        if self.probation is None or verdict is None:
-            return None
-        for index in self.probation.records:
-            self._tell(self.proposer.lineage.judge(index, verdict))
-        before = self.probation.end(verdict)
-        # The policy has had its turn: it goes on, so that the next mutation is another one.
-        return None if before is None else {**before, "policy": self.proposer.policy.state()}
+    def decisions(self) -> dict[str, Any]:
+        """Returns what schedule and policy have to remember, as JSON values."""
+        return {**self._timing.state(), "policy": named_state(self.proposer.policy)}
 
-    def _take_back(self, applied: list[int], when: str) -> list[Record]:
-        """Notes of mutations, by their numbers, that memory ran out and all is as before them."""
-        return [self.proposer.lineage.take_back(index, f"Memory ran out {when}: taken back.") for index in applied]
+    def load_decisions(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `decisions` returned.
+
+        Raises:
+            CheckpointError: If it is of another schedule or another policy.
+        """
+        self._timing.load_state(state)
+        load_named_state(self.proposer.policy, state["policy"], "evolution.policy")
 
     def state(self) -> dict[str, Any]:
-        """Returns what a resumed run needs, as JSON values."""
-        schedule = self._schedule.state() if self._schedule else {}
-        return {"policy": self.proposer.policy.state(), "schedule": schedule, "due": self._due}
+        """Returns what a training that is taken up again needs, as plain values and tensors.
 
-    def load_state(self, state: Progress) -> None:
-        """Takes up what `state` returned."""
-        self.proposer.policy.load_state(state["policy"])
-        if self._schedule is not None:
-            self._schedule.load_state(state["schedule"])
-        self._due = state["due"]
+        Model and optimizers are not in it: `evolve.save` keeps those. Not to be called while `testing` is true, as the
+        way back is in memory alone.
+        """
+        return {
+            **self.decisions(),
+            "loop": self.loop.counts(),
+            "history": [dict(line) for line in self.history],
+            "records": [record.model_dump_json() for record in self.lineage],
+            "new_parameters": self.new_parameters.state_dict(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` returned, once the model's records are replayed and its weights are loaded.
+
+        Raises:
+            CheckpointError: If it is of another schedule or another policy.
+        """
+        self.load_decisions(state)
+        self.loop.take_counts(state["loop"])
+        self.history[:] = [dict(line) for line in state["history"]]
+        self.lineage.records[:] = [Record.model_validate_json(record) for record in state["records"]]
+        self.new_parameters.load_state_dict(state["new_parameters"])
+        self._back = None

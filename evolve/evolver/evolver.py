@@ -6,7 +6,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,18 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from evolve.care import NewParameters
 from evolve.config import dump_yaml
-from evolve.data import as_batches, build_data
-from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.data import as_batches
+from evolve.errors import NonFiniteLossError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
 from evolve.evolver.output import OutputConfig, RunResult, begin_folder, flops_per_sample
 from evolve.evolver.preflight import check_evolution
 from evolve.evolver.run_config import RunConfig, load_config
+from evolve.evolver.run_loop import RunLoop
 from evolve.lineage import Lineage
-from evolve.models import build_model
 from evolve.plugins import load_plugins
 from evolve.runtime.generators import seed_everything
-from evolve.schedules import Clock
 from evolve.structure.probe import count_parameters
 from evolve.training import (
     Batch,
@@ -39,12 +38,15 @@ from evolve.training import (
     create_state,
     evaluate,
     place_model,
+    train_step,
 )
 from evolve.training.checkpoint import newest_checkpoint, restore, save_checkpoint
+from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBegun, RunFinished, StepMade
 from evolve.training.interrupt import Interrupt
-from evolve.training.metrics import Metrics
+from evolve.training.metrics import Meter
 from evolve.training.optim import LrScheduleConfig, OptimizerConfig
 from evolve.training.progress import Progress
+from evolve.training.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class Evolver:
         loss: `(outputs, targets) -> scalar tensor`, instead of the configured one.
         batch_size: Of datasets and tensors.
         progress: Whether to show the run as it goes.
+        callbacks: Functions that are told of every event of the run, and may ask it to stop; see
+            `evolve.training.events`.
         config_text: The resolved configuration, saved with the run.
 
     Raises:
@@ -85,6 +89,7 @@ class Evolver:
         loss: Loss | None = None,
         batch_size: int = 64,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
         config_text: str | None = None,
     ) -> None:
         self.training = training or TrainingConfig()
@@ -108,12 +113,21 @@ class Evolver:
             epoch_samples=self.train_data.samples,
             flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
         )
-        self.state.new_parameters = NewParameters(self.evolution.care, self.state.optimizer)
-        self.display = Progress(progress, self.training.budget, steps)
+        self.events = EventStream(callbacks)
+        self._meter = Meter()
         self.controller = MutationController(
-            self.evolution, self.state, self.train_data, self.val_data, self.display.mutation, self._stopping
+            self.evolution,
+            RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter]),
+            events=self.events,
+            run=self,
+            stopping=self._stopping,
         )
-        self._metrics = Metrics(Path(self.output.dir) if self.output.dir else None)
+        self.state.new_parameters = self.controller.new_parameters
+        self._display = Progress(self.training.budget, steps) if progress else None
+        if self.output.dir:
+            self.events.listen(RunFiles(self.output.folder))
+        if self._display:
+            self.events.listen(self._display)
         self._params_from = count_parameters(model)
         self._saved: Path | None = None  # the newest checkpoint
         self._begun = False
@@ -132,15 +146,9 @@ class Evolver:
             config = load_config(config, overrides)
         load_plugins(config.plugins)
         seed_everything(config.training.seed)
-        data = build_data(
-            config.data.name,
-            batch_size=config.data.batch_size,
-            augment=config.data.augment,
-            seed=config.training.seed,
-            options=config.data.options,
-        )
+        data = config.data.build(config.training.seed)
         return cls(
-            build_model(config.model.name, **config.model.options),
+            config.model.build(),
             data.train,
             data.val,
             optimizer=config.optimizer,
@@ -148,6 +156,7 @@ class Evolver:
             training=config.training,
             evolution=config.evolution,
             output=config.output,
+            callbacks=[callback.build() for callback in config.callbacks],
             config_text=dump_yaml(config),
         )
 
@@ -158,22 +167,22 @@ class Evolver:
 
         Raises:
             NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
-            EvolveError: If the run folder already holds another run.
+            EvolveError: If the run folder already holds another run, or a callback failed.
         """
         self._begin()
         self._stop, self._interrupt = False, Interrupt()
         self.state.lap = time.perf_counter()
-        with self._interrupt, self.display:
+        with self._interrupt, self._display or nullcontext():
+            self.events.emit(RunBegun(self, self.training.budget, self.state.epoch_steps, self.state.step))
             while not self.finished and not self._stopping():
                 self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():
                     if not self._step(batches):
                         break
             if self.finished:
-                if self._metrics.pending:  # what a mutation that went back, or children, left of an epoch
-                    self._measure()
-                self._metrics.close(self.state)
+                self._close()
             self._save()
+            self.events.emit(RunFinished(self, self.finished))
         return self._result(self._interrupt.signal)
 
     def stop(self) -> None:
@@ -192,10 +201,14 @@ class Evolver:
         Raises:
             CheckpointError: If there is none, or it does not fit.
         """
-        path = newest_checkpoint(self._folder())
+        path = newest_checkpoint(self.output.folder)
         records, progress = restore(path, self.state)
-        self.controller.proposer.lineage = Lineage(self._folder() / "lineage.jsonl", records)
-        self._take_up(progress)
+        self.lineage.records[:] = records
+        self.history[:] = progress["history"]
+        self._meter.load_state_dict(progress["meter"])
+        self._params_from = progress["params_from"]
+        self.controller.load_decisions(progress)
+        self.events.load_state(progress["callbacks"])
         self._begun, self._saved = True, path
         logger.info("Resumed %s at step %d.", path, self.state.step)
         return self
@@ -203,12 +216,12 @@ class Evolver:
     @property
     def lineage(self) -> Lineage:
         """Every mutation attempted so far."""
-        return self.controller.proposer.lineage
+        return self.controller.lineage
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """One line of metrics for each epoch; the last may be of a part of one, where the run ended."""
-        return self._metrics.lines
+        return self.controller.history
 
     @property
     def finished(self) -> bool:
@@ -224,79 +237,71 @@ class Evolver:
     def _step(self, batches: list[Batch]) -> bool:
         """Trains, judges and mutates; False where the run went back to before a mutation, and to other batches."""
         try:
-            self._metrics.add(self.controller.step(batches))
-        except NonFiniteLossError as error:
-            if self._goes_back(self.controller.condemn()):
+            result = train_step(self.state, batches, self.controller.before_step)
+        except Exception as error:  # of a mutation that has yet to prove itself, or the run's own
+            if self.controller.after_step(error):
                 return False
-            if self._saved is None:
-                raise
-            raise NonFiniteLossError(f"{error} The last checkpoint, {self._saved}, is from before it.") from error
-        clock = self._tick()
-        if not self.finished:
-            self.controller.ask(clock)
-        if self._goes_back(self.controller.judge(self.finished)):
+            if isinstance(error, NonFiniteLossError) and self._saved is not None:
+                raise NonFiniteLossError(f"{error} The last checkpoint, {self._saved}, is from before it.") from error
+            raise
+        self._meter.add(result)
+        line = self._tick(result.loss)
+        if self.controller.after_step(result.loss, line):
             return False
-        if clock.epoch_end and self.state.epoch % self.output.checkpoint_every == 0 and not self.finished:
+        if self.state.batch == 0 and self.state.epoch % self.output.checkpoint_every == 0 and not self.finished:
             self._save()  # before a mutation, which has yet to come through its first step
         self._evolve()
         return True
 
-    def _tick(self) -> Clock:
-        """After an optimizer step: measures where it was the last of its epoch, or of the run."""
+    def _tick(self, loss: float) -> dict[str, Any] | None:
+        """After an optimizer step: returns the line of metrics where it was the last of its epoch, or of the run."""
         state = self.state
         state.count_time()
+        step = math.ceil(state.batch / self.training.accumulate)
+        self.events.emit(StepMade(self, state.epoch, state.step, step, loss, state.progress))
         epoch_end = state.batch >= len(self.train_data)
-        self.display.step(state.epoch, math.ceil(state.batch / self.training.accumulate), state.progress)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
-        if epoch_end or self.finished:
-            self._measure()
-        return Clock(state.epoch, state.step, epoch_end, self.history, state.progress)
+        return self._measure() if epoch_end or self.finished else None
 
-    def _measure(self) -> None:
-        """Evaluates, and writes a line of metrics."""
+    def _measure(self) -> dict[str, Any]:
+        """Evaluates; returns the line of metrics of what was trained since the last one."""
         val = evaluate(self.state, self.val_data.epoch(0))
         self.state.count_time()
-        self._metrics.write(self.state, val)
+        line = self._meter.line(self.state, val)
+        self._meter.start_over(self.state.seconds)
         advance_schedule(self.state, "epoch", val["loss"])
-        self.display.epoch(self.history[-1])
+        return line
+
+    def _close(self) -> None:
+        """At the end of the budget: measures what is left, and brings the last line up to date."""
+        if self._meter.samples:  # what a mutation that went back, or children, left of an epoch
+            self.controller.end_epoch(self._measure())
+        if self.history:
+            self._meter.bring_up_to_date(self.history[-1], self.state)
 
     def _evolve(self) -> None:
-        """Makes a mutation where one is due and none is on probation."""
-        if not self.controller.waiting or self.finished:
-            return
-        if self.controller.probation:
-            self._save()  # a run that is stopped within the probation begins again here
-        self.controller.make(self.history, self._progress)
-
-    def _goes_back(self, to: Mapping[str, Any] | None) -> bool:
-        """Takes up what was before a mutation that did not pass, where there is such; says whether."""
-        if to is not None:
-            self._take_up(to)
-        return to is not None
+        """Makes a mutation where one is due."""
+        if self.controller.due:
+            if self.controller.probation:
+                self._save()  # a run that is stopped within the probation begins again here
+            self.controller.mutate()
 
     def _save(self) -> None:
-        if self.output.dir is not None and not self.controller.testing:  # it is saved when it has passed
-            self._saved = save_checkpoint(self._folder(), self.state, self.lineage, self._progress(), self.output.keep)
+        if self.output.dir is None or self.controller.testing:  # what is on probation is saved when it has passed
+            return
+        self._saved = save_checkpoint(self.output.folder, self.state, self.lineage, self._progress(), self.output.keep)
+        self.events.emit(CheckpointSaved(self, self._saved, self.state.step))
 
     def _progress(self) -> dict[str, Any]:
         """What a run needs to go on from here beside what training moves, as JSON values."""
         return {
-            **self._metrics.state(),
-            **self.controller.state(),
+            "history": self.history,
+            "meter": self._meter.state_dict(),
+            **self.controller.decisions(),
             "params_from": self._params_from,
+            "callbacks": self.events.state(),
         }
-
-    def _take_up(self, progress: Mapping[str, Any]) -> None:
-        """Puts back what `_progress` returned."""
-        self._metrics.load_state(progress)
-        self._params_from = progress["params_from"]
-        self.controller.load_state(progress)
-
-    def _folder(self) -> Path:
-        if self.output.dir is None:
-            raise EvolveError("This Evolver has no run folder. Give it one: output='runs/mine'.")
-        return Path(self.output.dir)
 
     def _begin(self) -> None:
         """On the first call of a run that was not restored: seeds, and makes the run folder."""
@@ -305,8 +310,7 @@ class Evolver:
         measured = check_data(self.state, self.train_data, self.val_data)
         check_evolution(self.evolution, self.state, self.train_data.examples(self.evolution.probe), measured)
         if self.output.dir is not None:
-            begin_folder(self._folder(), self.output.overwrite, self._config_text)
-            self.controller.proposer.lineage = Lineage(self._folder() / "lineage.jsonl")
+            begin_folder(self.output.folder, self.output.overwrite, self._config_text)
         seed_everything(self.training.seed)
         self._begun = True
 
@@ -318,7 +322,7 @@ class Evolver:
             refused=len(self.lineage) - applied,
             params_from=self._params_from,
             params_to=count_parameters(self.model),
-            folder=Path(self.output.dir) if self.output.dir else None,
+            folder=self.output.folder if self.output.dir else None,
             progress=self.state.progress,
             finished=self.finished,
             signal=signal.Signals(number) if number else None,

@@ -35,6 +35,17 @@ class OutputConfig(Section):
     keep: Annotated[int, Field(ge=1)] = 2
     overwrite: bool = False
 
+    @property
+    def folder(self) -> Path:
+        """The run folder.
+
+        Raises:
+            EvolveError: If there is none.
+        """
+        if self.dir is None:
+            raise EvolveError("This Evolver has no run folder. Give it one: output='runs/mine'.")
+        return Path(self.dir)
+
 
 @dataclass(frozen=True)
 class RunResult:

@@ -8,21 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
-from evolve.care import after_mutation, grown
-from evolve.data import Batches
+from evolve.care import NewParameters, after_mutation, grown
 from evolve.evolver.children import ChildTrainer
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.context import RunContext
+from evolve.evolver.loop import Loop
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
 from evolve.mutation.limits import Limits
 from evolve.policies import Candidate, Choice, Policy
 from evolve.structure.probe import parameter_shapes
 from evolve.structure.sites import EVERYWHERE
-from evolve.training import TrainState, place_model
 
 logger = logging.getLogger(__name__)
 
@@ -37,62 +35,65 @@ class Proposer:
 
     Args:
         config: What may be tried.
-        state: What training moves.
-        train: Training data; its first samples are the probe batch.
-        val: Held-out data, for children.
+        loop: The training.
+        lineage: Every mutation attempted so far.
+        new_parameters: Cares for what a mutation brings.
         stopping: Says whether the run is to stop.
     """
 
     def __init__(
         self,
         config: EvolutionConfig,
-        state: TrainState,
-        train: Batches,
-        val: Batches,
+        loop: Loop,
+        lineage: Lineage,
+        new_parameters: NewParameters,
         stopping: Callable[[], bool],
     ) -> None:
         self.policy: Policy = config.policy.build()
-        self.lineage = Lineage()
+        self.lineage = lineage
         self.ahead = 0
         self._config = config
-        self._state = state
-        self._train, self._val = train, val
+        self._loop = loop
+        self._new_parameters = new_parameters
         self._stopping = stopping
-        self._example, targets = train.examples(config.probe)
-        self._targets = targets.to(state.device)
-        if config.repay and not state.flops_per_sample:
-            logger.warning("evolution.repay says nothing about this model: its FLOPs cannot be counted.")
 
     def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.
 
         Where that is a growth and `care.shrink` is set, `shrink_perturb` of the whole model follows, as an attempt of
-        its own. Optimizer, moving average and counts have followed when it returns. None is made where weighing them
+        its own. Optimizers, moving average and counts have followed when it returns. None is made where weighing them
         took the rest of the budget.
 
         Args:
             reason: Why a mutation is due.
             history: One mapping of metrics for each finished epoch.
         """
-        state, self.ahead = self._state, 0
+        loop, self.ahead = self._loop, 0
         note = {
-            "epoch": state.epoch,
-            "step": state.step,
+            "epoch": loop.epoch,
+            "step": loop.step,
             "reason": reason,
             "metrics_before": {k: v for k, v in history[-1].items() if k.startswith("val_")} if history else None,
         }
-        shapes = parameter_shapes(state.model)
+        shapes = parameter_shapes(loop.model)
         context = self.context(history)
         answers, chosen = self._try_candidates(context, note)
         if answers and (shrink := self._shrinking(answers[-1])):
             answers.append(self._log(shrink, self.seed, {**note, "reason": "care.shrink after a growth"}))
         if chosen is not None:
             applied = [answer for answer in answers if answer]
-            place_model(state.model, state.config)
-            state.flops_per_sample = applied[-1].record.flops_after or state.flops_per_sample
+            loop.mutated(applied)
             self.ahead = context.adopt(chosen)
-            coming = self._train.onward(state.epoch, 0)
-            after_mutation(self._config.care, state, shapes, applied, coming, adopted=self.ahead > 0)
+            care = self._config.care
+            after_mutation(
+                care,
+                loop,
+                self._new_parameters,
+                shapes,
+                applied,
+                loop.batches(care.batchnorm) if care.batchnorm else (),
+                adopted=self.ahead > 0,
+            )
         return answers
 
     def _try_candidates(
@@ -100,14 +101,14 @@ class Proposer:
     ) -> tuple[list[MutationResult], Candidate | None]:
         """Makes attempts until one is applied; returns what became of them, and what was applied."""
         answers: list[MutationResult] = []
-        candidates = self.candidates(self._state.model)
+        candidates = self.candidates(self._loop.model)
         if not candidates:
             logger.warning("A mutation was due (%s), but there is no site for any of the operators.", note["reason"])
         for _ in range(self._config.attempts if candidates else 0):
             started = time.perf_counter()
             choice = self.policy.choose(candidates, context)
-            self._state.count_time()
-            if self._state.progress >= 1:
+            self._loop.count_time()
+            if self._loop.progress >= 1:
                 logger.info("A mutation was due (%s), but choosing took the rest of the budget.", note["reason"])
                 break
             if self._stopping():  # it may have chosen among fewer than it would have: the resumed run asks it anew
@@ -135,33 +136,39 @@ class Proposer:
 
     def context(self, history: Sequence[Mapping[str, Any]]) -> RunContext:
         """Returns what the policy can ask about the run as it stands."""
-        trainer = ChildTrainer(self._state, self._train, self._val, self._bred, self.seed, self._stopping)
-        return RunContext(self._state, self._train, self._example, self.lineage.records, history, trainer)
+        trainer = ChildTrainer(self._loop, self._bred, self.seed, self._stopping)
+        return RunContext(self._loop, self.lineage.records, history, trainer)
 
-    def _bred(self, model: nn.Module, optimizer: Optimizer, candidate: Candidate, seed: int) -> MutationResult:
+    def _bred(self, loop: Loop, candidate: Candidate, seed: int) -> MutationResult:
         """Makes a child of a copy: the candidate's mutation, and the shrinking that would follow it."""
-        result = self.mutate(model, optimizer, candidate, seed)
+        result = self.mutate(loop, candidate, seed)
         if shrink := self._shrinking(result):
-            self.mutate(model, optimizer, shrink, seed)
+            self.mutate(loop, shrink, seed)
         return result
 
     def _log(self, candidate: Candidate, seed: int, note: Mapping[str, Any]) -> MutationResult:
         """Makes one attempt on the running model and appends its record to the lineage."""
-        result = self.mutate(self._state.model, self._state.optimizer, candidate, seed, note)
+        result = self.mutate(self._loop, candidate, seed, note)
         return replace(result, record=self.lineage.append(result.record))
 
     def _reasons(self, choice: Choice, seconds: float) -> Reasons | None:
         if not choice.by:
             return None
         candidate = choice.candidate
-        chosen = Weighed(operator=candidate.operator, site=candidate.site, value=choice.value, note=choice.note)
+        chosen = Weighed(
+            operator=candidate.operator,
+            site=candidate.site,
+            value=choice.value,
+            note=choice.note,
+            region=choice.region,
+        )
         name = self._config.policy.name
         return Reasons(policy=name, by=choice.by, chosen=chosen, others=list(choice.others), seconds=seconds)
 
     def _repaid(self) -> tuple[Limits, str]:
         """The limits with what the budget left repays, and that figure to be told where it is the one that counts."""
         limits, epochs = self._config.limits, self._config.repay
-        most = self._state.affordable(epochs) if epochs else None
+        most = self._loop.limit_flops(epochs) if epochs else None
         if most is None or (limits.flops is not None and limits.flops <= most):
             return limits, ""
         told = f"; for {epochs:g} more epochs the budget left pays for no more than {most:,} FLOPs a sample"
@@ -171,37 +178,28 @@ class Proposer:
         """Returns what could be tried on the model as it stands."""
         found = []
         for entry, operator in enumerate(self._config.operators):
-            places = operator.sites or sites(model, operator.name, example_inputs=self._example, **operator.options)
+            places = operator.sites or sites(
+                model, operator.name, example_inputs=self._loop.example, **operator.options
+            )
             found += [Candidate(operator.name, place, operator.options, entry) for place in places]
         return found
 
     @property
     def seed(self) -> int:
         """The seed of the next attempt."""
-        return (self._state.config.seed * 1_000_003 + len(self.lineage)) % 2**31
+        return (self._loop.seed * 1_000_003 + len(self.lineage)) % 2**31
 
-    def mutate(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        chosen: Candidate,
-        seed: int,
-        note: Mapping[str, Any] | None = None,
-    ) -> MutationResult:
+    def mutate(self, loop: Loop, chosen: Candidate, seed: int, note: Mapping[str, Any] | None = None) -> MutationResult:
         """Makes one attempt on the running model or a copy; nothing is written to the lineage."""
         return mutate(
-            model,
+            loop.model,
             chosen.operator,
             site=chosen.site,
-            optimizer=optimizer,
-            example_inputs=self._example,
+            optimizer=loop.optimizers,
+            example_inputs=loop.example,
             seed=seed,
-            loss=self._loss,
+            loss=loop.loss,
             limits=self._repaid()[0],
             note=note,
             **chosen.options,
         )
-
-    def _loss(self, outputs: Any) -> Tensor:
-        """Of the model's outputs on the probe batch, for operators that look at gradients."""
-        return self._state.loss(outputs, self._targets)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field, model_validator
+from torch import nn
 from typing_extensions import Self
 
 from evolve.budget import UNITS
@@ -23,13 +24,14 @@ from evolve.config import (
     signature_faults,
     validate,
 )
-from evolve.data import find_data, no_augmentation, takes
+from evolve.data import Data, build_data, find_data, no_augmentation, takes
 from evolve.errors import EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
-from evolve.models import find_model
-from evolve.plugins import load_plugins
+from evolve.models import build_model, find_model
+from evolve.plugins import import_callable, load_plugins
 from evolve.training import TrainingConfig
+from evolve.training.events import Callback
 from evolve.training.optim import LrScheduleConfig, OptimizerConfig
 
 
@@ -40,6 +42,10 @@ class ModelConfig(Named):
     def _known(self) -> Self:
         _check_call(find_model, self, skip=set())
         return self
+
+    def build(self) -> nn.Module:
+        """Returns the model."""
+        return build_model(self.name, **self.options)
 
 
 class DataConfig(Named):
@@ -60,6 +66,36 @@ class DataConfig(Named):
             raise OptionFaults([(("augment",), no_augmentation(self.name))])
         return self
 
+    def build(self, seed: int) -> Data:
+        """Returns the data; the seed is that of their order."""
+        return build_data(self.name, batch_size=self.batch_size, augment=self.augment, seed=seed, options=self.options)
+
+
+class CallbackConfig(Named):
+    """Something that listens to the events of a run: an import path, with arguments.
+
+    A class is called with its options and makes the callback; a function is the callback itself and takes none.
+    """
+
+    def build(self) -> Callback:
+        """Returns the callback.
+
+        Raises:
+            EvolveError: If there is none of this name, or it refuses its options.
+        """
+        target = import_callable(self.name, "callback")
+        if not isinstance(target, type):
+            if self.options:
+                raise EvolveError(f"The callback '{self.name}' is a function, so it takes no options.")
+            return target
+        try:
+            callback = target(**self.options)
+        except TypeError as error:
+            raise EvolveError(f"The callback '{self.name}' cannot be made with {self.options}: {error}") from error
+        if not callable(callback):
+            raise EvolveError(f"The callback '{self.name}' has no `__call__(event)`, so it cannot listen.")
+        return cast("Callback", callback)
+
 
 class RunConfig(Section):
     """A whole run."""
@@ -71,6 +107,7 @@ class RunConfig(Section):
     training: TrainingConfig = TrainingConfig()
     evolution: EvolutionConfig = EvolutionConfig()
     output: OutputConfig = OutputConfig()
+    callbacks: list[CallbackConfig] = Field(default_factory=list)
     plugins: list[str] = Field(default_factory=list)
 
 

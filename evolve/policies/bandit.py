@@ -68,7 +68,11 @@ class Bandit(Policy):
             "bound on the reward of the arm",
             value,
             _told(best, played),
-            [Weighed(operator=arm[0], value=bound, note=_told(arm, count)) for _, bound, _, arm, count in others],
+            [
+                Weighed(operator=arm[0], value=bound, note=_told(arm, count), region=arm[1])
+                for _, bound, _, arm, count in others
+            ],
+            region=best[1],
         )
 
     def rewards(self, records: Sequence[Record], history: Sequence[Mapping[str, Any]]) -> dict[Arm, list[float]]:
@@ -114,8 +118,7 @@ class Bandit(Policy):
 
 
 def _arm(record: Record) -> Arm:
-    note = record.choice.chosen.note if record.choice else ""
-    return record.operator, note.partition(",")[0]
+    return record.operator, record.choice.chosen.region if record.choice else ""
 
 
 def _told(arm: Arm, played: int) -> str:

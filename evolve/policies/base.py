@@ -61,6 +61,7 @@ class Choice:
         value: Its own; None where nothing was weighed.
         note: What is to be known of it beside the value.
         others: What was not chosen.
+        region: Part of the model that the policy counts it to; "" where it tells no regions apart.
     """
 
     candidate: Candidate
@@ -68,6 +69,7 @@ class Choice:
     value: float | None = None
     note: str = ""
     others: Sequence[Weighed] = ()
+    region: str = ""
 
 
 class PolicyContext(Protocol):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeInt
 
 from evolve.errors import did_you_mean
-from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, policies
+from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, policies, untried
 from evolve.registry import TypedOptions
 
 
@@ -23,11 +23,15 @@ class RoundRobin(Policy):
         self._tries: dict[str, int] = {}
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
-        """Returns the next operator's next site."""
-        entries = sorted({c.entry for c in candidates})
+        """Returns the next operator's next site, leaving out what was refused just now."""
+        entries = sorted({candidate.entry for candidate in untried(candidates, context)})
+        if not entries:
+            return None
         entry = next((e for e in entries if e >= self._next_entry), entries[0])
-        places = [c for c in candidates if c.entry == entry]
+        places = [candidate for candidate in candidates if candidate.entry == entry]
         tries = self._tries.get(str(entry), 0)
+        while places[tries % len(places)] in context.tried:
+            tries += 1
         self._next_entry, self._tries[str(entry)] = entry + 1, tries + 1
         return Choice(places[tries % len(places)])
 
@@ -54,7 +58,10 @@ class Random(Policy):
         self._random = random.Random(self.options.seed)
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
-        """Returns a candidate, every operator equally likely."""
+        """Returns a candidate that was not refused just now, every operator equally likely."""
+        candidates = untried(candidates, context)
+        if not candidates:
+            return None
         entry = self._random.choice(sorted({c.entry for c in candidates}))
         return Choice(self._random.choice([c for c in candidates if c.entry == entry]))
 

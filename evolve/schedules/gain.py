@@ -93,10 +93,10 @@ class Gain(Schedule):
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when a larger model is worth it."""
-        if not clock.epoch_end:
+        if not clock.epoch_end or not math.isfinite(clock.metric(self.options.metric, self.name)):
             return None
-        clock.metric(self.options.metric, self.name)
-        spans = _spans(clock.history)
+        clock.metric("flops", self.name)
+        spans = _spans([line for line in clock.history if math.isfinite(line[self.options.metric])])
         present = spans[-1]
         if len(present) < _FEWEST or len(clock.history) - self._asked < _FEWEST:
             return None

@@ -50,7 +50,10 @@ class Gap(Schedule):
         """Returns the reason when the interval that the gap asks for is over."""
         if not clock.epoch_end:
             return None
-        gap = self._average.add(self._gap(clock))
+        gap = self._gap(clock)
+        if not math.isfinite(gap):  # a loss that is infinite for once says nothing of the gap
+            return None
+        gap = self._average.add(gap)
         exponent = min((self.options.middle - gap) / self.options.width, 700.0)  # exp of more is no float
         interval = self.options.longest / (1 + math.exp(exponent))
         if clock.progress - self._since < interval or clock.progress > self.options.stop:

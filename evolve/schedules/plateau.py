@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -42,10 +43,14 @@ class Plateau(Schedule):
         """Returns the reason when patience is at its end."""
         if not clock.epoch_end:
             return None
-        value = self._average.add(clock.metric(self.options.metric, self.name))
-        sign = 1 if self.options.mode == "max" else -1
-        if self._best is None or sign * (value - self._best) > self.options.min_delta * abs(self._best):
-            self._best, self._waited = value, 0
+        found = clock.metric(self.options.metric, self.name)
+        if math.isfinite(found):
+            value = self._average.add(found)
+            sign = 1 if self.options.mode == "max" else -1
+            if self._best is None or sign * (value - self._best) > self.options.min_delta * abs(self._best):
+                self._best, self._waited = value, 0
+                return None
+        elif self._best is None:
             return None
         self._waited += 1
         if self._waited < self.options.patience:

@@ -130,7 +130,7 @@ def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]
         state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
         state.ema.updates = saved["ema"]["updates"]
     if state.new_parameters is not None:
-        state.new_parameters.load_state(saved["new_parameters"], state.device)
+        state.new_parameters.load_state_dict(saved["new_parameters"])
     content = _content(path)
     state.take_counts(content)
     set_random_state(saved["random"])
@@ -144,7 +144,7 @@ def _tensors(state: TrainState) -> dict[str, Any]:
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "ema": {"shadow": state.ema.shadow, "updates": state.ema.updates} if state.ema else None,
-        "new_parameters": state.new_parameters.state() if state.new_parameters else None,
+        "new_parameters": state.new_parameters.state_dict() if state.new_parameters else None,
         "random": random_state(),
     }
 

@@ -1,11 +1,9 @@
-"""What a run measures: a line of metrics for each epoch, from the sums over its steps and an evaluation."""
+"""What a run measures between two evaluations: sums over its steps, from which the line of an epoch is made."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,59 +26,6 @@ METRICS = (
     "progress",
     "params",
 )
-
-
-class Metrics:
-    """The lines of a run, mirrored to `metrics.jsonl`.
-
-    Attributes:
-        lines: One for each finished epoch; the last may be of a part of one, where the run ended.
-
-    Args:
-        folder: Of the run; None keeps the lines in memory.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self._folder = folder
-        self._meter = Meter()
-
-    @property
-    def pending(self) -> bool:
-        """Whether steps were made since the last line."""
-        return self._meter.samples > 0
-
-    def add(self, result: StepResult) -> None:
-        """Takes in an optimizer step."""
-        self._meter.add(result)
-
-    def write(self, state: TrainState, val: Mapping[str, float]) -> None:
-        """Adds the line of what was trained since the last one, with the metrics of an evaluation."""
-        self.lines.append(self._meter.line(state, val))
-        self._meter = Meter(since=state.seconds)
-        self._mirror()
-
-    def close(self, state: TrainState) -> None:
-        """Brings what the last line says was spent up to the end of the run: mutations may have spent since."""
-        if self.lines:
-            seconds = self.lines[-1]["seconds"] + state.seconds - self._meter.since
-            self.lines[-1] |= {"flops": state.flops, "progress": state.progress, "seconds": seconds}
-            self._meter.since = state.seconds
-            self._mirror()
-
-    def state(self) -> dict[str, Any]:
-        """Returns what a resumed run needs, as JSON values."""
-        return {"history": list(self.lines), "meter": self._meter.state()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` returned; lines that were written since are gone."""
-        self.lines, self._meter = list(state["history"]), Meter(**state["meter"])
-        self._mirror()
-
-    def _mirror(self) -> None:
-        if self._folder is not None:
-            lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-            (self._folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
 
 
 @dataclass
@@ -120,7 +65,22 @@ class Meter:
             "params": count_parameters(state.model),
         }
 
-    def state(self) -> dict[str, Any]:
+    def bring_up_to_date(self, line: dict[str, Any], state: TrainState) -> None:
+        """Lets the last line of a run tell what mutations have spent since it was written."""
+        seconds = line["seconds"] + state.seconds - self.since
+        line |= {"flops": state.flops, "progress": state.progress, "seconds": seconds}
+        self.since = state.seconds
+
+    def start_over(self, since: float) -> None:
+        """Begins the next epoch, when the run has taken so many seconds."""
+        self.loss, self.samples, self.correct, self.since, self._hits = 0.0, 0, 0, since, []
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
+        self.start_over(state["since"])
+        self.loss, self.samples, self.correct = state["loss"], state["samples"], state["correct"]
+
+    def state_dict(self) -> dict[str, Any]:
         """Returns the sums as JSON values, for a resumed run."""
         self._count()
         return {"loss": self.loss, "samples": self.samples, "correct": self.correct, "since": self.since}

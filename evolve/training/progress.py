@@ -12,25 +12,24 @@ from typing_extensions import Self
 
 from evolve.budget import Budget
 from evolve.lineage import Record
+from evolve.training.events import EpochEnded, Event, MutationTried, StepMade
 
 
 class Progress:
     """Shows a run as it goes.
 
     Args:
-        shown: False keeps it silent.
         budget: How long the run is.
         steps: Optimizer steps of one epoch.
     """
 
-    def __init__(self, shown: bool, budget: Budget, steps: int) -> None:
-        self._shown = shown
+    def __init__(self, budget: Budget, steps: int) -> None:
         self._budget = budget
         self._steps = steps
         self._bar: Any = None
 
     def __enter__(self) -> Self:
-        if self._shown and sys.stdout.isatty():
+        if sys.stdout.isatty():
             self._bar = tqdm(total=self._steps, leave=False, file=sys.stdout, dynamic_ncols=True, unit="step")
         return self
 
@@ -41,18 +40,24 @@ class Progress:
             self._bar.close()
             self._bar = None
 
-    def step(self, epoch: int, done: int, progress: float) -> None:
-        """After an optimizer step: `done` of the running epoch, counted from 1; `progress` of the budget."""
+    def __call__(self, event: Event) -> None:
+        """Shows an event."""
+        if isinstance(event, StepMade):
+            self._step(event)
+        elif isinstance(event, EpochEnded):
+            self._epoch(event.metrics)
+        elif isinstance(event, MutationTried):
+            self._mutation(event.record)
+
+    def _step(self, step: StepMade) -> None:
         if self._bar is None:
             return
-        self._bar.set_description(self._where(epoch + 1, progress), refresh=False)
-        if done <= 1 or self._bar.n > done:
+        self._bar.set_description(self._where(step.epoch + 1, step.progress), refresh=False)
+        if step.epoch_step <= 1 or self._bar.n > step.epoch_step:
             self._bar.reset()
-        self._bar.update(done - self._bar.n)
+        self._bar.update(step.epoch_step - self._bar.n)
 
-    def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """After an epoch: its line."""
-
+    def _epoch(self, metrics: Mapping[str, Any]) -> None:
         def part(kind: str) -> str:
             accuracy = metrics.get(f"{kind}_accuracy")
             loss = metrics.get(f"{kind}_loss")
@@ -64,15 +69,10 @@ class Progress:
             f"lr {metrics['lr']:.2g}  params {metrics['params']:,}  {metrics['seconds']:.1f} s"
         )
 
-    def mutation(self, record: Record) -> None:
-        """After an attempted mutation: what became of it."""
+    def _mutation(self, record: Record) -> None:
         sign = "+" if record.success else "-"
         state = "" if record.success else f" {record.status.replace('_', ' ')}:"
         self._write(f"  {sign} {record.operator} at '{record.site}':{state} {record.message}")
-
-    def say(self, text: str) -> None:
-        """Shows a line."""
-        self._write(text)
 
     def _where(self, epoch: int, progress: float) -> str:
         """Says which epoch it is, of how many or, where epochs are not the budget, which part of it is spent."""
@@ -82,8 +82,6 @@ class Progress:
         return f"epoch {epoch:>{len(epochs)}}/{epochs}"
 
     def _write(self, line: str) -> None:
-        if not self._shown:
-            return
         if self._bar is not None:
             self._bar.write(line, file=sys.stdout)
         else:

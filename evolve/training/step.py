@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +33,18 @@ class StepResult:
     hits: list[Tensor]
 
 
-def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
+def train_step(
+    state: TrainState, batches: Sequence[Batch], before_step: Callable[[], None] | None = None
+) -> StepResult:
     """Makes one optimizer step over one or, with accumulation, several batches.
 
+    Args:
+        state: What training moves.
+        batches: What the step is made over.
+        before_step: Called when the gradients are complete, on their own scale and clipped.
+
     Raises:
-        NonFiniteLossError: If a loss is NaN or infinite; nothing was changed by it.
+        NonFiniteLossError: If a loss is NaN or infinite; no weight was changed by it.
     """
     total, samples = 0.0, 0
     answers: list[Tensor | None] = []
@@ -57,7 +64,7 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
         (state.scaler.scale(share) if state.scaler else share).backward()
         total, samples = total + value / len(batches), samples + len(inputs)
         answers.append(right_answers(outputs, targets))
-    _optimizer_step(state)
+    _optimizer_step(state, before_step)
     state.step += 1
     state.batch += len(batches)
     state.flops += FORWARD_AND_BACKWARD * state.flops_per_sample * samples
@@ -65,21 +72,19 @@ def train_step(state: TrainState, batches: Sequence[Batch]) -> StepResult:
     return StepResult(total, samples, [hits for hits in answers if hits is not None])
 
 
-def _optimizer_step(state: TrainState) -> None:
-    if state.scaler and (state.config.grad_clip is not None or state.new_parameters):
+def _optimizer_step(state: TrainState, before_step: Callable[[], None] | None) -> None:
+    if state.scaler and (state.config.grad_clip is not None or before_step):
         state.scaler.unscale_(state.optimizer)
     if state.config.grad_clip is not None:
         parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, state.config.grad_clip)
-    if state.new_parameters:
-        state.new_parameters.before_step(state.model, state.optimizer)
+    if before_step:
+        before_step()
     if state.scaler:
         state.scaler.step(state.optimizer)
         state.scaler.update()
     else:
         state.optimizer.step()
-    if state.new_parameters:
-        state.new_parameters.after_step()
     state.optimizer.zero_grad()
     if state.ema:
         state.ema.update(state.model)

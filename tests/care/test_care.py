@@ -29,7 +29,7 @@ def widened(build=torch.optim.SGD, care=None, *, init="split", model=None, **opt
     """A net with two new hidden units, its optimizer, and what cares for them."""
     model = model or net()
     optimizer = build(model.parameters(), **{"lr": 0.1, **options})
-    new_parameters = NewParameters(CareConfig.model_validate(care or {}), optimizer)
+    new_parameters = NewParameters(CareConfig.model_validate(care or {}), [optimizer])
     widen(model, optimizer, new_parameters, init)
     return model, optimizer, new_parameters
 
@@ -46,7 +46,7 @@ def step(model, optimizer, new_parameters=None):
     optimizer.zero_grad()
     nn.functional.cross_entropy(model(X), Y).backward()
     if new_parameters is not None:
-        new_parameters.before_step(model, optimizer)
+        new_parameters.before_step(model)
     optimizer.step()
     if new_parameters is not None:
         new_parameters.after_step()
@@ -115,7 +115,7 @@ def test_it_rises_in_a_line_to_that_of_the_schedule():
         factor = [0.5, 0.625, 0.75, 0.875, 1, 1][number]
         assert torch.allclose(cared[0][4:], factor * plain[0][4:], rtol=1e-4, atol=1e-8)
         assert torch.equal(cared[0][:4], plain[0][:4])
-    assert new_parameters.state()["brought"] == []
+    assert new_parameters.state_dict()["brought"] == []
 
 
 def test_all_of_the_model_can_be_warmed_up():
@@ -155,8 +155,8 @@ def test_an_unknown_optimizer_has_no_known_decay():
     class Mine(torch.optim.SGD):
         pass
 
-    with pytest.raises(EvolveError, match=r"torch\.optim.*a Mine does"):
-        NewParameters(CareConfig(decay_grace=3), Mine(net().parameters(), lr=0.1))
+    with pytest.raises(EvolveError, match=r"torch\.optim.*how Mine does"):
+        NewParameters(CareConfig(decay_grace=3), [Mine(net().parameters(), lr=0.1)])
 
 
 def test_older_parts_follow_and_none_is_scaled_twice():
@@ -184,7 +184,7 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
     torch.manual_seed(0)
     model = Dead()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    new_parameters = NewParameters(CareConfig(watch=3), optimizer)
+    new_parameters = NewParameters(CareConfig(watch=3), [optimizer])
     shapes = parameter_shapes(model)
     result = evolve.mutate(model, "widen", site="hidden", add=3, optimizer=optimizer, example_inputs=X, strict=True)
     new_parameters.add(model, new_parts(model, shapes, result.cuts), result.cuts)
@@ -207,19 +207,19 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
 def test_single_values_without_a_gradient_are_not_told(caplog):
     model = nn.Linear(3, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    new_parameters = NewParameters(CareConfig(watch=1), optimizer)
+    new_parameters = NewParameters(CareConfig(watch=1), [optimizer])
     new_parameters.add(model, {"weight": torch.tensor([[False] * 3, [False] * 3, [True] * 3, [True] * 3])})
     x = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     y = model(x)
     (y[0, 2] + y[1, 3]).backward()  # each new unit is reached through two of its three inputs
-    new_parameters.before_step(model, optimizer)
+    new_parameters.before_step(model)
     new_parameters.after_step()
     assert not caplog.messages
 
 
 def test_a_new_parameter_that_is_never_reached_is_named(caplog):
     model = net()
-    new_parameters = NewParameters(CareConfig(watch=1), torch.optim.SGD(model.parameters(), lr=0.1))
+    new_parameters = NewParameters(CareConfig(watch=1), [torch.optim.SGD(model.parameters(), lr=0.1)])
     model.register_parameter("spare", nn.Parameter(torch.zeros(2)))
     new_parameters.add(model, {"spare": torch.ones(2, dtype=torch.bool)})
     step(model, torch.optim.SGD(model.parameters(), lr=0.1), new_parameters)
@@ -260,15 +260,15 @@ def test_shrink_follows_each_growth_as_a_mutation_of_its_own(tmp_path):
     config = evolution(shrink={"keep": 0.5, "layers": {"head": 1.0}}, moments="reset", batchnorm=2)
     evolver = make(tmp_path / "run", evolution=config)
     assert stop_after(evolver, 4).run().applied == 0  # what is due waits for a run that goes on
-    make_mutation = evolver.controller.make
+    make_mutation = evolver.controller.mutate
 
     def made_and_stopped(*args):
         make_mutation(*args)
         evolver.stop()
 
-    evolver.controller.make = made_and_stopped
+    evolver.controller.mutate = made_and_stopped
     assert evolver.run().applied == 2
-    evolver.controller.make = make_mutation
+    evolver.controller.mutate = make_mutation
     grown, shrunk = evolver.lineage
     assert (grown.operator, shrunk.operator, shrunk.site) == ("widen", "shrink_perturb", "*")
     assert (shrunk.step, shrunk.reason, shrunk.preserves) == (4, "care.shrink after a growth", "no")

@@ -11,7 +11,7 @@ from helpers.runs import digests, stop_after
 from helpers.small_runs import SAMPLES, SMALL, evolver, net
 from torch import nn
 
-import evolve.evolver.children
+import evolve.evolver.run_loop
 from evolve.evolver.extrapolation import extrapolate
 from evolve.policies import Candidate
 from evolve.surgery.parts import new_parts
@@ -48,7 +48,7 @@ def surely(run):
 def test_one_that_has_no_finite_loss_is_given_up(monkeypatch, caplog):
     run = evolver(steps=8, evolution=climbing(3))
     context = run.controller.proposer.context([])
-    monkeypatch.setattr(evolve.evolver.children, "evaluate", lambda state, batches: {"loss": math.nan})
+    monkeypatch.setattr(evolve.evolver.run_loop, "evaluate", lambda state, batches: {"loss": math.nan})
     assert context.child(WIDER, 2) is None
     assert "was given up: its held-out loss is nan" in caplog.text
     assert run.run().applied == 0
@@ -62,7 +62,7 @@ def test_where_memory_runs_out_the_run_goes_on(monkeypatch, caplog, where):
     plain = evolver(steps=8)
     plain.run()
     run = evolver(steps=8, evolution=climbing(3))
-    monkeypatch.setattr(evolve.evolver.children, where, full)
+    monkeypatch.setattr(evolve.evolver.run_loop, where, full)
     assert run.run().finished
     assert "was given up: CUDA out of memory" in caplog.text
     found, expected = digests(run), digests(plain)
@@ -112,7 +112,7 @@ def test_what_they_spent_stays_spent_where_memory_runs_out_after_the_mutation():
     spent = []
 
     def full(*arguments):
-        if run.controller._latest and not spent:
+        if run.controller._records and not spent:
             spent.append(run.state.flops)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -139,17 +139,17 @@ def test_the_average_begins_anew_with_one_that_is_adopted():
 def test_what_is_new_in_one_that_is_adopted_is_not_young():
     run, (answer,) = adopted(care={"rewarm": {"steps": 50}, "moments": "reset"})
     assert new_parts(run.model, {"0.weight": torch.Size([6, 8])}, answer.cuts)
-    assert run.state.new_parameters.state()["brought"] == []
+    assert run.state.new_parameters.state_dict()["brought"] == []
 
 
 def test_they_are_shrunk_before_they_learn(monkeypatch):
-    began, train_step = {}, evolve.evolver.children.train_step
+    began, train_step = {}, evolve.evolver.run_loop.train_step
 
     def watched(state, batches):
         began.setdefault(state.model, state.model[2].bias.detach().clone())
         return train_step(state, batches)
 
-    monkeypatch.setattr(evolve.evolver.children, "train_step", watched)
+    monkeypatch.setattr(evolve.evolver.run_loop, "train_step", watched)
     run, answers = adopted(care={"shrink": {"keep": 0.0}})
     assert [answer.record.operator for answer in answers] == ["widen", "shrink_perturb"]
     (_, as_it_was), (child, shrunk) = began.items()
@@ -174,9 +174,9 @@ def test_the_trend_of_a_probation_is_followed_as_far_as_a_child_has_gone():
 
 def slowly(monkeypatch, seconds=0.05):
     """Lets each step of a child take so long."""
-    train_step = evolve.evolver.children.train_step
+    train_step = evolve.evolver.run_loop.train_step
     monkeypatch.setattr(
-        evolve.evolver.children,
+        evolve.evolver.run_loop,
         "train_step",
         lambda state, batches: (time.sleep(seconds), train_step(state, batches))[1],
     )
@@ -210,14 +210,14 @@ def test_the_time_that_they_take_is_in_the_checkpoint(monkeypatch, tmp_path):
 @pytest.mark.parametrize("at", [4, 24])  # of the steps of the model's own copy, and of the second child
 def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on(monkeypatch, tmp_path, at):
     monkeypatch.setattr(
-        evolve.evolver.children, "evaluate", lambda state, batches: {"loss": 1 / state.flops_per_sample}
+        evolve.evolver.run_loop, "evaluate", lambda state, batches: {"loss": 1 / state.flops_per_sample}
     )
     config = climbing(3, steps=10, children=2)
     config["operators"] = [{"name": "widen", "sites": ["0"], "options": {"factor": factor}} for factor in (2, 3)]
     whole = evolver(tmp_path / "whole", steps=8, evolution=config)
     whole.run()
     run = evolver(tmp_path / "run", steps=8, evolution=config)
-    steps, train_step = [], evolve.evolver.children.train_step
+    steps, train_step = [], evolve.evolver.run_loop.train_step
 
     def signalled(state, batches):
         steps.append(state.step)
@@ -225,12 +225,12 @@ def test_a_run_that_is_to_stop_breaks_the_round_off_and_makes_it_when_it_goes_on
             run.stop()
         return train_step(state, batches)
 
-    monkeypatch.setattr(evolve.evolver.children, "train_step", signalled)
+    monkeypatch.setattr(evolve.evolver.run_loop, "train_step", signalled)
     run.run()
     assert (len(steps), run.state.step, len(run.lineage)) == (at, 3, 0)
     resumed = evolver(tmp_path / "run", steps=8, evolution=config).restore()
     resumed.run()
-    assert resumed.controller.state() == whole.controller.state()
+    assert resumed.controller.decisions() == whole.controller.decisions()
     found, expected = digests(resumed), digests(whole)
     assert found.pop("history") != expected.pop("history")  # what was broken off is spent
     assert found == expected
@@ -278,17 +278,17 @@ def test_buffers_in_no_state_dict_are_taken_over():
     run.controller.proposer.context = lambda history: context
     run.controller.proposer.attempt("asked for", [])
     assert run.model.mean.any()
-    assert torch.equal(run.model.mean, context._best[1].state.model.mean)
+    assert torch.equal(run.model.mean, context._best[1].loop.model.mean)
 
 
 def test_what_they_spent_before_they_failed_is_counted(monkeypatch):
-    run, train_step = evolver(steps=8, evolution=climbing(3)), evolve.evolver.children.train_step
+    run, train_step = evolver(steps=8, evolution=climbing(3)), evolve.evolver.run_loop.train_step
 
     def failing(state, batches):
         if state.step == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return train_step(state, batches)
 
-    monkeypatch.setattr(evolve.evolver.children, "train_step", failing)
+    monkeypatch.setattr(evolve.evolver.run_loop, "train_step", failing)
     assert run.controller.proposer.context([]).child(None, 5) is None
     assert run.state.flops == 3 * SMALL * 8 * 2

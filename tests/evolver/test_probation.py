@@ -12,7 +12,7 @@ from torch import nn
 
 import evolve
 from evolve import EvolutionConfig, LrScheduleConfig, OptimizerConfig, TrainingConfig
-from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.errors import EvolveError
 from evolve.evolver.extrapolation import MOST, extrapolate, standard_error
 from evolve.operators import operators
 from evolve.training import evaluate
@@ -109,7 +109,7 @@ def test_other_optimizers_and_schedules_go_back_too(tmp_path, optimizer, schedul
 def test_what_goes_back_is_the_same_objects_bit_for_bit():
     evolver = run_of(evolution=evolution("harm", 3, [5], care={"shrink": {}, "batchnorm": 1, "decay_grace": 9}))
     state, seen = evolver.state, {}
-    remember, end = evolver.controller.probation.remember, evolver.controller.probation.end
+    remember, go_back = evolver.controller.probation.remember, evolver.controller._go_back
 
     def look():
         shadow = [(name, value.clone()) for name, value in state.ema.shadow.items()]
@@ -120,12 +120,11 @@ def test_what_goes_back_is_the_same_objects_bit_for_bit():
         seen["before"] = look()
         remember(*args)
 
-    def ending(verdict):
-        progress = end(verdict)
+    def going_back():
+        go_back()
         seen["after"] = look()
-        return progress
 
-    evolver.controller.probation.remember, evolver.controller.probation.end = remembering, ending
+    evolver.controller.probation.remember, evolver.controller._go_back = remembering, going_back
     evolver.run()
     (print_before, shadow, *rest), (print_after, shadow_after, *rest_after) = seen["before"], seen["after"]
     assert print_before == print_after
@@ -161,8 +160,8 @@ def test_growth_and_shrinking_go_back_together():
 def _always_bad(probation):
     verdict = probation.verdict
 
-    def judge(finished):
-        found = verdict(finished)
+    def judge():
+        found = verdict()
         return found and found.model_copy(update={"kept": False})
 
     return judge
@@ -215,20 +214,26 @@ def test_the_same_evolver_goes_on_within_a_probation(tmp_path, mixed):
     evolver = run_of(tmp_path / "run", evolution=config)
     stop_after(evolver, 3).run()
     assert evolver.controller.probation.records == [0]
-    del evolver.controller.step  # which would stop at step 3 once more
     evolver.run()
     assert digests(evolver) == digests(whole)
 
 
-def test_a_loss_that_is_no_number_is_taken_back_on_probation_alone(plain):
+def test_a_loss_that_is_not_finite_is_taken_back_on_probation(plain):
     evolver = run_of(evolution=evolution("break", 6, [5]))
     evolver.run()
     (record,) = evolver.lineage
     assert (record.status, record.verdict.found) == ("rolled_back", None)
-    assert "the loss is no number any more" in record.message
+    assert "val_loss is no longer finite" in record.message
     assert without_log(evolver) == plain
-    with pytest.raises(NonFiniteLossError):
-        run_of(evolution=evolution("break", 6, [5], probation=None)).run()
+
+
+def test_a_first_step_that_is_not_finite_is_taken_back_without_probation(plain):
+    evolver = run_of(evolution=evolution("break", 6, [5], probation=None))
+    assert evolver.run().finished
+    (record,) = evolver.lineage
+    assert (record.status, record.verdict) == ("rolled_back", None)
+    assert "in the first step after the mutation: taken back." in record.message
+    assert without_log(evolver) == plain
 
 
 def test_flops_stay_spent():
@@ -237,15 +242,14 @@ def test_flops_stay_spent():
     alone.run()
     evolver = run_of(training=training, evolution=evolution("harm", 3, [5]))
     seen = []
-    end = evolver.controller.probation.end
+    go_back = evolver.controller._go_back
 
-    def ending(verdict):
+    def going_back():
         before = (evolver.state.step, evolver.state.flops)
-        progress = end(verdict)
+        go_back()
         seen.append((*before, evolver.state.step, evolver.state.flops))
-        return progress
 
-    evolver.controller.probation.end = ending
+    evolver.controller._go_back = going_back
     assert evolver.run().finished
     ((late, spent, early, after),) = seen
     assert (late, early) == (8, 5)

@@ -9,6 +9,7 @@ from torch import nn
 from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.data import CropFlip, TensorBatches
 from evolve.surgery.optimizer_names import optimizer_by_name
+from evolve.training.events import StepMade
 
 MUTATION_STEPS = [4, 9, 13]
 STEPS = 18  # three epochs of six batches
@@ -47,18 +48,27 @@ def make(folder=None, **changes):
     return Evolver(Net(), train, (x[:16], y[:16]), **{**arguments, **changes})
 
 
-def stop_after(evolver, step):
-    """Stops the run at the end of an optimizer step, as a signal would."""
-    train = evolver.controller.step
+def after_each_step(evolver, note):
+    """Calls `note()` right after each optimizer step, before anything else is done about it."""
 
-    def trained(batches):
-        result = train(batches)
-        if evolver.state.step == step:
-            evolver.stop()
-        return result
+    def listen(event):
+        if isinstance(event, StepMade):
+            note()
 
-    evolver.controller.step = trained
+    evolver.events.listen(listen)
     return evolver
+
+
+def stop_after(evolver, step):
+    """Stops the run at the end of an optimizer step, as a signal would, once."""
+    steps = [step]
+
+    def stop():
+        if steps and evolver.state.step == steps[0]:
+            steps.clear()
+            evolver.stop()
+
+    return after_each_step(evolver, stop)
 
 
 def digest(value):
@@ -82,10 +92,16 @@ def digest(value):
     return sha.hexdigest()
 
 
+def optimizer_digest(model, optimizer):
+    """Groups and state; flags that torch's schedulers set on an optimizer at run time are left out."""
+    saved = optimizer_by_name(model, optimizer)
+    return digest([(part["groups"], part["state"]) for part in saved.get("optimizers", [saved])])
+
+
 def digests(evolver):
     return {
         "weights": digest(evolver.model.state_dict()),
-        "optimizer": digest(optimizer_by_name(evolver.model, evolver.state.optimizer)),
+        "optimizer": optimizer_digest(evolver.model, evolver.state.optimizer),
         "ema": digest(evolver.state.ema.shadow if evolver.state.ema else None),
         "scheduler": digest(evolver.state.scheduler.state_dict() if evolver.state.scheduler else None),
         "log": evolver.lineage.digest(),

@@ -17,7 +17,6 @@ from evolve.operators import operators
 from evolve.runtime.memory import out_of_memory
 from evolve.schedules import ScheduleConfig
 from evolve.training import train_step
-from evolve.training.snapshot import Snapshot
 
 TOO_MUCH = 1 << 50  # bytes that no machine has: the allocator itself refuses
 
@@ -139,7 +138,7 @@ def test_in_the_middle_of_the_first_step_after_it(scaled, scope):
         return run
 
     def full(*arguments):
-        if run.controller._latest and not failed:
+        if run.controller._records and not failed:
             failed.append(run.state.step)
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -201,11 +200,21 @@ def test_at_the_end_of_an_epoch_a_run_that_dies_is_resumed_without_it(hungry, tm
     assert digests(resumed) == digests(whole)
 
 
-def test_only_there_and_only_for_memory(hungry):
+def test_only_there(hungry):
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         make(evolution=evolution(at=2)).run()  # the first step went well: what runs out now was not the mutation's
-    with pytest.raises(RuntimeError, match="something else"):
-        make(evolution=evolution(kind="other")).run()
+
+
+def test_any_error_in_the_first_step_takes_the_mutation_back(hungry):
+    run, plain = make(evolution=evolution(kind="other")), make(evolution=EvolutionConfig())
+    assert run.run().finished
+    plain.run()
+    (record,) = run.lineage
+    assert record.status == "rolled_back"
+    assert record.message.endswith("RuntimeError: something else in the first step after the mutation: taken back.")
+    found, expected = digests(run), digests(plain)
+    assert found.pop("log") != expected.pop("log")
+    assert found == expected
 
 
 @pytest.mark.parametrize("operator", ["widen", "residual", "deepen"])
@@ -214,7 +223,7 @@ def test_a_snapshot_goes_back_over_a_mutation_and_many_steps(operator):
     run.run()
     state = run.state
     before, structure = digests(run), fingerprint(run.model, state.optimizer)
-    snapshot = Snapshot(state)
+    snapshot = run.controller.loop.snapshot()
     batches = list(run.train_data.epoch(0))
     for _ in range(2):  # as often as wanted
         site = "features.0" if operator == "widen" else "features"

@@ -195,14 +195,14 @@ def test_a_run_is_not_written_over(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_saves(whole, tmp_path, number):
     evolver = make(tmp_path / "run")
-    train = evolver.controller.step
+    before_step = evolver.controller.before_step
 
-    def interrupted(batches):
+    def interrupted():
         if evolver.state.step == 7:
             os.kill(os.getpid(), number)
-        return train(batches)
+        before_step()
 
-    evolver.controller.step = interrupted
+    evolver.controller.before_step = interrupted
     before = signal.getsignal(number)
     result = evolver.run()
     assert (result.signal, evolver.state.step, result.finished) == (number, 8, False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import stop_after
 from torch import nn
 
 from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig, mutate
@@ -89,7 +90,7 @@ def test_gradient_weighs_no_more_than_it_may():
 def turn(choice, epoch, *, success=True, flops=(100, 200)):
     """The record of a bandit's choice."""
     candidate = choice.candidate
-    chosen = Weighed(operator=candidate.operator, site=candidate.site, value=choice.value, note=choice.note)
+    chosen = Weighed(operator=candidate.operator, site=candidate.site, value=choice.value, region=choice.region)
     return Record(
         epoch=epoch,
         operator=candidate.operator,
@@ -302,10 +303,7 @@ def test_a_run_says_why_and_a_resumed_one_ends_as_one_that_was_not_stopped(name,
     assert first.choice.others
     assert first.choice.seconds > 0
 
-    stopped = run(name, tmp_path / "stopped", options=options)
-    ticks = stopped._tick
-    stopped._tick = lambda: (stopped.stop() if stopped.state.step == 14 else None, ticks())[1]
-    stopped.run()
+    stop_after(run(name, tmp_path / "stopped", options=options), 14).run()
     resumed = run(name, tmp_path / "stopped", options=options).restore()
     resumed.run()
     assert resumed.lineage.digest() == whole.lineage.digest()
@@ -345,12 +343,12 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
     assert evolver.model is model
     assert all(dict(model.named_parameters())[name] is parameter for name, parameter in kept.items())
     assert record.choice.chosen.value == child.loss
-    learned = child.state.model.state_dict()
+    learned = child.loop.model.state_dict()
     assert learned.keys() == model.state_dict().keys()
     assert all(torch.equal(learned[key], value) for key, value in model.state_dict().items())
     assert optimizer.param_groups[0]["lr"] == 0.1
     names = {id(p): name for name, p in model.named_parameters()}
-    theirs = {name: child.state.optimizer.state[p] for name, p in child.state.model.named_parameters()}
+    theirs = {name: child.loop.state.optimizer.state[p] for name, p in child.loop.model.named_parameters()}
     assert {names[id(p)] for group in optimizer.param_groups for p in group["params"]} == set(names.values())
     assert {names[id(p)] for p in optimizer.state} == set(names.values())
     for parameter, state in optimizer.state.items():
@@ -365,7 +363,7 @@ def test_what_children_spend_is_counted():
     assert evolver.state.flops == 3 * before * 5 * 16
     candidate = Candidate("widen", "0", {"add": 1}, 0)
     context.child(candidate, 5)
-    grown = context._child_of(candidate).state.flops_per_sample
+    grown = context._child_of(candidate).loop.state.flops_per_sample
     assert grown > before
     assert evolver.state.flops == 3 * (before + grown) * 5 * 16
 

@@ -65,11 +65,27 @@ CANDIDATES = [
 ]
 
 
+class Nothing:
+    """A context in which nothing was refused."""
+
+    tried = ()
+
+
+@pytest.mark.parametrize("name", ["round_robin", "random"])
+def test_what_was_refused_is_not_tried_again_in_the_same_round(name):
+    context, policy = Nothing(), PolicyConfig(name=name).build()
+    context.tried = []
+    for _ in CANDIDATES:
+        context.tried.append(policy.choose(CANDIDATES, context).candidate)
+    assert sorted((c.operator, c.site) for c in context.tried) == sorted((c.operator, c.site) for c in CANDIDATES)
+    assert policy.choose(CANDIDATES, context) is None
+
+
 def choices(policy, count, candidates=CANDIDATES):
     """What a policy chooses, saved and loaded after each choice."""
     found = []
     for _ in range(count):
-        chosen = policy.choose(candidates, None)
+        chosen = policy.choose(candidates, Nothing())
         found.append(chosen and (chosen.candidate.operator, chosen.candidate.site))
         state = json.loads(json.dumps(policy.state()))
         policy = type(policy)(**policy.options.model_dump())
@@ -104,5 +120,5 @@ def test_fixed_goes_through_its_list_once():
     steps = [{"operator": "deepen", "site": "c"}, {"operator": "residual"}, {"operator": "deepen", "site": "elsewhere"}]
     policy = PolicyConfig(name="fixed", options={"steps": steps}).build()
     assert choices(policy, 4) == [("deepen", "c"), ("residual", "a"), ("deepen", "elsewhere"), None]
-    chosen = PolicyConfig(name="fixed", options={"steps": steps[2:]}).build().choose(CANDIDATES, None)
+    chosen = PolicyConfig(name="fixed", options={"steps": steps[2:]}).build().choose(CANDIDATES, Nothing())
     assert chosen.candidate.options == {"ratio": 2.0}

@@ -208,8 +208,8 @@ def test_lr_schedules_know_how_long_the_run_is(config, plain):
         optimizer=OptimizerConfig(name="SGD", options={"lr": 0.1}), training=TrainingConfig(epochs=3, device="cpu"),
     )  # fmt: skip
     rates = []
-    step = evolver.controller.step
-    evolver.controller.step = lambda window: (rates.append(evolver.state.lr), step(window))[1]
+    before = evolver.controller.before_step
+    evolver.controller.before_step = lambda: (rates.append(evolver.state.lr), before())
     evolver.run()
     optimizer = torch.optim.SGD(net().parameters(), lr=0.1)
     name, options = plain(optimizer)

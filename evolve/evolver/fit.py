@@ -1,0 +1,28 @@
+"""Whether a loop can do what a configuration asks of it."""
+
+from __future__ import annotations
+
+from evolve.errors import EvolveError
+from evolve.evolver.config import EvolutionConfig
+from evolve.evolver.loop import Loop
+from evolve.schedules import Schedule
+
+
+def check_loop(config: EvolutionConfig, loop: Loop, schedule: Schedule | None) -> None:
+    """Refuses what a loop cannot do before a step is made.
+
+    Raises:
+        EvolveError: With what to give the loop.
+    """
+    if config.care.batchnorm and type(loop).batches is Loop.batches:
+        raise EvolveError("care.batchnorm reads training batches. Subclass evolve.Loop and write its method `batches`.")
+    if config.repay and type(loop).limit_flops is Loop.limit_flops:
+        raise EvolveError(
+            "evolution.repay needs a budget. Subclass evolve.Loop and write its method `limit_flops`, or leave it out."
+        )
+    if config.probation and not loop.evaluates:
+        raise EvolveError("evolution.probation judges by held-out data. Give the Loop `evaluate=`.")
+    if schedule is not None and not loop.knows_progress and getattr(schedule.options, "progress", None) is not None:
+        raise EvolveError(
+            f"The schedule '{schedule.name}' counts parts of the training. Tell the Loop how long it is: steps=..."
+        )

@@ -1,0 +1,234 @@
+"""What mutations ask of a training loop, whoever runs it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from evolve.care import WeightAverage
+from evolve.errors import EvolveError
+from evolve.mutation import MutationResult
+from evolve.surgery.optimizer import Optimizers, as_optimizers
+from evolve.training.snapshot import Snapshot, Stateful
+
+OutputLoss = Callable[[Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric on held-out data, batch by batch.
+
+    Attributes:
+        values: Its value on each batch.
+        samples: How many samples each batch has.
+    """
+
+    values: list[float]
+    samples: list[int]
+
+    @property
+    def mean(self) -> float:
+        """Over the samples; infinite or NaN where one of the values is."""
+        return sum(v * n for v, n in zip(self.values, self.samples, strict=True)) / sum(self.samples)
+
+
+class Loop:
+    """A training loop as its mutations see it: what is trained, and what can be asked of it.
+
+    Whoever has a loop of their own gives a `MutationController` one of these. Policies that train children
+    (`hill_climb`) and BatchNorm recalibration (`care.batchnorm`) need more of the loop: a subclass that has `train` or
+    `batches`.
+
+    Args:
+        model: The model, as it is trained. A compiled model may be given by its `torch.compile` wrapper.
+        optimizer: The optimizer that trains it, or several.
+        example_inputs: A few training samples, on which mutations are planned and verified: a tensor, a sequence of
+            arguments or a mapping of keyword arguments.
+        loss: Makes a scalar of the model's outputs on `example_inputs`, for operators, policies and scores that look at
+            gradients.
+        evaluate: Returns the loss of a model on held-out data, in eval mode; lower is better. Probation needs it.
+        ema: A moving average of the weights, which follows them.
+        also: Whatever else training moves, with `state_dict` and `load_state_dict`: learning rate schedules, a gradient
+            scaler, a sampler. It goes back with the weights where a mutation goes back.
+        steps: Optimizer steps of the whole training, for schedules that count parts of it.
+        seed: Seed of everything that mutations draw.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizers,
+        *,
+        example_inputs: Any,
+        loss: OutputLoss | None = None,
+        evaluate: Callable[[nn.Module], float] | None = None,
+        ema: WeightAverage | None = None,
+        also: Sequence[Stateful] = (),
+        steps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile's wrapper
+        self.model: nn.Module = inner if isinstance(inner, nn.Module) else model
+        self.optimizers = as_optimizers(optimizer)
+        self.example = example_inputs
+        self.loss = loss
+        self.ema = ema
+        self.seed = seed
+        self._epoch = self._step = 0
+        self._evaluate = evaluate
+        self._also = list(also)
+        self._steps = steps
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self._epoch
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self._step
+
+    @property
+    def progress(self) -> float:
+        """How much of the training is done, from 0 to 1; 0 where its length is not known."""
+        return min(1.0, self.step / self._steps) if self._steps else 0.0
+
+    @property
+    def knows_progress(self) -> bool:
+        """Whether the length of the training is known."""
+        return self._steps is not None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the loop can evaluate the model on held-out data."""
+        return self._evaluate is not None
+
+    def also(self) -> list[Stateful]:
+        """Returns what goes back with model and optimizers."""
+        return [*self._also, *([self.ema] if self.ema is not None else [])]
+
+    def snapshot(self, more: Iterable[Stateful] = ()) -> Snapshot:
+        """Remembers all that training moves.
+
+        Args:
+            more: What is to go back with it.
+        """
+        return Snapshot(self.model, self.optimizers, [*self.also(), *more])
+
+    def count(self, epoch_end: bool) -> None:
+        """Takes note of an optimizer step."""
+        self._step += 1
+        self._epoch += epoch_end
+
+    def score(self, metric: str) -> Score:
+        """Returns a metric of the model on held-out data.
+
+        Args:
+            metric: "val_loss"; the Evolver knows "val_accuracy" too.
+
+        Raises:
+            EvolveError: If the loop cannot evaluate, or does not know the metric.
+        """
+        if self._evaluate is None:
+            raise EvolveError("Held-out data are needed here. Give the Loop `evaluate=`, a function of the model.")
+        if metric != "val_loss":
+            raise EvolveError(
+                f"This loop evaluates val_loss alone, not {metric}. Set evolution.probation.metric to it."
+            )
+        return Score([float(self._evaluate(self.model))], [1])
+
+    def held_out_loss(self) -> float:
+        """Returns the loss on held-out data.
+
+        Raises:
+            EvolveError: If the loop cannot evaluate.
+        """
+        return self.score("val_loss").mean
+
+    def score_batch(self, batches: int) -> tuple[Any, OutputLoss]:
+        """Returns inputs, and the loss of the model's outputs on them, on which candidates are scored.
+
+        Args:
+            batches: How many training batches to take them from; a loop that has none to give takes the probe batch.
+
+        Raises:
+            EvolveError: If there is no loss.
+        """
+        if self.loss is None:
+            raise EvolveError("Scores look at gradients. Give the Loop `loss=`, a function of the model's outputs.")
+        return self.example, self.loss
+
+    def batches(self, count: int) -> Iterable[Any]:
+        """Yields the inputs of the training batches that are next, on the model's device.
+
+        Raises:
+            EvolveError: If the loop cannot look ahead.
+        """
+        raise EvolveError("care.batchnorm reads training batches. Subclass evolve.Loop and write its method `batches`.")
+
+    def copied(self) -> Self:
+        """Returns a loop over copies of model and optimizers, for a child; schedules and averages stay behind."""
+        twin = copy.copy(self)
+        twin.model, twin.optimizers = copy.deepcopy((self.model, self.optimizers), detached(self.model))
+        twin.ema, twin._also = None, []
+        return twin
+
+    def train(self, steps: int, stopping: Callable[[], bool]) -> bool:
+        """Trains `self.model` for some steps, on the batches that are next, with the learning rate going to zero.
+
+        Args:
+            steps: Optimizer steps.
+            stopping: Whether the run is to stop, asked after each step.
+
+        Returns:
+            Whether all steps were made.
+
+        Raises:
+            EvolveError: If the loop cannot train copies of its model.
+        """
+        raise EvolveError(
+            "Policies that train children need a loop that can train a copy of the model. "
+            "Subclass evolve.Loop and write its method `train`."
+        )
+
+    def spend(self, child: Self) -> None:
+        """Adds what the training of a child has spent to what this loop has."""
+
+    def limit_flops(self, epochs: float) -> int | None:
+        """Returns the most FLOPs a sample of a model that the rest of the budget trains for so many epochs.
+
+        None where FLOPs are no limit.
+        """
+        return None
+
+    def mutated(self, applied: Sequence[MutationResult]) -> None:
+        """Called when the model has been changed, before anything else follows it."""
+
+    def count_time(self) -> None:
+        """Takes note of the time that has gone by."""
+
+    def counts(self) -> dict[str, Any]:
+        """Returns where the loop stands, as JSON values."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def take_counts(self, counts: Mapping[str, Any]) -> None:
+        """Takes up what `counts` returned."""
+        self._epoch, self._step = counts["epoch"], counts["step"]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first parameter."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+
+def detached(model: nn.Module) -> dict[int, Any]:
+    """Returns a memo for `copy.deepcopy`: what a forward left behind belongs to a graph, which cannot be copied."""
+    kept = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): value.detach() for value in kept if isinstance(value, Tensor) and not value.is_leaf}

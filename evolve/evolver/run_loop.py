@@ -1,0 +1,193 @@
+"""The Evolver's own loop, as its mutations see it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from evolve.data import Batches
+from evolve.errors import EvolveError
+from evolve.evolver.loop import Loop, OutputLoss, Score, detached
+from evolve.mutation import MutationResult
+from evolve.runtime.generators import preserved_rng
+from evolve.training import TrainState, evaluate, place_model, to_device, train_step
+from evolve.training.snapshot import Stateful
+
+
+class RunLoop(Loop):
+    """The training of an Evolver.
+
+    Args:
+        state: What training moves; it counts epochs and steps by itself.
+        train: Training data; its first samples are the probe batch.
+        val: Held-out data.
+        probe: Samples of the probe batch.
+        more: What goes back with model and optimizer beside what the state holds.
+    """
+
+    def __init__(
+        self, state: TrainState, train: Batches, val: Batches, probe: int, more: Sequence[Stateful] = ()
+    ) -> None:
+        example, targets = train.examples(probe)
+        targets = targets.to(state.device)
+        super().__init__(
+            state.model,
+            state.optimizer,
+            example_inputs=example,
+            loss=lambda outputs: state.loss(outputs, targets),
+            ema=state.ema,
+            also=more,
+            seed=state.config.seed,
+        )
+        self.state = state
+        self._train, self._val = train, val
+
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.state.epoch
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self.state.step
+
+    @property
+    def progress(self) -> float:
+        """How much of the budget is spent, from 0 to 1."""
+        return self.state.progress
+
+    @property
+    def knows_progress(self) -> bool:
+        """A run has a budget."""
+        return True
+
+    @property
+    def evaluates(self) -> bool:
+        """A run has held-out data."""
+        return True
+
+    def also(self) -> list[Stateful]:
+        """Returns what goes back with model and optimizer."""
+        state = self.state
+        parts: list[Stateful | None] = [_Counts(state), state.scheduler, state.scaler, state.ema]
+        return [part for part in parts if part is not None] + self._also
+
+    def count(self, epoch_end: bool) -> None:
+        """The state has counted the step already."""
+
+    def count_time(self) -> None:
+        """Adds the wall time since it was last counted to what the run has spent."""
+        self.state.count_time()
+
+    def score(self, metric: str) -> Score:
+        """Returns a metric of the model on the held-out data, batch by batch.
+
+        Raises:
+            EvolveError: If the targets are not class labels, so that there is no accuracy.
+        """
+        values, samples = [], []
+        for batch in self._val.epoch(0):
+            metrics = evaluate(self.state, [batch])
+            name = metric.removeprefix("val_")
+            if name not in metrics:
+                raise EvolveError(
+                    f"Probation looks at {metric}, but the targets are not class labels. "
+                    "Use probation.metric: val_loss."
+                )
+            values.append(metrics[name])
+            samples.append(len(batch[0]))
+        return Score(values, samples)
+
+    def held_out_loss(self) -> float:
+        """Returns the loss on the held-out data."""
+        return evaluate(self.state, self._val.epoch(0))["loss"]
+
+    def score_batch(self, batches: int) -> tuple[Any, OutputLoss]:
+        """Returns the inputs of the next training batches, and the loss of outputs on them."""
+        state = self.state
+        with preserved_rng():
+            found = list(islice(self._coming(), batches))
+        targets = to_device(state, torch.cat([targets for _, targets in found]))
+        return torch.cat([inputs for inputs, _ in found]), lambda outputs: state.loss(outputs, targets)
+
+    def batches(self, count: int) -> Iterable[Any]:
+        """Yields the inputs of the training batches of an epoch, from its beginning."""
+        for inputs, _ in islice(self._train.onward(self.state.epoch, 0), count):
+            yield inputs.to(self.device)
+
+    def copied(self) -> Self:
+        """Returns a loop over copies of model, optimizer and gradient scaler."""
+        state = self.state
+        model, optimizer, scaler = copy.deepcopy((state.model, state.optimizer, state.scaler), detached(state.model))
+        twin = copy.copy(self)
+        twin.model, twin.optimizers, twin._also = model, [optimizer], []
+        twin.state = replace(
+            state,
+            model=model,
+            forward=model,
+            optimizer=optimizer,
+            scheduler=None,
+            scaler=scaler,
+            ema=None,
+            new_parameters=None,
+        )
+        return twin
+
+    def train(self, steps: int, stopping: Callable[[], bool]) -> bool:
+        """Trains for some steps; the learning rate falls from the present one to zero by half a cosine.
+
+        It ends early where a budget of FLOPs or seconds is spent, or the run is to stop.
+        """
+        state = self.state
+        rates = [float(group["lr"]) for group in state.optimizer.param_groups]
+        coming = self._coming()
+        for step in range(steps):
+            share = (1 + math.cos(math.pi * step / steps)) / 2
+            for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            train_step(state, list(islice(coming, state.config.accumulate)))
+            state.count_time()
+            spent = state.config.budget.unit in ("flops", "seconds") and state.progress >= 1
+            if spent or stopping():
+                return False
+        return True
+
+    def spend(self, child: Self) -> None:
+        """Adds FLOPs and seconds of a child's training to what the run has spent."""
+        self.state.flops, self.state.seconds, self.state.lap = child.state.flops, child.state.seconds, child.state.lap
+
+    def limit_flops(self, epochs: float) -> int | None:
+        """Returns the most FLOPs a sample of a model that the rest of the budget trains for so many epochs."""
+        return self.state.affordable(epochs)
+
+    def mutated(self, applied: Sequence[MutationResult]) -> None:
+        """Places new parts where the run trains, and counts the FLOPs of the model as it is now."""
+        place_model(self.model, self.state.config)
+        self.state.flops_per_sample = applied[-1].record.flops_after or self.state.flops_per_sample
+
+    def _coming(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return self._train.onward(self.state.epoch, self.state.batch)
+
+
+@dataclass
+class _Counts:
+    """Where a run stands. It goes back with the weights; what was spent stays spent."""
+
+    state: TrainState
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts."""
+        return dict(self.state.counts())
+
+    def load_state_dict(self, counts: Mapping[str, Any]) -> None:
+        """Takes up the counts, but for time and FLOPs."""
+        self.state.take_counts({**counts, "seconds": self.state.seconds, "flops": self.state.flops})

@@ -1,0 +1,209 @@
+"""What happens in a run, as one stream of typed events that anybody can listen to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from torch import nn
+
+from evolve.budget import Budget
+from evolve.errors import EvolveError
+from evolve.lineage import Lineage, Record, Verdict
+
+
+class Run(Protocol):
+    """What a callback can see of the run that an event belongs to, and ask of it."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it stands."""
+
+    @property
+    def lineage(self) -> Lineage:
+        """Every mutation attempted so far."""
+
+    @property
+    def history(self) -> Sequence[Mapping[str, Any]]:
+        """One mapping of metrics for each finished epoch."""
+
+    def stop(self) -> None:
+        """Asks the run to end after the present step."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run.
+
+    Attributes:
+        run: The run.
+    """
+
+    run: Run
+
+
+@dataclass(frozen=True)
+class RunBegun(Event):
+    """Training begins, or goes on after a stop.
+
+    Attributes:
+        budget: How long the run is.
+        epoch_steps: Optimizer steps of one epoch.
+        step: Optimizer steps made before; 0 in a run that was not resumed.
+    """
+
+    budget: Budget
+    epoch_steps: int
+    step: int
+
+
+@dataclass(frozen=True)
+class StepMade(Event):
+    """An optimizer step.
+
+    Attributes:
+        epoch: Epochs finished before it.
+        step: Optimizer steps made, this one included.
+        epoch_step: Optimizer steps made in this epoch, this one included.
+        loss: Training loss of the step.
+        progress: How much of the budget is spent, from 0 to 1.
+    """
+
+    epoch: int
+    step: int
+    epoch_step: int
+    loss: float
+    progress: float
+
+
+@dataclass(frozen=True)
+class EpochEnded(Event):
+    """An epoch is over and was evaluated; at the end of a run it may be a part of one.
+
+    Attributes:
+        metrics: Its line: epoch, step, train_loss, val_loss, ...
+    """
+
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MutationTried(Event):
+    """A mutation was attempted, or the record of an earlier attempt has changed because it was taken back.
+
+    Attributes:
+        record: What became of it.
+    """
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class VerdictGiven(Event):
+    """A mutation has come to the end of its probation.
+
+    Attributes:
+        verdict: Whether it was kept, and why.
+        records: The records of the mutations that it is about, as they are now.
+    """
+
+    verdict: Verdict
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """The run was saved.
+
+    Attributes:
+        path: The folder of the checkpoint.
+        step: Optimizer steps made by then.
+    """
+
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class BestImproved(Event):
+    """The run has never done so well before.
+
+    Attributes:
+        metric: What is compared.
+        value: The new best.
+        previous: The one before; None for the first.
+    """
+
+    metric: str
+    value: float
+    previous: float | None
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """Training has ended: the budget is spent, or the run was asked to stop.
+
+    Attributes:
+        finished: Whether the budget is spent.
+    """
+
+    finished: bool
+
+
+Callback: TypeAlias = Callable[[Any], None]
+"""Takes every event of a run. It may look at `event.run` and call `event.run.stop()`.
+
+Where it has `state_dict` and `load_state_dict`, what it remembers (JSON values) is saved with each checkpoint.
+"""
+
+
+class EventStream:
+    """Hands each event to all who listen, in the order in which they came.
+
+    Args:
+        callbacks: Those who listen.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
+        self._own: list[Callback] = []
+        self.callbacks = list(callbacks)
+
+    def listen(self, callback: Callback) -> None:
+        """Adds a part of the library that listens; it hears of each event before the user's callbacks do."""
+        self._own.append(callback)
+
+    def emit(self, event: Event) -> None:
+        """Tells everybody.
+
+        Raises:
+            EvolveError: If a callback of the user's fails.
+        """
+        for own in self._own:
+            own(event)
+        for callback in self.callbacks:
+            try:
+                callback(event)
+            except EvolveError:
+                raise
+            except Exception as error:  # a user's callback may raise anything
+                raise EvolveError(
+                    f"The callback {callback_name(callback)} failed on {type(event).__name__}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+    def state(self) -> list[Any]:
+        """Returns what the user's callbacks remember, as JSON values; None for those that remember nothing."""
+        return [c.state_dict() if hasattr(c, "state_dict") else None for c in self.callbacks]
+
+    def load_state(self, state: Sequence[Any]) -> None:
+        """Gives the user's callbacks back what they remembered; extra ones begin anew."""
+        for callback, remembered in zip(self.callbacks, state, strict=False):
+            if remembered is not None and hasattr(callback, "load_state_dict"):
+                callback.load_state_dict(remembered)
+
+
+def callback_name(callback: Callback) -> str:
+    """Returns how a message calls a callback."""
+    return getattr(callback, "__qualname__", type(callback).__qualname__)

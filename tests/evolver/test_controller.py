@@ -1,0 +1,307 @@
+"""The controller in loops that the Evolver knows nothing of."""
+
+import copy
+import math
+
+import pytest
+import torch
+from helpers.runs import digest, optimizer_digest
+from torch import nn
+from torch.nn import functional as F
+
+import evolve
+from evolve import EvolutionConfig, MutationController
+from evolve.errors import CheckpointError, EvolveError
+from evolve.evolver.loop import Loop
+from evolve.training.events import BestImproved, EpochEnded, MutationTried, VerdictGiven
+
+STEPS = 24
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+
+
+def data(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(3, (16 * STEPS,), generator=g)
+    return torch.randn(16 * STEPS, 6, generator=g) + y.view(-1, 1), y
+
+
+X, Y = data()
+
+
+def config(steps=(5, 11, 17), operators=None, **changes):
+    operators = operators or [
+        {"name": "widen", "sites": ["0"], "options": {"factor": 1.5}},
+        {"name": "deepen", "sites": ["0"]},
+        {"name": "narrow", "sites": ["0"], "options": {"remove": 1}},
+    ]
+    schedule = {"name": "at", "options": {"steps": list(steps)}}
+    return EvolutionConfig.model_validate({"schedule": schedule, "operators": operators, **changes})
+
+
+class Training:
+    """A loop as somebody writes it: batches in order, one or two optimizers, accumulation, a schedule, an average."""
+
+    def __init__(self, evolution, optimizers=1, accumulate=1, **loop):
+        self.model = net()
+        if optimizers == 2:
+            self.optimizers = [
+                torch.optim.SGD(self.model[0].parameters(), lr=0.05, momentum=0.9),
+                torch.optim.AdamW([*self.model[1].parameters(), *self.model[4].parameters()], lr=0.01),
+            ]
+        else:
+            self.optimizers = [torch.optim.AdamW(self.model.parameters(), lr=0.01)]
+        self.schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.99) for o in self.optimizers]
+        self.accumulate = accumulate
+        given = self.optimizers if optimizers == 2 else self.optimizers[0]
+        self.controller = MutationController(
+            evolution,
+            Loop(
+                self.model,
+                given,
+                example_inputs=X[:8],
+                loss=lambda out: F.cross_entropy(out, Y[:8]),
+                also=self.schedules,
+                evaluate=self.evaluate,
+                **loop,
+            ),
+        )
+        self.losses = []
+
+    def evaluate(self, model):
+        mode = model.training
+        model.eval()
+        with torch.no_grad():
+            loss = F.cross_entropy(model(X[-64:]), Y[-64:]).item()
+        model.train(mode)
+        return loss
+
+    def step(self, number):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        parts = range(self.accumulate)
+        for part in parts:
+            rows = slice(16 * number + 16 * part // len(parts), 16 * number + 16 * (part + 1) // len(parts))
+            loss = F.cross_entropy(self.model(X[rows]), Y[rows])
+            (loss / len(parts)).backward()
+        self.controller.before_step()
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        self.losses.append(loss.item())
+        return loss
+
+    def run(self, steps, begin=0):
+        if begin == 0:
+            torch.manual_seed(1)
+        for number in range(begin, steps):
+            loss = self.step(number)
+            end = (number + 1) % 6 == 0
+            self.controller.after_step(loss, metrics={"val_loss": self.evaluate(self.model)} if end else None)
+            if self.controller.due:
+                self.controller.mutate()
+        return self
+
+    def end(self):
+        return {
+            "weights": digest(self.model.state_dict()),
+            "optimizers": optimizer_digest(self.model, self.optimizers),
+            "schedules": digest([s.state_dict() for s in self.schedules]),
+            "log": self.controller.lineage.digest(),
+            "history": self.controller.history,
+            "random": digest(torch.get_rng_state()),
+        }
+
+
+LOOPS = {"plain": {}, "two optimizers and accumulation": {"optimizers": 2, "accumulate": 2}}
+
+
+@pytest.mark.parametrize("loop", list(LOOPS))
+def test_three_mutations_in_a_loop_of_ones_own(loop):
+    training = Training(config(), **LOOPS[loop]).run(STEPS)
+    assert [(r.operator, r.step, r.status) for r in training.controller.lineage] == [
+        ("widen", 5, "applied"),
+        ("deepen", 11, "applied"),
+        ("narrow", 17, "applied"),
+    ]
+    assert training.model[0].out_features == 11
+    held = [id(p) for o in training.optimizers for group in o.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, training.model.parameters()))
+    assert sum(training.losses[-4:]) < sum(training.losses[:4])
+    assert [line["epoch"] for line in training.controller.history] == [1, 2, 3, 4]
+
+
+def test_the_state_is_that_of_one_schedule_and_one_policy():
+    state = Training(config()).run(3).controller.state()
+    other = config().model_copy(update={"policy": evolve.EvolutionConfig.model_validate({"policy": "random"}).policy})
+    with pytest.raises(CheckpointError, match=r"evolution\.policy: round_robin; this one has random"):
+        Training(other).controller.load_state(state)
+    without = config().model_copy(update={"schedule": None})
+    with pytest.raises(CheckpointError, match=r"evolution\.schedule: at; this one has None"):
+        Training(without).controller.load_state(state)
+
+
+@pytest.mark.parametrize("probation", [None, {"steps": 4}])
+@pytest.mark.parametrize("fails", ["loss", "weights", "error"])
+def test_a_mutation_whose_first_step_fails_goes_back(fails, probation):
+    plain = Training(config(steps=[])).run(5)
+    expected = plain.end()
+    training = Training(config(steps=[5], probation=probation)).run(5)
+    (record,) = training.controller.lineage
+    assert record.status == "applied"
+    training.step(5)
+    if fails == "loss":
+        back = training.controller.after_step(math.nan)
+    elif fails == "weights":
+        with torch.no_grad():
+            training.model[4].weight[0, 0] = math.inf
+        back = training.controller.after_step(1.0)
+    else:
+        back = training.controller.after_step(ValueError("no such thing\nsecond line"))
+    assert back
+    (record,) = training.controller.lineage
+    assert (record.status, record.success) == ("rolled_back", False)
+    if fails == "error":
+        assert record.message.endswith("ValueError: no such thing in the first step after the mutation: taken back.")
+    assert {**training.end(), "log": None} == {**expected, "log": None}
+    random = torch.get_rng_state()
+    plain.run(9, begin=5)
+    torch.set_rng_state(random)
+    assert training.run(9, begin=5).end()["weights"] == plain.end()["weights"]
+    assert not training.controller.after_step(ValueError("there is nothing to go back to any more"))
+
+
+def test_an_error_without_a_mutation_is_not_the_controllers():
+    training = Training(config(steps=[5])).run(3)
+    before = training.end()
+    assert not training.controller.after_step(ValueError("a fault of the loop"))
+    assert training.end() == before
+    training.run(6, begin=3)
+    assert not training.controller.after_step(ValueError("the mutation has come through its first step"))
+
+
+@evolve.operator("spoil", preserves="no")
+def spoil(model, site, context):
+    """Makes the model much worse."""
+    with torch.no_grad():
+        model[4].weight.mul_(-20)
+    return True, "Turned the head round."
+
+
+@pytest.mark.parametrize(("operator", "kept"), [("spoil", False), ("deepen", True)])
+def test_probation_in_a_loop_of_ones_own(operator, kept):
+    events = []
+    site = [] if operator == "spoil" else ["0"]
+    entry = {"name": operator, **({"sites": site} if site else {"sites": ["4"]})}
+    training = Training(config(steps=[6], operators=[entry], probation={"steps": 3}))
+    training.controller.events.callbacks.append(events.append)
+    before = Training(config(steps=[])).run(6).end()
+    training.run(6)
+    assert training.controller.testing
+    training.run(9, begin=6)
+    (verdict,) = [event.verdict for event in events if isinstance(event, VerdictGiven)]
+    assert verdict.kept is kept
+    assert not training.controller.testing
+    if not kept:
+        assert {**training.end(), "log": None} == {**before, "log": None}
+    tried = [event.record.status for event in events if isinstance(event, MutationTried)]
+    assert tried == ["applied", "applied" if kept else "rolled_back"]
+
+
+def test_events_of_a_loop_of_ones_own():
+    events = []
+    training = Training(config(steps=[5]))
+    training.controller.events.callbacks.append(events.append)
+    training.run(12)
+    kinds = [type(event) for event in events]
+    assert kinds == [MutationTried, EpochEnded, BestImproved, EpochEnded, BestImproved]
+    assert events[0].run is training.controller
+    assert events[2].previous is None
+    assert events[4].previous == events[2].value > events[4].value
+
+
+def test_a_callback_may_stop_the_training():
+    training = Training(config(steps=[5, 6]))
+    training.controller.events.callbacks.append(lambda event: event.run.stop())
+    training.run(8)
+    assert training.controller.stopped
+    assert len(training.controller.lineage) == 1  # what fell due afterwards was not made
+
+
+@pytest.mark.parametrize(
+    ("changes", "loop", "words"),
+    [
+        ({"care": {"batchnorm": 2}}, {}, "care.batchnorm reads training batches"),
+        ({"repay": 2.0}, {}, "evolution.repay needs a budget"),
+        ({"schedule": {"name": "every", "options": {"progress": 0.2}}}, {}, "steps=..."),
+        ({"probation": {"steps": 3}}, {"evaluate": None}, "Give the Loop `evaluate=`"),
+    ],
+)
+def test_what_a_loop_cannot_do_is_told_before_a_step(changes, loop, words):
+    model = net()
+    with pytest.raises(EvolveError) as caught:
+        MutationController(
+            EvolutionConfig.model_validate({**config().model_dump(), **changes}),
+            Loop(model, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=X[:4], **loop),
+        )
+    assert words in str(caught.value)
+
+
+class Taught(Loop):
+    """A loop that can train copies of its model."""
+
+    def train(self, steps, stopping):
+        for step in range(steps):
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            F.cross_entropy(self.model(X[16 * step : 16 * step + 16]), Y[16 * step : 16 * step + 16]).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+        return True
+
+
+def test_children_need_a_loop_that_trains_them():
+    climbing = config(steps=[]).model_copy(
+        update={
+            "policy": EvolutionConfig.model_validate(
+                {
+                    "policy": {"name": "hill_climb", "options": {"children": 2, "steps": 3}},
+                    "operators": [{"name": "deepen"}],
+                }
+            ).policy
+        }
+    )
+    training = Training(climbing)
+    with pytest.raises(EvolveError, match="write its method `train`"):
+        training.controller.mutate()
+    model = net()
+    loop = Taught(
+        model, torch.optim.AdamW(model.parameters(), lr=0.02), example_inputs=X[:8], evaluate=training.evaluate
+    )
+    controller = MutationController(climbing, loop)
+    before = copy.deepcopy(model.state_dict())
+    records = controller.mutate()
+    assert records
+    if records[-1].success:
+        assert records[-1].choice.policy == "hill_climb"
+    else:
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_gradient_policy_scores_on_the_probe_batch():
+    training = Training(
+        config(steps=[3], operators=[{"name": "widen", "options": {"add": 2}}], policy={"name": "gradient"})
+    ).run(5)
+    (record,) = training.controller.lineage
+    assert (record.status, record.choice.policy) == ("applied", "gradient")
+    assert record.choice.chosen.value is not None
+
+
+def test_a_compiled_model_is_taken_by_what_is_underneath():
+    model = net()
+    compiled = torch.compile(model, backend="eager")
+    loop = Loop(compiled, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=X[:4])
+    assert loop.model is model
