@@ -38,7 +38,7 @@ def config(steps=(5, 11, 17), operators=None, **changes):
         {"name": "deepen", "sites": ["0"]},
         {"name": "narrow", "sites": ["0"], "options": {"remove": 1}},
     ]
-    schedule = {"name": "at", "options": {"steps": list(steps)}}
+    schedule = {"name": "at", "options": {"steps": list(steps) or [10**6]}}  # never
     return EvolutionConfig.model_validate({"schedule": schedule, "operators": operators, **changes})
 
 
