@@ -6,13 +6,13 @@ Widths are read off the layers, so that another operator can widen or prune a bl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evolve.blocks.shortcuts import CONV, NORM, POOL, Says, batch_norm
+from evolve.blocks.shortcuts import CONV, NORM, POOL, ChannelNorm, Past, Says, normalised, shifted
 
 
 class ConvChain(Says):
@@ -28,6 +28,7 @@ class ConvChain(Says):
         depthwise: Which convolutions work on each channel for itself.
         stride: Of the first convolution with a kernel of more than one, or of the first, per spatial axis.
         batch: Whether the norms are BatchNorm; GroupNorm with one group otherwise.
+        past: Axes along which kernels see earlier positions only, see `Past`; the norms are ChannelNorm then.
     """
 
     def __init__(
@@ -38,18 +39,26 @@ class ConvChain(Says):
         depthwise: list[bool],
         stride: tuple[int, ...] = (),
         batch: bool = True,
+        past: Past = (),
     ) -> None:
         super().__init__()
         self.layers = len(kernels)
+        self.past = tuple((axis, shift) for axis, shift in past)
+        ahead = {axis for axis, _ in self.past}
         strided = next((i for i, kernel in enumerate(kernels) if kernel > 1), 0)
         for i, kernel in enumerate(kernels):
             groups = widths[i] if depthwise[i] else 1
             step = stride if i == strided and stride else (1,) * dims
-            conv = CONV[dims](widths[i], widths[i + 1], kernel, step, kernel // 2, groups=groups, bias=False)  # type: ignore[arg-type]
-            norm = NORM[dims](widths[i + 1]) if batch else nn.GroupNorm(1, widths[i + 1])
+            padding = tuple(0 if axis in ahead else kernel // 2 for axis in range(dims))
+            conv = CONV[dims](widths[i], widths[i + 1], kernel, step, padding, groups=groups, bias=False)  # type: ignore[arg-type]
             self.add_module(f"conv{i + 1}", conv)
-            self.add_module(f"norm{i + 1}", norm)
+            self.add_module(f"norm{i + 1}", self._norm(dims, widths[i + 1], batch))
         nn.init.zeros_(self.get_submodule(f"norm{self.layers}").weight)  # type: ignore[arg-type]
+
+    def _norm(self, dims: int, channels: int, batch: bool) -> nn.Module:
+        if self.past:
+            return ChannelNorm(channels)
+        return NORM[dims](channels) if batch else nn.GroupNorm(1, channels)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Returns `x` (N, C, ...) plus its way through the chain, or `out` plus that where the chain stands beside."""
@@ -60,15 +69,23 @@ class ConvChain(Says):
             return base
         y = x
         for i in range(1, self.layers + 1):
-            y, norm = getattr(self, f"conv{i}")(y), getattr(self, f"norm{i}")
-            y = batch_norm(y, norm) if isinstance(norm, nn.modules.batchnorm._BatchNorm) else norm(y)
+            conv: nn.Conv2d = getattr(self, f"conv{i}")
+            y = normalised(conv(self._with_past(y, conv)), getattr(self, f"norm{i}"))
             y = F.relu(y) if i < self.layers else y
+        y = shifted(y, base.shape[2:], self.past)
         if y.shape != base.shape:
             if y.shape[:2] != base.shape[:2]:
                 self.say_once(x, base)
                 return base
             y = POOL[x.dim() - 2](y, list(base.shape[2:]))
         return base + y.to(base.dtype)
+
+    def _with_past(self, y: Tensor, conv: nn.Conv2d) -> Tensor:
+        """Pads before the first position what a kernel asks for, and nothing behind the last one."""
+        pads = [0, 0] * (y.dim() - 2)
+        for axis, _ in self.past:
+            pads[2 * axis + 1] = conv.kernel_size[axis] - 1
+        return F.pad(y, pads[::-1]) if any(pads) else y
 
 
 class LinearBlock(Says):
@@ -108,11 +125,12 @@ class SelfAttention(Says):
         features: Channels or features.
         heads: Attention heads; they have to divide `features`.
         channels_first: Whether channels are axis 1, of (N, C, ...), or the last one, of (N, ..., L, D).
+        past: Axes, spatial ones or that of the tokens (0), along which a position attends to itself and earlier ones.
     """
 
-    def __init__(self, features: int, heads: int, channels_first: bool) -> None:
+    def __init__(self, features: int, heads: int, channels_first: bool, past: Sequence[int] = ()) -> None:
         super().__init__()
-        self.heads, self.channels_first = heads, channels_first
+        self.heads, self.channels_first, self.past = heads, channels_first, tuple(past)
         self.norm = nn.LayerNorm(features)
         self.queries, self.values = nn.Linear(features, features), nn.Linear(features, features)
         self.keys = nn.Linear(features, features, bias=False)  # a softmax would not notice its bias
@@ -131,7 +149,11 @@ class SelfAttention(Says):
             layer(normed).unflatten(-1, (self.heads, -1)).transpose(-3, -2)
             for layer in (self.queries, self.keys, self.values)
         )
-        y = self.project(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
+        sizes = x.shape[2:] if self.channels_first else x.shape[-2:-1]
+        ordered = bool(self.past) and len(sizes) == 1
+        mask = no_later(sizes, self.past, x.device) if self.past and not ordered else None
+        attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=ordered)
+        y = self.project(attended.transpose(-3, -2).flatten(-2))
         y = y.transpose(1, 2).reshape(x.shape) if self.channels_first else y
         gated: Tensor = self.gate * y
         return x + gated.to(x.dtype)
@@ -140,15 +162,18 @@ class SelfAttention(Says):
 class SqueezeExcite(Says):
     """`x + gate * x * sigmoid(MLP(mean of x))`: channels weighed by what all positions hold; the gate zero at birth.
 
-    Hu et al. 2018; SiLU, behind which no unit is dead at birth: Tan and Le 2019.
+    Hu et al. 2018; SiLU, behind which no unit is dead at birth: Tan and Le 2019. With a `past` the mean at a position
+    goes over it and earlier ones.
 
     Args:
         channels: Channels of `x`, (N, C, ...).
         hidden: Units between the two layers.
+        past: Spatial axes along which the mean goes over earlier positions only.
     """
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int, hidden: int, past: Sequence[int] = ()) -> None:
         super().__init__()
+        self.past = tuple(past)
         self.squeeze = nn.Linear(channels, hidden)
         self.excite = nn.Linear(hidden, channels)
         self.gate = nn.Parameter(torch.zeros(()))
@@ -158,8 +183,10 @@ class SqueezeExcite(Says):
         if x.dim() < 3 or x.shape[1] != self.squeeze.in_features:
             self.say_once(x, x)
             return x
-        weight = torch.sigmoid(self.excite(F.silu(self.squeeze(x.flatten(2).mean(-1)))))
-        gated: Tensor = self.gate * x * weight.reshape(*weight.shape, *[1] * (x.dim() - 2))
+        mean = running_mean(x, self.past) if self.past else x.flatten(2).mean(-1)
+        weight = torch.sigmoid(self.excite(F.silu(self.squeeze(mean.movedim(1, -1))))).movedim(-1, 1)
+        weight = weight if self.past else weight.reshape(*weight.shape, *[1] * (x.dim() - 2))
+        gated: Tensor = self.gate * x * weight
         return x + gated.to(x.dtype)
 
 
@@ -170,11 +197,12 @@ class TransformerBlock(nn.Module):
         features: Features of a token.
         hidden: Units of the MLP.
         heads: Attention heads.
+        past: As for `SelfAttention`.
     """
 
-    def __init__(self, features: int, hidden: int, heads: int) -> None:
+    def __init__(self, features: int, hidden: int, heads: int, past: Sequence[int] = ()) -> None:
         super().__init__()
-        self.attention = SelfAttention(features, heads, channels_first=False)
+        self.attention = SelfAttention(features, heads, channels_first=False, past=past)
         self.mlp = LinearBlock(features, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,6 +227,27 @@ class Blend(nn.Module):
         """Returns a tensor of the shape of `out`."""
         blended: Tensor = self.gate * (self.new(x) - out)
         return out + blended.to(out.dtype)
+
+
+def no_later(sizes: Sequence[int], past: Sequence[int], device: torch.device) -> Tensor:
+    """Returns which position may attend to which, (positions, positions): to none later along an axis of `past`."""
+    count = math.prod(sizes)
+    allowed = torch.ones(count, count, dtype=torch.bool, device=device)
+    for axis in past:
+        shape = [size if axis == own else 1 for own, size in enumerate(sizes)]
+        at = torch.arange(sizes[axis], device=device).view(shape).expand(tuple(sizes)).flatten()
+        allowed = allowed & (at[:, None] >= at)
+    return allowed
+
+
+def running_mean(x: Tensor, past: Sequence[int]) -> Tensor:
+    """Returns the mean of (N, C, ...) over all axes but `past`, where it goes over a position and those before it."""
+    others = [axis for axis in range(2, x.dim()) if axis - 2 not in past]
+    mean = x.mean(others, keepdim=True) if others else x
+    for axis in past:
+        counts = torch.arange(1, x.shape[2 + axis] + 1, device=x.device, dtype=x.dtype)
+        mean = mean.cumsum(2 + axis) / counts.view(-1, *[1] * (x.dim() - 3 - axis))
+    return mean
 
 
 def heads_for(features: int) -> int:

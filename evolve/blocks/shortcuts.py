@@ -7,7 +7,7 @@ there is no `try` in a forward.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +38,29 @@ class Says(nn.Module):
             )
 
 
-def batch_norm(x: Tensor, norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
-    """Applies BatchNorm; with a single value per channel, where batch statistics say nothing, the running ones."""
-    if norm.training and x.numel() == x.shape[1]:
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, ...), each position for itself: no position sees another one's values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns a tensor of the shape of `x`, (N, C, ...)."""
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+# Spatial axes along which a block sees earlier positions only, each with how far its output is moved to later ones.
+Past = Sequence[tuple[int, int]]
+
+
+def shifted(y: Tensor, sizes: Sequence[int], past: Past) -> Tensor:
+    """Brings (N, C, ...) to other sizes along the axes of a `past`: moved as it says, cut or filled with zeros."""
+    pads = [0, 0] * (y.dim() - 2)
+    for axis, shift in past:
+        pads[2 * axis : 2 * axis + 2] = [sizes[axis] - y.shape[2 + axis] - shift, shift]  # reversed below
+    return F.pad(y, pads[::-1]) if any(pads) else y
+
+
+def normalised(x: Tensor, norm: nn.Module) -> Tensor:
+    """Applies a norm; BatchNorm with a single value per channel, where batch statistics say nothing, by the running."""
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and x.numel() == x.shape[1]:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     return norm(x)  # type: ignore[no-any-return]
 
@@ -72,12 +92,16 @@ class ConvProjection(Says):
         in_channels: Channels of `x`, (N, C, ...).
         out_channels: Channels of `out`.
         stride: Per spatial axis.
+        past: See `Past`; the norm is ChannelNorm then.
     """
 
-    def __init__(self, dims: int, in_channels: int, out_channels: int, stride: tuple[int, ...]) -> None:
+    def __init__(
+        self, dims: int, in_channels: int, out_channels: int, stride: tuple[int, ...], past: Past = ()
+    ) -> None:
         super().__init__()
+        self.past = tuple((axis, shift) for axis, shift in past)
         self.conv = CONV[dims](in_channels, out_channels, kernel_size=1, stride=stride)  # type: ignore[arg-type]
-        self.norm = NORM[dims](out_channels)
+        self.norm = ChannelNorm(out_channels) if past else NORM[dims](out_channels)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """Adds the projected `x`; spatial sizes that differ are met by adaptive average pooling."""
@@ -86,10 +110,10 @@ class ConvProjection(Says):
         if not fits or (x.shape[1], out.shape[1]) != (self.conv.in_channels, self.conv.out_channels):
             self.say_once(x, out)
             return out
-        y = self.conv(x)
+        y = shifted(self.conv(x), out.shape[2:], self.past)
         if y.shape[2:] != out.shape[2:]:
             y = POOL[dims - 2](y, list(out.shape[2:]))
-        return out + batch_norm(y, self.norm).to(out.dtype)
+        return out + normalised(y, self.norm).to(out.dtype)
 
 
 class LinearProjection(Says):

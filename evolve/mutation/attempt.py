@@ -18,6 +18,7 @@ from evolve.operators.regroup import structure_of
 from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import out_of_memory
 from evolve.structure.analysis import Analysis, refuse_lazy
+from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.probe import OutputLoss, Probe, count_parameters, probe
 from evolve.structure.sites import Site, resolve
@@ -59,13 +60,12 @@ def carry_out(
     mixed = operator.on_groups and operator.preserves != "no"
     before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups, mixed=mixed)
     attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
+    orders = orders_of(model, before)
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
     still = operator.redraws and (not operator.on_groups or structure_of(model, before).drops)
     alike = operator.on_groups and _modes_alike(operator, structure_of(model, before))
-    trained, train_error = None, None
-    if inputs is not None and not alike:
-        trained, train_error = _train_outputs_before(model, inputs, attempt.seed, still)
+    trained, train_error = _train_outputs_before(model, None if alike else inputs, attempt.seed, still)
 
     carrier = Carrier(model, optimizer)
     table = carrier.before
@@ -94,6 +94,7 @@ def carry_out(
     if not (alike or train_error):
         pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=still)))
     _check_outputs(model, inputs, operator, pairs, attempt, still=still, mixed=mixed)
+    _reject_if(leaks(model, inputs, orders))
     if train_error:
         remarks.insert(0, f"Train mode was not compared: the model itself fails in it ({train_error}).")
     if operator.on_groups or before.reached(site):
@@ -149,8 +150,10 @@ def _second_look(model: nn.Module, inputs: Inputs, seed: int, *, plain: bool, mi
         raise RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
 
 
-def _train_outputs_before(model: nn.Module, inputs: Inputs, seed: int, still: bool) -> tuple[Any, str | None]:
+def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int, still: bool) -> tuple[Any, str | None]:
     """Returns the outputs in train mode, or why there are none: the user's model may not train on this batch."""
+    if inputs is None:
+        return None, None
     try:
         return train_outputs(model, inputs, seed, still=still), None
     except Exception as error:

@@ -13,6 +13,7 @@ from evolve.blocks.layers import SelfAttention, SqueezeExcite, heads_for, positi
 from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.past import past_behind, planned
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -24,7 +25,7 @@ class Attention(MutationOperator):
     """Inserts attention behind a zero gate: exact.
 
     Squeeze-excite (Hu et al. 2018) weighs the channels of (N, C, ...); self-attention (Vaswani et al. 2017) joins the
-    positions of an image or the tokens of (N, L, D).
+    positions of an image or the tokens of (N, L, D). In a causal model a position sees itself and earlier ones only.
     """
 
     preserves = "exact"
@@ -63,17 +64,25 @@ class Attention(MutationOperator):
             )
         if kind == "self" and shapes is not None and positions(shapes[1], spatial) == 1:
             raise NotApplicable(f"'{site.name}' gives {shapes[1]}: one position has nothing to attend to.")
+        first = 2 if spatial else 1
+        past = past_behind(model, site, probe, shape, tuple(range(2, 2 + shape.dims)) if spatial else (1,))
         width = shape.outputs
-        return {"kind": kind, "channels": width, "hidden": rounded(width * self.options.ratio), "spatial": spatial}
+        return {
+            "kind": kind,
+            "channels": width,
+            "hidden": rounded(width * self.options.ratio),
+            "spatial": spatial,
+            **planned([axis - first for axis in past]),
+        }
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Builds the block and sets it to work behind the site."""
         width = plan["channels"]
         block: nn.Module
         if plan["kind"] == "self":
-            block = SelfAttention(width, heads_for(width), plan["spatial"])
+            block = SelfAttention(width, heads_for(width), plan["spatial"], plan.get("past", ()))
         else:
-            block = SqueezeExcite(width, plan["hidden"])
+            block = SqueezeExcite(width, plan["hidden"], plan.get("past", ()))
         added = sum(parameter.numel() for parameter in block.parameters())
         attach(model, site, like_site(block, site.layers), name=self.name, parallel=False)
         what = "self-attention" if plan["kind"] == "self" else "squeeze-excite"

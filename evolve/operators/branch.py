@@ -13,6 +13,7 @@ from evolve.blocks.layers import ConvChain, LinearBlock, has_batch_norm, rounded
 from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OddKernel, OperatorOptions, operators
+from evolve.operators.past import past_beside, planned, spatial_past
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -52,7 +53,7 @@ class Branch(MutationOperator):
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the kind, the widths and the stride."""
         if site.module is model and site.span is None:
-            raise NotApplicable("A branch around the whole model has no place to live. Name a submodule as the site.")
+            raise NotApplicable("There is no place for a branch around the whole model. Name a submodule as the site.")
         shape = site_shape(site, probe)
         spatial = shape.layout == "channels_first"
         kind = self.options.kind if self.options.kind != "auto" else ("conv" if spatial else "mlp")
@@ -61,6 +62,9 @@ class Branch(MutationOperator):
                 f"A branch of kind '{kind}' does not suit '{site.name}', whose channels are "
                 f"{'axis 1' if spatial else 'the last axis'}. Choose another one, or kind: auto."
             )
+        past = spatial_past(model, site, probe, shape, beside=True) if spatial else []
+        if not spatial:
+            past_beside(model, site, probe, shape, ())  # an MLP joins no positions, but the site may delay them
         return {
             "kind": kind,
             "dims": shape.dims,
@@ -69,6 +73,7 @@ class Branch(MutationOperator):
             "hidden": rounded(shape.inputs * self.options.ratio),
             "stride": list(shape.stride),
             "batch_norm": has_batch_norm(site.layers),
+            **planned(past),
         }
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -82,7 +87,9 @@ class Branch(MutationOperator):
             widths = [inputs, inputs, outputs] if separable else [inputs, outputs]
             kernels, depthwise = ([kernel, 1], [True, False]) if separable else ([kernel], [False])
             stride = tuple(plan["stride"])
-            block = ConvChain(plan["dims"], widths, kernels, depthwise, stride, batch=plan["batch_norm"])
+            block = ConvChain(
+                plan["dims"], widths, kernels, depthwise, stride, plan["batch_norm"], plan.get("past", ())
+            )
         added = sum(parameter.numel() for parameter in block.parameters())
         attach(model, site, like_site(block, site.layers), name=self.name, parallel=True)
         what = f"{plan['kind']} {inputs}→{outputs}"

@@ -21,6 +21,7 @@ from evolve.blocks.layers import (
 from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OddKernel, OperatorOptions, operators
+from evolve.operators.past import past_behind, planned, spatial_past
 from evolve.operators.shapes import SiteShape, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -74,7 +75,14 @@ class Deepen(MutationOperator):
             "channels": shape.outputs,
             "hidden": hidden,
             "batch_norm": has_batch_norm(site.layers),
+            **planned(self._past(model, site, probe, shape, block)),
         }
+
+    def _past(self, model: nn.Module, site: Site, probe: Probe, shape: SiteShape, block: str) -> list[Any]:
+        if shape.layout == "channels_first":
+            return spatial_past(model, site, probe, shape, beside=False)
+        joined = (1,) if block == "transformer" else ()
+        return [axis - 1 for axis in past_behind(model, site, probe, shape, joined)]
 
     def _suited(self, site: Site, shape: SiteShape, probe: Probe) -> str:
         wanted: str = self.options.block
@@ -109,7 +117,7 @@ class Deepen(MutationOperator):
         if kind == "mlp":
             block = LinearBlock(width, hidden)
         elif kind == "transformer":
-            block = TransformerBlock(width, hidden, heads_for(width))
+            block = TransformerBlock(width, hidden, heads_for(width), plan.get("past", ()))
         else:
             widths, kernels, depthwise = {
                 "basic": ([width, hidden, width], [kernel, kernel], [False, False]),
@@ -117,7 +125,9 @@ class Deepen(MutationOperator):
                 "depthwise": ([width, width, width], [kernel, 1], [True, False]),
                 "inverted": ([width, hidden, hidden, width], [1, kernel, 1], [False, True, False]),
             }[kind]
-            block = ConvChain(plan["dims"], widths, kernels, depthwise, batch=plan["batch_norm"])
+            block = ConvChain(
+                plan["dims"], widths, kernels, depthwise, batch=plan["batch_norm"], past=plan.get("past", ())
+            )
         added = sum(parameter.numel() for parameter in block.parameters())
         attach(model, site, like_site(block, site.layers), name=self.name, parallel=False)
         what = f"{kind} block {width}→{hidden}→{width}"

@@ -12,6 +12,7 @@ from evolve.blocks.shortcuts import ConvProjection, GatedIdentity, LinearProject
 from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.past import past_beside, planned, spatial_past
 from evolve.operators.shapes import site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -46,8 +47,14 @@ class Residual(MutationOperator):
         if any(isinstance(link.block, GatedIdentity | ConvProjection | LinearProjection) for link in links_at(site)):
             raise NotApplicable(f"'{site.name}' has a shortcut already. Choose another site.")
         if site.module is model and site.span is None:
-            raise NotApplicable("A shortcut over the whole model has no place to live. Name a submodule as the site.")
-        return asdict(site_shape(site, probe))
+            raise NotApplicable("There is no place for a shortcut over the whole model. Name a submodule as the site.")
+        shape = site_shape(site, probe)
+        past: list[list[int]] = []
+        if shape.layout == "channels_first" and not shape.same:
+            past = spatial_past(model, site, probe, shape, beside=True)
+        else:
+            past_beside(model, site, probe, shape, ())  # it joins no positions, but the site may delay them
+        return {**asdict(shape), **planned(past)}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Builds the shortcut and sets it to work beside the site."""
@@ -57,7 +64,7 @@ class Residual(MutationOperator):
         if plan["same"]:
             shortcut, added, what = GatedIdentity(0.0 if self.options.init == "zero" else 1.0), 1, "a gated identity"
         elif plan["layout"] == "channels_first":
-            shortcut = ConvProjection(dims, inputs, outputs, stride)
+            shortcut = ConvProjection(dims, inputs, outputs, stride, plan.get("past", ()))
             added = inputs * outputs + 3 * outputs
             what = f"a projection {inputs}→{outputs} of stride {_text(stride)}"
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import gcd
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.structure.probe import Probe
+from evolve.structure.site_order import order_at
 from evolve.structure.sites import STORE, Site, resolve
 from evolve.surgery.attach import attach, links_at
 
@@ -67,7 +69,9 @@ class Swap(MutationOperator):
                 continue
             site = resolve(model, name)
             if (probe.inputs is None or probe.reached(site)) and not _blended(site) and self._new(module) is not None:
-                found.append(name)
+                with suppress(NotApplicable):  # such as GroupNorm in a causal model
+                    self.plan(model, site, probe)
+                    found.append(name)
         return found
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
@@ -79,6 +83,12 @@ class Swap(MutationOperator):
             raise NotApplicable(
                 f"A {type(site.module).__name__} ('{site.name}') cannot be blended into '{self.options.to}': "
                 "activations blend into activations, BatchNorm into group_norm, LayerNorm into rms_norm."
+            )
+        order = order_at(model, site, probe)
+        if new == "group_norm" and order is not None and any(axis > 1 for axis in order[1].ordered):
+            raise NotApplicable(
+                f"The model is causal, and GroupNorm would take its mean over all positions of '{site.name}', later "
+                "ones too. Choose another site."
             )
         return {"to": new}
 

@@ -20,9 +20,10 @@ from evolve.mutation.verify import WithoutDropout, difference, tolerance
 from evolve.operators import operators
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import analyse
+from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
-from evolve.structure.probe import output_tensors
+from evolve.structure.probe import output_tensors, probe
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.transaction import Transaction
 from evolve.testing.snapshot import ModelSnapshot, settings_of
@@ -144,6 +145,7 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
             assert by_gradient or not exact or _averages(subject, place), f"{where}: moments are not as gradients are"
             _check_replay(subject, result, model, inputs, where)
             _check_training(model, optimizer, inputs, before, moved, where)
+            _check_order(subject, model, inputs, where)
         else:
             assert result.status in ("not_applicable", "rejected"), f"{where} failed: {result.message}"
             before.check_same(model, optimizer, f"{where}: a refused mutation left a trace")
@@ -269,6 +271,14 @@ def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, in
     for one, other in pairs:
         equal = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
         assert equal, f"{where}: what replay builds computes something else"
+
+
+def _check_order(subject: Subject, model: nn.Module, example_inputs: Any, where: str) -> None:
+    """In a causal model no output sees a later position than it did, also after some training."""
+    original = _built(subject)
+    inputs = as_inputs(original, example_inputs)
+    ahead = leaks(model, inputs, orders_of(original, probe(original, inputs)))
+    assert not ahead, f"{where}: {ahead[0]}"
 
 
 def _check_training(

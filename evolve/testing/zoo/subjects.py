@@ -75,6 +75,7 @@ ZOO: dict[str, Subject] = {
     "fused_attention": Subject(tokens.FusedAttention, _noise(3, 8, 8)),
     "cross_attention": Subject(tokens.CrossAttention, lambda: (torch.randn(4, 3, 4), torch.randn(4, 5, 6))),
     "grouped_queries": Subject(tokens.GroupedQueries, _words),
+    "causal": Subject(tokens.Causal, _noise(3, 8)),
     "recurrent": Subject(tokens.Recurrent, _noise(5, 4)),
     "two_inputs": Subject(vectors.TwoInputs, lambda: {"a": torch.randn(4, 4), "b": torch.randn(4, 3)}),
     "control_flow": Subject(vectors.ControlFlow, _noise(6)),

@@ -1,0 +1,152 @@
+"""Runs a model on inputs that differ from one position on, to see what depends on what."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from evolve.runtime.generators import preserved_rng
+from evolve.structure.inputs import Inputs
+from evolve.structure.isolation import undisturbed, unfused
+
+_MOVABLE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_STEP = 0.5  # how far parameters are moved, relative to their spread
+_SCALE_STEP = 0.3  # the same for vectors and numbers: scales, gates, biases
+
+
+@dataclass(frozen=True)
+class Place:
+    """Positions of an input that have an order.
+
+    Attributes:
+        tensor: Number of the tensor among `Inputs.tensors`.
+        axes: One axis, such as that of a sequence, or two that are read row by row.
+    """
+
+    tensor: int
+    axes: tuple[int, ...]
+
+    def sizes(self, inputs: Inputs) -> tuple[int, ...]:
+        """Returns the sizes of the axes."""
+        return tuple(inputs.tensors[self.tensor].shape[axis] for axis in self.axes)
+
+
+@contextmanager
+def moved(model: nn.Module) -> Iterator[None]:
+    """Lets every trainable parameter have other values, as training would give it; afterwards it is as it was.
+
+    A layer that starts at zero hides what depends on what. The old values stay where they are, in their own memory, so
+    that nothing has to be written back. Takes the memory of one more copy of the parameters.
+    """
+    held = [p for p in model.parameters() if p.requires_grad and _movable(p)]
+    kept = [parameter.data for parameter in held]
+    try:
+        with preserved_rng(0):
+            for parameter in held:
+                parameter.data = parameter.data + _noise(parameter.data)
+        yield
+    finally:
+        for parameter, data in zip(held, kept, strict=True):
+            parameter.data = data
+
+
+def _movable(parameter: Tensor) -> bool:
+    whole = parameter.layout == torch.strided and not is_traceable_wrapper_subclass(parameter)
+    return whole and parameter.dtype in _MOVABLE and parameter.device.type != "meta"
+
+
+def _noise(values: Tensor) -> Tensor:
+    if values.dim() < 2:
+        return _SCALE_STEP * (0.5 + torch.rand_like(values)) * torch.randn_like(values).sign()  # never close to none
+    spread = float(values.float().std()) if values.numel() > 1 else 0.0
+    if not spread > 0:  # a layer that starts at zero, or a constant
+        spread = 1 / math.sqrt(max(1, values[0].numel()))
+    return _STEP * spread * torch.randn_like(values)
+
+
+class Disturber:
+    """Runs a model in eval mode on its inputs, or on inputs that differ at some positions.
+
+    The model is left as it was after each run. Random numbers that a forward draws are the same in each.
+
+    Args:
+        model: The model.
+        inputs: What it runs on.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model, self.inputs = model, inputs
+        self._leaves, self._tree = tree_flatten((inputs.args, dict(inputs.kwargs)))
+        self._numbers = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
+
+    def run(self, place: Place | None = None, start: int = 0, stop: int | None = None) -> Any:
+        """Returns what the model gives.
+
+        Args:
+            place: Where the inputs are disturbed; None leaves them as they are.
+            start: First position that is disturbed.
+            stop: The one after the last; None for the end.
+        """
+        leaves = list(self._leaves)
+        if place is not None:
+            number = self._numbers[place.tensor]
+            leaves[number] = _disturbed(leaves[number], place.axes, start, stop)
+        args, kwargs = tree_unflatten(leaves, self._tree)
+        quiet = warnings.catch_warnings()
+        with undisturbed(self.model), preserved_rng(0), torch.no_grad(), unfused(self.model), quiet:
+            warnings.simplefilter("ignore")  # recurrent layers say that their weights lie apart
+            self.model.eval()
+            return self.model(*args, **kwargs)
+
+
+def _disturbed(tensor: Tensor, axes: tuple[int, ...], start: int, stop: int | None) -> Tensor:
+    sizes = [tensor.shape[axis] for axis in axes]
+    flat = torch.zeros(math.prod(sizes), dtype=torch.bool, device=tensor.device)
+    flat[start:stop] = True
+    shape = [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
+    return torch.where(flat.view(shape), _others(tensor), tensor)
+
+
+def _others(tensor: Tensor) -> Tensor:
+    """Returns other values for every element; of integers those that occur elsewhere: the model takes them."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        with preserved_rng(1):
+            spread = float(tensor.abs().float().std()) if tensor.numel() > 1 else 0.0
+            return tensor + (spread if spread > 0 else 1.0) * torch.randn_like(tensor)
+    known = tensor.unique()
+    if len(known) < 2:
+        return torch.where(tensor > 0, tensor - 1, tensor + 1)
+    following: Tensor = known[(torch.searchsorted(known, tensor) + 1) % len(known)]
+    return following
+
+
+def changes(one: Tensor, other: Tensor) -> Tensor:
+    """Returns where two results of the same shape differ by more than rounding."""
+    if not (one.is_floating_point() or one.is_complex()):
+        return one != other
+    scale = one.abs()
+    finite = scale[torch.isfinite(scale)]
+    half = one.dtype in {torch.float16, torch.bfloat16}
+    slack = torch.finfo(one.dtype).eps * (0.1 if half else 8.0) * (float(finite.max()) if finite.numel() else 0.0)
+    same = (one == other) | (torch.isnan(one) & torch.isnan(other)) | ((one - other).abs() <= slack)
+    return ~same
+
+
+def marginal(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Returns for each position along axes, in row-major order, whether a mask is true anywhere at it."""
+    others = [axis for axis in range(mask.dim()) if axis not in axes]
+    return (mask.amax(others) if others else mask).permute(*_ranks(axes)).flatten()
+
+
+def _ranks(axes: tuple[int, ...]) -> list[int]:
+    ordered = sorted(axes)
+    return [ordered.index(axis) for axis in axes]
