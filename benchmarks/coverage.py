@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import evolve
-from evolve.mutation.verify import WithoutDropout
+from evolve.mutation.runs import WithoutDropout
 from evolve.operators import operators
 
 GROUPS = ("widen", "narrow")  # they take all groups at once with the site "*"

@@ -13,7 +13,7 @@ from evolve.config.faults import key_text
 from evolve.errors import MisfitError, NotApplicable, NotYetApplicable
 from evolve.evolver.config import EvolutionConfig
 from evolve.mutation.api import create_operator
-from evolve.mutation.attempt import first_look
+from evolve.mutation.verify import first_look
 from evolve.policies import Fixed
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import as_inputs

@@ -16,8 +16,9 @@ from torch import nn
 
 from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, did_you_mean
 from evolve.lineage import Record, Status
-from evolve.mutation.attempt import Attempt, carry_out, first_look, refuse_unworkable
+from evolve.mutation.attempt import Attempt, carry_out, refuse_unworkable
 from evolve.mutation.limits import Limits
+from evolve.mutation.verify import first_look
 from evolve.operators import Change, MutationOperator, operators
 from evolve.runtime.exclusive import exclusive
 from evolve.runtime.generators import preserved_rng

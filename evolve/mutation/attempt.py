@@ -11,18 +11,18 @@ from torch import nn
 
 from evolve.errors import NotApplicable, RejectedError
 from evolve.lineage import TensorSpec
+from evolve.mutation.health import Health
 from evolve.mutation.limits import Limits
-from evolve.mutation.verify import difference, gradient_faults, rounding, structure_faults, tolerance, train_outputs
+from evolve.mutation.verify import Verification, first_look, reject_if
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
 from evolve.runtime.generators import preserved_rng
-from evolve.runtime.memory import out_of_memory
-from evolve.structure.analysis import Analysis, refuse_lazy
+from evolve.structure.analysis import refuse_lazy
 from evolve.structure.causality import leaks, orders_of
-from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
-from evolve.structure.probe import OutputLoss, Probe, count_parameters, probe
+from evolve.structure.inputs import as_inputs, infer_inputs
+from evolve.structure.probe import OutputLoss, Probe, count_parameters
 from evolve.structure.sites import Site, resolve
-from evolve.structure.tracing.hooks import backward_hooks, global_hooks
+from evolve.structure.tracing.hooks import backward_hooks
 from evolve.surgery.gradients import Gradients
 from evolve.surgery.optimizer import Carrier, Changed, Optimizers, ParameterTable, changes_of
 
@@ -57,15 +57,13 @@ def carry_out(
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
     gradients = Gradients(model)
-    mixed = operator.on_groups and operator.preserves != "no"
-    before = first_look(model, inputs, attempt.seed, loss, plain=operator.on_groups, mixed=mixed)
+    before = first_look(model, inputs, attempt.seed, loss, operator)
     attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
     orders = orders_of(model, before)
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    still = operator.redraws and (not operator.on_groups or structure_of(model, before).drops)
-    alike = operator.on_groups and _modes_alike(operator, structure_of(model, before))
-    trained, train_error = _train_outputs_before(model, None if alike else inputs, attempt.seed, still)
+    verification = Verification(model, inputs, operator, before, attempt.seed) if inputs is not None else None
+    health = Health(model)
 
     carrier = Carrier(model, optimizer)
     table = carrier.before
@@ -76,6 +74,7 @@ def carry_out(
     remarks = [gradients.put_back(changed)]
     attempt.params_after = count_parameters(model)
     _check_count(change, attempt.params_before, attempt.params_after)
+    reject_if(health.faults(model))
     limits = limits or Limits()
     limits.check_beforehand(model, inputs, attempt.params_after)
     if carrier.optimizers:
@@ -83,28 +82,33 @@ def carry_out(
     elif model.training:
         remarks.append(_without_optimizer(model, table, changed))
     remarks = [remark for remark in remarks if remark]
-    if inputs is None:
+    if verification is None or inputs is None:
         remarks.insert(0, "Not measured: no probe batch is known; pass example_inputs.")
         return " ".join([change.message, *remarks]), change
 
-    after = _second_look(model, inputs, attempt.seed, plain="flops" in attempt.plan, mixed=mixed)
-    attempt.flops_after = attempt.plan.get("flops", after.flops)
+    new = _new_parameters(model, operator, site, before, table)
+    if new is None and not operator.on_groups:
+        remarks.append("The probe batch never reaches the site: it was changed by what its layers say.")
+    verification.run_again(new)
+    attempt.flops_after = attempt.plan["flops"] if "flops" in attempt.plan else verification.flops_after()
     limits.check_running(model, inputs, attempt.flops_after)
-    pairs = [("eval or train" if mixed else "eval", before.outputs, after.outputs)]
-    if not (alike or train_error):
-        pairs.append(("train", trained, train_outputs(model, inputs, attempt.seed, still=still)))
-    _check_outputs(model, inputs, operator, pairs, attempt, still=still, mixed=mixed)
-    _reject_if(leaks(model, inputs, orders))
-    if train_error:
-        remarks.insert(0, f"Train mode was not compared: the model itself fails in it ({train_error}).")
-    if operator.on_groups or before.reached(site):
-        fresh = {n: p for n, p in model.named_parameters() if p.requires_grad and p not in table}
-        other = len(ParameterTable(model).by_name) != len(table.by_name)
-        if fresh or other or backward_hooks(model):  # other widths alone break no backward of autograd's own
-            _reject_if(gradient_faults(model, inputs, attempt.seed, fresh, training=not (alike or train_error)))
-    else:
-        remarks.append("The probe batch did not come by the site; it was changed by what its layers say.")
-    return " ".join([change.message, _measured(attempt.max_abs_diff), *remarks]), change
+    verification.compare()
+    attempt.max_abs_diff = verification.max_abs_diff
+    reject_if(leaks(model, inputs, orders))
+    reject_if(verification.gradient_faults(new))
+    return " ".join([change.message, verification.measured(), *verification.remarks, *remarks]), change
+
+
+def _new_parameters(
+    model: nn.Module, operator: MutationOperator, site: Site, before: Probe, table: ParameterTable
+) -> dict[str, nn.Parameter] | None:
+    """Returns the parameters that gradients have to reach; None where a backward pass would tell nothing."""
+    new = {name: p for name, p in model.named_parameters() if p.requires_grad and p not in table}
+    if not operator.on_groups:
+        return new if before.reached(site) else None
+    others = len(ParameterTable(model).by_name) != len(table.by_name)
+    # Other widths alone break no backward pass of autograd's own.
+    return new if new or others or backward_hooks(model) else None
 
 
 def _without_optimizer(model: nn.Module, before: ParameterTable, changed: Sequence[Changed]) -> str:
@@ -113,53 +117,6 @@ def _without_optimizer(model: nn.Module, before: ParameterTable, changed: Sequen
     resized = sum(change.new is change.old and change.new.requires_grad for change in changed)
     told = [f"{count} {what} parameters" for count, what in ((new, "new"), (resized, "resized")) if count]
     return f"No optimizer was passed: give yours the {' and '.join(told)}." if told else ""
-
-
-def _modes_alike(operator: MutationOperator, structure: Analysis) -> bool:
-    """Whether one run tells of both modes: the one that mixes their statistics, or either where nothing is promised."""
-    return not structure.asks_mode and not global_hooks() and (operator.redraws or not structure.drops)
-
-
-def _measured(delta: float | None) -> str:
-    return "The outputs changed shape and cannot be compared." if delta is None else f"max|Δ| = {delta:.3g}."
-
-
-def first_look(
-    model: nn.Module,
-    inputs: Inputs | None,
-    seed: int,
-    loss: OutputLoss | None = None,
-    *,
-    plain: bool = False,
-    mixed: bool = False,
-) -> Probe:
-    try:
-        return probe(model, inputs, seed, loss, plain=plain, mixed=mixed)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
-        fault = f"{type(error).__name__}: {error}"
-        raise NotApplicable(
-            f"The model fails on example inputs of shape {shapes} before any change: {fault}"
-        ) from error
-
-
-def _second_look(model: nn.Module, inputs: Inputs, seed: int, *, plain: bool, mixed: bool) -> Probe:
-    try:
-        return probe(model, inputs, seed, plain=plain, mixed=mixed)
-    except Exception as error:  # whatever a user's forward makes of the change
-        raise RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
-
-
-def _train_outputs_before(model: nn.Module, inputs: Inputs | None, seed: int, still: bool) -> tuple[Any, str | None]:
-    """Returns the outputs in train mode, or why there are none: the user's model may not train on this batch."""
-    if inputs is None:
-        return None, None
-    try:
-        return train_outputs(model, inputs, seed, still=still), None
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        return None, f"{type(error).__name__}: {error}"
 
 
 def _find_site(model: nn.Module, operator: MutationOperator, name: str | None, seen: Probe) -> Site:
@@ -176,42 +133,6 @@ def _check_count(change: Change, before: int, after: int) -> None:
         raise RejectedError(
             f"The operator said {change.params_added:+,} parameters; the model has {after - before:+,}."
         )
-
-
-def _check_outputs(
-    model: nn.Module,
-    inputs: Inputs,
-    operator: MutationOperator,
-    pairs: list[tuple[str, Any, Any]],
-    attempt: Attempt,
-    *,
-    still: bool,
-    mixed: bool,
-) -> None:
-    for mode, old, new in pairs:
-        if operator.preserves != "no":
-            _reject_if(structure_faults(old, new))
-        elif structure_faults(old, new):
-            continue  # an operator that promises nothing may change what the model returns
-        delta = difference(old, new)
-        attempt.max_abs_diff = max(attempt.max_abs_diff or 0.0, delta.absolute)
-        allowed = tolerance(old, operator.preserves)
-        if allowed is not None and delta.relative > allowed:
-            if operator.preserves == "exact":
-                how = {"training": mode == "train", "still": still, "mixed": mixed}
-                allowed = max(allowed, rounding(model, inputs, new, attempt.seed, **how))
-            if delta.relative <= allowed:
-                continue
-            raise RejectedError(
-                f"'{operator.name}' declares to preserve the function ({operator.preserves}), but in {mode} mode the "
-                f"output changed by {delta.absolute:.3g}, {delta.relative:.3g} relative; allowed is {allowed:.3g}."
-            )
-
-
-def _reject_if(faults: list[str]) -> None:
-    if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise RejectedError("Verification failed: " + "; ".join(faults[:3]) + more + ".")
 
 
 def refuse_unworkable(model: nn.Module) -> None:

@@ -1,197 +1,247 @@
-"""Proves that a change did what it promised: same outputs as declared, gradients that arrive, an optimizer in line."""
+"""Proves that a change did what it promised: outputs as declared, nothing newly infinite, gradients that arrive."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 
-from evolve.runtime.generators import preserved_rng
+from evolve.errors import NotApplicable, RejectedError
+from evolve.mutation.compare import (
+    Difference,
+    difference,
+    newly_infinite,
+    structure_faults,
+    uncompared,
+    why_not_measured,
+)
+from evolve.mutation.runs import GradRun, grad_run, rounding
+from evolve.operators import MutationOperator
+from evolve.operators.regroup import structure_of
+from evolve.runtime.memory import out_of_memory
+from evolve.structure.analysis import Analysis
+from evolve.structure.asks import asks_how_it_runs
 from evolve.structure.inputs import Inputs
-from evolve.structure.isolation import undisturbed, unfused
-from evolve.structure.probe import gradients_of, mixed_statistics, output_tensors
+from evolve.structure.outputs import Part
+from evolve.structure.probe import OutputLoss, Probe, mixed_outputs, outputs_in_use, probe
+from evolve.structure.tracing.hooks import global_hooks
 
-# Largest max|difference| relative to the largest |output| that still counts as exact: rounding, nothing more.
-EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
-_ROUNDINGS = 10
-_MOST_ROUNDING = 1e-3  # a difference beyond this is one, whatever the model makes of rounding
-APPROXIMATE = 0.1  # likewise for operators that declare to preserve the function approximately
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Largest |difference| of outputs, and the same relative to the largest |output|."""
-
-    absolute: float
-    relative: float
+T = TypeVar("T")
+# How messages call a run.
+_NAMES = {"eval": "eval mode", "train": "train mode", "mixed": "eval or train mode"}
 
 
-class WithoutDropout(TorchDispatchMode):
-    """Lets dropout and its kin pass everything on: a mask of another width cannot be compared."""
+class Verification:
+    """What a model computed before a mutation, to hold it against what it computes afterwards.
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Keeps with certainty what would be kept by chance."""
-        if func is torch.ops.aten.native_dropout.default:
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        if func is torch.ops.aten.bernoulli_.float:  # a mask is then divided by its probability
-            return args[0].fill_(args[1] if len(args) > 1 else 0.5)
-        return func(*args, **(kwargs or {}))
-
-
-class _Precision(TorchDispatchMode):
-    """Notes in which types matrices are multiplied: autocast in a forward computes in half precision.
+    Args:
+        model: The model before the mutation.
+        inputs: The probe batch.
+        operator: What is going to change the model.
+        before: The first look at the model, by `first_look`.
+        seed: Of all that is drawn.
 
     Attributes:
-        kinds: The types so far.
+        before: What the model gave, by run: "eval" as it is used, "mixed" with `mixed_statistics`, "train".
+        after: The same of the changed model, after `run_again`.
+        max_abs_diff: Largest |difference| found by `compare`; None where no number could be compared.
+        remarks: What could not be looked at, and why.
     """
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.kinds: set[torch.dtype] = set()
+    def __init__(self, model: nn.Module, inputs: Inputs, operator: MutationOperator, before: Probe, seed: int) -> None:
+        self._model, self._inputs, self._operator, self._seed = model, inputs, operator, seed
+        self._flops = before.flops
+        structure = structure_of(model, before) if operator.on_groups else None
+        self._still = operator.redraws and (structure is None or structure.drops)
+        self._trains = structure is None or not _modes_alike(operator, structure)
+        self._had_trainable = any(p.requires_grad for p in model.parameters())
+        self.remarks: list[str] = []
+        self.max_abs_diff: float | None = None
+        self.before: dict[str, Sequence[Part]] = {}
+        self.after: dict[str, Sequence[Part]] = {}
+        if operator.on_groups:
+            self.before["mixed" if _mixes(operator) else "eval"] = before.outputs
+        if "eval" not in self.before and (not operator.on_groups or asks_how_it_runs(model)):
+            self.before["eval"] = outputs_in_use(model, inputs, seed)
+        self._other_way = before.outputs
+        self._grad_before = self._train_before() if self._trains else None
+        self._grad_after: GradRun | None = None
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation and notes its type."""
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.kinds |= {leaf.dtype for leaf in output_tensors(out)}
-        return out
-
-
-def train_outputs(model: nn.Module, inputs: Inputs, seed: int, *, still: bool = False) -> Any:
-    """Runs the model in train mode without a trace; dropout draws the same numbers for the same seed.
-
-    Args:
-        model: The model.
-        inputs: Arguments of the run.
-        seed: Of all that is drawn.
-        still: Leave dropout out.
-    """
-    quiet = WithoutDropout() if still else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(seed), torch.no_grad(), quiet:
-        model.train()
-        return model(*inputs.args, **inputs.kwargs)
-
-
-def structure_faults(before: Any, after: Any) -> list[str]:
-    """Says where two outputs differ in nesting, shape, dtype or device."""
-    old, old_tree = tree_flatten(before)
-    new, new_tree = tree_flatten(after)
-    if old_tree != new_tree:
-        return [f"the output's structure changed from {old_tree} to {new_tree}"]
-    faults = []
-    for one, other in zip(old, new, strict=True):
-        if isinstance(one, Tensor) != isinstance(other, Tensor):
-            faults.append(f"an output changed from {type(one).__name__} to {type(other).__name__}")
-        elif isinstance(one, Tensor) and (one.shape, one.dtype, one.device) != (other.shape, other.dtype, other.device):
-            faults.append(
-                f"an output changed from {tuple(one.shape)} {one.dtype} on {one.device} "
-                f"to {tuple(other.shape)} {other.dtype} on {other.device}"
-            )
-    return faults
-
-
-def difference(before: Any, after: Any) -> Difference:
-    """Measures two outputs of equal structure; NaN in the same place counts as equal."""
-    absolute = scale = 0.0
-    for one, other in zip(output_tensors(before), output_tensors(after), strict=True):
-        if one.numel() == 0:
-            continue
-        kind = torch.complex128 if one.is_complex() else torch.float64
-        delta = (one.to(kind) - other.to(kind)).abs()
-        same = (one == other) | (torch.isnan(one) & torch.isnan(other))
-        delta = torch.where(same, torch.zeros_like(delta), delta)
-        largest = float(delta.max())
-        absolute = max(absolute, float("inf") if math.isnan(largest) else largest)
-        finite = one[torch.isfinite(one)]
-        scale = max(scale, float(finite.abs().max()) if finite.numel() else 0.0)
-    return Difference(absolute, absolute / scale if scale > 0 else absolute)
-
-
-def tolerance(outputs: Any, preserves: str) -> float | None:
-    """Returns the largest relative difference that a declaration allows; None where it promises nothing."""
-    if preserves == "no":
-        return None
-    if preserves == "approximate":
-        return APPROXIMATE
-    kinds = [tensor.dtype for tensor in output_tensors(outputs) if tensor.dtype in EXACT]
-    return max((EXACT[kind] for kind in kinds), default=0.0)
-
-
-def rounding(
-    model: nn.Module,
-    inputs: Inputs,
-    outputs: Any,
-    seed: int,
-    *,
-    training: bool,
-    still: bool = False,
-    mixed: bool = False,
-) -> float:
-    """Returns how far rounding may carry this model's outputs, relative to the largest.
-
-    The model is run on inputs that differ by one rounding; what that does to the outputs, a few times over (every layer
-    of a changed model rounds anew), is what rounding can do. BatchNorm over few values makes much of it. A model that
-    computes in half precision between inputs and outputs of single precision gets the bound of half precision.
-
-    Args:
-        model: The model.
-        inputs: Arguments of a run.
-        outputs: What that run gave.
-        seed: Of all that was drawn in it.
-        training: Its mode.
-        still: Whether dropout was left out.
-        mixed: Whether it was made with `mixed_statistics`.
-    """
-
-    def nudge(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return leaf * (1 + torch.finfo(leaf.dtype).eps * torch.randn_like(leaf).sign())
-
-    with undisturbed(model), preserved_rng(seed):
-        other = Inputs(tree_map(nudge, inputs.args), tree_map(nudge, dict(inputs.kwargs)))
-    quiet = WithoutDropout() if still else contextlib.nullcontext()
-    statistics = mixed_statistics() if mixed else contextlib.nullcontext()
-    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(model), quiet, _Precision() as seen:
-        model.train(training)
-        with statistics:
-            nudged = model(*other.args, **other.kwargs)
-    coarsest = max((EXACT.get(kind, 0.0) for kind in seen.kinds), default=0.0)
-    return max(min(_ROUNDINGS * difference(outputs, nudged).relative, _MOST_ROUNDING), coarsest)
-
-
-def gradient_faults(
-    model: nn.Module, inputs: Inputs, seed: int, fresh: dict[str, nn.Parameter], *, training: bool
-) -> list[str]:
-    """Says which new parameters a backward pass does not reach, or reaches with NaN or infinity, or why it fails."""
-    trainable = fresh or {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with undisturbed(model), preserved_rng(seed), torch.inference_mode(False), torch.enable_grad():
-        model.train(training)
-        outputs = [t for t in output_tensors(model(*inputs.args, **inputs.kwargs)) if t.requires_grad]
-        if not outputs:
-            return ["no output depends on a trainable parameter"] if fresh else []
-        # A random weight per output value: a plain sum is constant where the model ends in a softmax.
-        loss = sum((t * torch.randn_like(t)).sum() for t in outputs if t.is_floating_point())
+    def _train_before(self) -> GradRun | None:
+        """Runs the model as in training; in eval mode with gradients where its user's forward fails in train mode."""
         try:
-            gradients = gradients_of(model, loss, list(trainable.values()))  # type: ignore[arg-type]
-        except RuntimeError as error:  # such as an in-place operation on what another one has kept
-            return [f"a backward pass fails ({error})"]
-    faults = []
-    for name, gradient in zip(trainable, gradients, strict=True):
-        if name not in fresh:
-            continue
-        if gradient is None:
-            faults.append(f"no gradient reaches the new parameter '{name}'")
-        elif not bool(torch.isfinite(gradient).all()):
-            faults.append(f"the gradient of the new parameter '{name}' is not finite")
-    return faults
+            found = grad_run(self._model, self._inputs, self._seed, still=self._still)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            self._trains = False
+            self.remarks.append(
+                f"Train mode was not compared: the model itself fails in it ({type(error).__name__}: {error})."
+            )
+            return None
+        self.before["train"] = found.outputs
+        return found
+
+    def run_again(self, new: Mapping[str, nn.Parameter] | None) -> None:
+        """Runs the changed model in the same ways.
+
+        Args:
+            new: New parameters, whose gradients have to arrive; None to look at no gradients.
+
+        Raises:
+            RejectedError: If it does not run.
+        """
+        runs = {"eval": outputs_in_use, "mixed": mixed_outputs}
+        for mode in self.before.keys() - {"train"}:
+            self.after[mode] = self._attempted(partial(runs[mode], self._model, self._inputs, self._seed))
+        if self._trains or new is not None:
+            self._grad_after = self._attempted(
+                lambda: grad_run(
+                    self._model, self._inputs, self._seed, training=self._trains, still=self._still, new=new
+                )
+            )
+            if self._trains:
+                self.after["train"] = self._grad_after.outputs
+
+    def _attempted(self, run: Callable[[], T]) -> T:
+        try:
+            return run()
+        except Exception as error:  # whatever a user's forward makes of the change
+            if out_of_memory(error):
+                raise
+            raise RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
+
+    def flops_after(self) -> int | None:
+        """Returns the FLOPs of one sample in eval mode.
+
+        They are those of the run in train mode if the modes cost the same before; else the model is run once more.
+        """
+        if self._grad_before is not None and self._grad_after is not None and self._grad_before.flops == self._flops:
+            return self._grad_after.flops
+        return self._attempted(lambda: probe(self._model, self._inputs, self._seed)).flops
+
+    def compare(self) -> None:
+        """Holds the outputs of all runs against each other.
+
+        Raises:
+            RejectedError: If they differ by more than the operator declares, if nothing could be compared though it
+                declares something, or if an output has become NaN or infinite.
+        """
+        preserves = self._operator.preserves
+        measured = []
+        for mode, old in self.before.items():
+            new = self.after[mode]
+            faults = structure_faults(old, new)
+            if faults and mode == "eval" and not structure_faults(self._other_way, new):
+                # Fused transformer layers cut off what is padding in all samples; the changed model may not be fused.
+                old, faults = self._other_way, []
+            if preserves != "no":
+                reject_if(faults)
+            reject_if([f"in {_NAMES[mode]}, {fault}" for fault in newly_infinite(old, new)])
+            if faults:  # an operator that promises nothing may change what the model returns
+                continue
+            found = difference(old, new, self._other_way if mode == "eval" else ())
+            self._hold(mode, found)
+            measured += [found.absolute] if found.absolute is not None else []
+        self.max_abs_diff = max(measured, default=None)
+        if self.max_abs_diff is None and preserves != "no":
+            raise RejectedError(
+                f"'{self._operator.name}' declares to preserve the function ({preserves}), but that was not measured: "
+                f"{self._why_not()}. Pass example_inputs for which the model returns finite numbers."
+            )
+        self.remarks += uncompared(next(iter(self.before.values())))
+
+    def _hold(self, mode: str, found: Difference) -> None:
+        """Holds a difference against the declaration; where that is exact, rounding is allowed what it does here."""
+        preserves = self._operator.preserves
+        beyond = [leaf for leaf in found.leaves if leaf.relative > leaf.allowed(preserves)]
+        if not beyond:
+            return
+        allowed = {leaf.path: leaf.allowed(preserves) for leaf in beyond}
+        if preserves == "exact":
+            rounds = rounding(self._model, self._inputs, self.after[mode], self._seed, mode=mode, still=self._still)
+            allowed = {path: max(bound, rounds.get(path, 0.0)) for path, bound in allowed.items()}
+        for leaf in beyond:
+            if leaf.relative > allowed[leaf.path]:
+                raise RejectedError(
+                    f"'{self._operator.name}' declares to preserve the function ({preserves}), but in "
+                    f"{_NAMES[mode]} the output{leaf.path} changed by {leaf.absolute:.3g}, {leaf.relative:.3g} "
+                    f"relative; allowed is {allowed[leaf.path]:.3g}."
+                )
+
+    def gradient_faults(self, new: Mapping[str, nn.Parameter] | None) -> list[str]:
+        """Says why the changed model could not be trained."""
+        before, after = self._grad_before, self._grad_after
+        if after is None or after.depends:
+            return list(after.faults) if after is not None else []
+        if before is not None and before.depends:
+            return ["no output depends on a trainable parameter any more"]
+        if new and before is not None and self._had_trainable:
+            self.remarks.append(
+                "Gradients were not checked: no output depends on a trainable parameter, as none did before."
+            )
+            return []
+        return [f"no gradient reaches the new parameter '{name}'" for name in new or ()]
+
+    def measured(self) -> str:
+        """Says what was measured, or why nothing was."""
+        if self.max_abs_diff is not None:
+            return f"max|Δ| = {self.max_abs_diff:.3g}."
+        return f"Not measured: {self._why_not()}."
+
+    def _why_not(self) -> str:
+        for mode, old in self.before.items():
+            faults = structure_faults(old, self.after[mode])
+            if faults:
+                return f"the outputs cannot be compared ({faults[0]})"
+        return why_not_measured(next(iter(self.before.values())))
+
+
+def _mixes(operator: MutationOperator) -> bool:
+    """Whether an operator is held to its declaration by one run that mixes the statistics of both modes."""
+    return operator.on_groups and operator.preserves != "no"
+
+
+def _modes_alike(operator: MutationOperator, structure: Analysis) -> bool:
+    """Whether one run tells of both modes: the one that mixes their statistics, or either where nothing is promised."""
+    return not structure.asks_mode and not global_hooks() and (operator.redraws or not structure.drops)
+
+
+def first_look(
+    model: nn.Module,
+    inputs: Inputs | None,
+    seed: int,
+    loss: OutputLoss | None = None,
+    operator: MutationOperator | None = None,
+) -> Probe:
+    """Runs the model for the first time, as the operator needs it: one on groups needs its outputs alone.
+
+    Raises:
+        NotApplicable: If the model does not run.
+    """
+    try:
+        if inputs is None or operator is None or not operator.on_groups:
+            return probe(model, inputs, seed, loss)
+        run = mixed_outputs if _mixes(operator) else outputs_in_use
+        return Probe(inputs, {}, None, run(model, inputs, seed), loss)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
+        fault = f"{type(error).__name__}: {error}"
+        raise NotApplicable(
+            f"The model fails on example inputs of shape {shapes} before any change: {fault}"
+        ) from error
+
+
+def reject_if(faults: Sequence[str]) -> None:
+    """Refuses a mutation for what is wrong with it.
+
+    Raises:
+        RejectedError: If there is anything.
+    """
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise RejectedError("Verification failed: " + "; ".join(faults[:3]) + more + ".")

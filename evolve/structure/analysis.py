@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -22,6 +21,7 @@ from evolve.runtime.exclusive import exclusive
 from evolve.structure.axes.algebra import Axis
 from evolve.structure.axes.flow import Flow
 from evolve.structure.axes.groups import Group, find_groups
+from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.isolation import undisturbed
 from evolve.structure.tracing.flops import flops_if
@@ -210,12 +210,15 @@ def _warm(model: nn.Module, inputs: Inputs) -> None:
     """Runs the model on real tensors, so that what a forward caches somewhere (masks, positions) is real."""
     if any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
         return
-    with undisturbed(model), torch.no_grad():
-        model.eval()
-        try:
-            model(*inputs.args, **inputs.kwargs)
-        except Exception as error:  # the recording will say so
-            logger.debug("%s does not run: %s", type(model).__name__, error)
+
+    def run() -> None:
+        with undisturbed(model):
+            inputs.run(model.eval())
+
+    try:
+        without_gradients(model, run)
+    except Exception as error:  # the recording will say so
+        logger.debug("%s does not run: %s", type(model).__name__, error)
 
 
 # A memo, not a state: it is looked at only where the fingerprint says that nothing has changed.

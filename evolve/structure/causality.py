@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from evolve.structure.analysis import fingerprint
 from evolve.structure.disturbance import Disturber, Place, changes, marginal, moved
 from evolve.structure.inputs import Inputs
-from evolve.structure.probe import Probe, output_tensors
+from evolve.structure.outputs import output_tensors
+from evolve.structure.probe import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def _find(model: nn.Module, inputs: Inputs, candidates: list[dict[Place, list[Or
     found: list[Order] = []
     with moved(model):
         try:
-            base = output_tensors(runs.run())
+            base = runs.run()
             for places in candidates:
                 found += _heeded(runs, base, places)
         except Exception as error:  # whatever a user's forward raises on other values
@@ -196,7 +197,7 @@ def _held(runs: Disturber, base: Sequence[Tensor], place: Place, candidates: lis
     count = math.prod(sizes)
     distances: dict[Order, list[int]] = {order: [] for order in candidates}
     for cut in cuts_of(sizes):
-        other = output_tensors(runs.run(place, cut))
+        other = runs.run(place, cut)
         for order in list(distances):
             first = order.first(base, other)
             if first is None or first < cut + order.size - count:
@@ -206,7 +207,7 @@ def _held(runs: Disturber, base: Sequence[Tensor], place: Place, candidates: lis
         if not distances:
             return []
     single = max(0, count // 2 - 1)
-    one = output_tensors(runs.run(place, single, single + 1))
+    one = runs.run(place, single, single + 1)
     held = []
     for order, found in distances.items():
         if found and (min(found) >= 0 or _begins_later(runs, order, count, found)):
@@ -258,7 +259,7 @@ def _mixes(runs: Disturber, base: Sequence[Tensor], place: Place, candidates: li
     """Whether an output sees more than one position of a place, earlier or later."""
     if not candidates:
         return False
-    other = output_tensors(runs.run(place, 0, 1))
+    other = runs.run(place, 0, 1)
     return any(order.count(base, other) > 1 for order in candidates)
 
 
@@ -282,10 +283,10 @@ def leaks(model: nn.Module, inputs: Inputs, orders: Sequence[Order]) -> list[str
         return []
     runs = Disturber(model, inputs)
     with moved(model):
-        base = output_tensors(runs.run())
+        base = runs.run()
         for place in dict.fromkeys(order.place for order in orders):
             for cut in cuts_of(place.sizes(inputs)):
-                other = output_tensors(runs.run(place, cut))
+                other = runs.run(place, cut)
                 for order in (order for order in orders if order.place == place):
                     first = order.first(base, other)
                     if first is not None and first < cut + order.margin and first < order.size:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from evolve.runtime.generators import preserved_rng
+from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
+from evolve.structure.outputs import copied_parts, output_tensors
 
 _MOVABLE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _STEP = 0.5  # how far parameters are moved, relative to their spread
@@ -88,8 +89,8 @@ class Disturber:
         self._leaves, self._tree = tree_flatten((inputs.args, dict(inputs.kwargs)))
         self._numbers = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
 
-    def run(self, place: Place | None = None, start: int = 0, stop: int | None = None) -> Any:
-        """Returns what the model gives.
+    def run(self, place: Place | None = None, start: int = 0, stop: int | None = None) -> list[Tensor]:
+        """Returns the tensors that the model gives.
 
         Args:
             place: Where the inputs are disturbed; None leaves them as they are.
@@ -101,11 +102,14 @@ class Disturber:
             number = self._numbers[place.tensor]
             leaves[number] = _disturbed(leaves[number], place.axes, start, stop)
         args, kwargs = tree_unflatten(leaves, self._tree)
-        quiet = warnings.catch_warnings()
-        with undisturbed(self.model), preserved_rng(0), torch.no_grad(), unfused(self.model), quiet:
-            warnings.simplefilter("ignore")  # recurrent layers say that their weights lie apart
-            self.model.eval()
-            return self.model(*args, **kwargs)
+        inputs = Inputs(args, kwargs)
+
+        def once() -> list[Tensor]:
+            with undisturbed(self.model), preserved_rng(0), unfused(self.model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # recurrent layers say that their weights lie apart
+                return output_tensors(copied_parts(inputs.run(self.model.eval())))
+
+        return without_gradients(self.model, once)
 
 
 def _disturbed(tensor: Tensor, axes: tuple[int, ...], start: int, stop: int | None) -> Tensor:
@@ -113,7 +117,8 @@ def _disturbed(tensor: Tensor, axes: tuple[int, ...], start: int, stop: int | No
     flat = torch.zeros(math.prod(sizes), dtype=torch.bool, device=tensor.device)
     flat[start:stop] = True
     shape = [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
-    return torch.where(flat.view(shape), _others(tensor), tensor)
+    disturbed = torch.where(flat.view(shape), _others(tensor.detach()), tensor.detach())
+    return disturbed.requires_grad_(tensor.requires_grad)
 
 
 def _others(tensor: Tensor) -> Tensor:

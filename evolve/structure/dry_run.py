@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from evolve.errors import NotApplicable
 from evolve.runtime.generators import preserved_rng
@@ -26,6 +26,7 @@ from evolve.structure.axes.flow import keeps_no_size
 from evolve.structure.configs import config_integers
 from evolve.structure.containers import empty_caches
 from evolve.structure.isolation import undisturbed
+from evolve.structure.outputs import output_tensors
 from evolve.structure.settings import Setting, Sizes, change_settings, changed_sources, known_settings, read_setting
 from evolve.structure.tracing.hooks import leave_out
 from evolve.structure.tracing.recorder import Recorder, plain_operations
@@ -275,7 +276,7 @@ def _run_on_fakes(
     fakes: list[weakref.ref[Tensor]],
 ) -> _DepartureError | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with undisturbed(model), preserved_rng(0), torch.no_grad(), plain_operations(model):
+    with undisturbed(model), preserved_rng(0), torch.set_grad_enabled(script.gradients), plain_operations(model):
         model.train(script.training)
         leave_out(model, analysis.observers)
         change_settings(model, settings)
@@ -296,7 +297,7 @@ def _run_on_fakes(
             return rehearsal.departure(len(rehearsal.tape.ops), f"{type(error).__name__}: {error}")
         finally:
             fakes += rehearsal.let_go()
-        shapes = [tuple(leaf.shape) for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+        shapes = [tuple(tensor.shape) for tensor in output_tensors(outputs)]
     if shapes != [value.shape for value in script.outputs]:
         return rehearsal.departure(len(rehearsal.tape.ops), f"the outputs have the shapes {shapes}")
     return None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from evolve.structure.gradients import without_gradients
 from evolve.structure.isolation import undisturbed
 
 logger = logging.getLogger(__name__)
@@ -37,11 +39,16 @@ class Inputs:
         tensors = self.tensors
         return tensors[0].shape[0] if tensors and tensors[0].dim() else 1
 
+    def run(self, model: nn.Module) -> Any:
+        """Returns what a model gives for these arguments."""
+        return model(*self.args, **self.kwargs)
+
 
 def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     """Brings a tensor, a sequence of arguments or a mapping of keyword arguments to where the model lives.
 
-    Floating-point tensors take the dtype of the model's parameters; others keep theirs.
+    Floating-point tensors take the dtype of the model's parameters; others keep theirs. One that requires a gradient
+    goes on requiring it: a forward may differentiate by its input.
     """
     device = next((t.device for t in _tensors(model)), torch.device("cpu"))
     dtype = next((t.dtype for t in _tensors(model) if t.is_floating_point()), torch.float32)
@@ -49,8 +56,9 @@ def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
+        wanted = leaf.requires_grad
         leaf = leaf.clone() if leaf.is_inference() else leaf.detach()  # the former cannot be saved for a backward pass
-        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype)
+        return leaf.to(device, dtype if leaf.is_floating_point() else leaf.dtype).requires_grad_(wanted)
 
     if isinstance(example_inputs, Mapping):
         return Inputs(kwargs=tree_map(move, dict(example_inputs)))
@@ -72,9 +80,7 @@ def infer_inputs(model: nn.Module) -> Inputs | None:
     for example in _guesses(model):
         inputs = as_inputs(model, example)
         try:
-            with undisturbed(model), torch.no_grad():
-                model.eval()
-                model(*inputs.args, **inputs.kwargs)
+            without_gradients(model, partial(_run_once, model, inputs))
         except Exception as error:  # whatever a user's forward raises on a size that it was not made for
             logger.debug("%s does not run on %s: %s", type(model).__name__, tuple(example.shape), error)
             continue
@@ -82,11 +88,16 @@ def infer_inputs(model: nn.Module) -> Inputs | None:
     return None
 
 
+def _run_once(model: nn.Module, inputs: Inputs) -> None:
+    with undisturbed(model):
+        inputs.run(model.eval())
+
+
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator, device="cpu")
 
     first = next((m for m in model.modules() if type(m).__mro__ and _guess_rule(m)), None)
     rule = _guess_rule(first) if first is not None else None
@@ -115,7 +126,7 @@ def _linear_guesses(layer: Any, noise: Callable[..., Tensor]) -> Iterator[Tensor
 
 
 def _embedding_guesses(layer: Any, noise: Callable[..., Tensor]) -> Iterator[Tensor]:
-    yield torch.arange(_BATCH * 8).remainder(layer.num_embeddings).reshape(_BATCH, 8)
+    yield torch.arange(_BATCH * 8, device="cpu").remainder(layer.num_embeddings).reshape(_BATCH, 8)
 
 
 def _guess_rule(module: nn.Module) -> Callable[[Any, Callable[..., Tensor]], Iterator[Tensor]] | None:

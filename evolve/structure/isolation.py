@@ -177,10 +177,16 @@ _NESTED = "use_nested_tensor"
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Lets the model be run; afterwards buffers, modes, cached attributes and generators are as before."""
+    """Lets the model be run; afterwards buffers, modes, cached attributes and generators are as before.
+
+    Inside a `torch.autocast` of the user's, the casts of weights that it remembers from other runs are forgotten: the
+    weights may be others by now.
+    """
     with preserved_rng():
         state = ModuleState(model, parameters=False)
+        torch.clear_autocast_cache()
         try:
             yield
         finally:
+            torch.clear_autocast_cache()
             state.restore()

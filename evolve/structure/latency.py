@@ -13,6 +13,7 @@ from torch import nn
 from evolve.errors import NotApplicable
 from evolve.runtime.device import devices_of
 from evolve.runtime.exclusive import exclusive
+from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.isolation import undisturbed
 from evolve.structure.tracing.calls import watched_calls
@@ -54,11 +55,15 @@ def latency(
     if inputs is None:
         raise NotApplicable(f"No inputs are known that a {type(model).__name__} runs on: pass example_inputs.")
     clock = _Clock(devices)
-    try:
-        with undisturbed(model), torch.no_grad():
+
+    def run() -> tuple[list[float], list[dict[str, float]]]:
+        with undisturbed(model):
             model.eval()
             whole = [_timed(model, inputs, clock) for _ in range(_WARM_UP + repetitions)]
-            parts = [_timed_parts(model, inputs, clock) for _ in range(repetitions if modules else 0)]
+            return whole, [_timed_parts(model, inputs, clock) for _ in range(repetitions if modules else 0)]
+
+    try:
+        whole, parts = without_gradients(model, run)
     except Exception as error:  # whatever a user's forward raises
         raise NotApplicable(
             f"The model fails where its latency is measured: {type(error).__name__}: {error}"
@@ -83,7 +88,7 @@ class _Clock:
 
 def _timed(model: nn.Module, inputs: Inputs, clock: _Clock) -> float:
     started = clock.read()
-    model(*inputs.args, **inputs.kwargs)
+    inputs.run(model)
     return clock.read() - started
 
 
@@ -100,5 +105,5 @@ def _timed_parts(model: nn.Module, inputs: Inputs, clock: _Clock) -> dict[str, f
             seconds[names[id(module)]] += clock.read() - started
 
     with watched_calls(model, timed):
-        model(*inputs.args, **inputs.kwargs)
+        inputs.run(model)
     return seconds

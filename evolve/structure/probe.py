@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from evolve.errors import NotApplicable
 from evolve.runtime.generators import preserved_rng
+from evolve.structure.gradients import gradients_of, without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
+from evolve.structure.outputs import Part, copied_parts
 from evolve.structure.sites import Site
 from evolve.structure.tracing.calls import watched_calls
 from evolve.structure.tracing.flops import flops
@@ -49,7 +50,7 @@ class Probe:
         calls: Calls of each submodule by dotted name, in the order in which they happened; empty for operators on
             groups, which learn all they need from the recorded runs.
         flops: FLOPs of one forward pass of one sample (2 per multiply-accumulate); None where they were not counted.
-        outputs: What the model gave, in eval mode; with `mixed_statistics` where asked for.
+        outputs: What the model gave in eval mode, taken apart.
         loss: Makes a scalar of the model's outputs on the probe batch, for operators that look at gradients; None where
             none was given.
         found: What has been found out about the model since, for whoever needs it again.
@@ -58,7 +59,7 @@ class Probe:
     inputs: Inputs | None
     calls: dict[str, list[CallShapes]]
     flops: int | None
-    outputs: Any = None
+    outputs: Sequence[Part] = ()
     loss: OutputLoss | None = None
     found: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -82,15 +83,7 @@ class Probe:
         return taken, given
 
 
-def probe(
-    model: nn.Module,
-    inputs: Inputs | None,
-    seed: int = 0,
-    loss: OutputLoss | None = None,
-    *,
-    plain: bool = False,
-    mixed: bool = False,
-) -> Probe:
+def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: OutputLoss | None = None) -> Probe:
     """Runs the model once in eval mode on the probe batch; the model is left as it was.
 
     Args:
@@ -98,19 +91,42 @@ def probe(
         inputs: The probe batch; None looks at nothing.
         seed: Of all that is drawn.
         loss: For the probe.
-        plain: Note the outputs alone. Counting FLOPs by the operation takes a quarter of a forward pass.
-        mixed: Run with `mixed_statistics`.
     """
     if inputs is None:
         return Probe(None, {}, None, loss=loss)
-    statistics = mixed_statistics() if mixed else nullcontext()
-    with undisturbed(model), preserved_rng(seed), torch.no_grad(), unfused(model), statistics:
-        model.eval()
-        if plain:
-            return Probe(inputs, {}, None, model(*inputs.args, **inputs.kwargs), loss)
-        with recorded_calls(model) as calls, FlopCounter() as counter:
-            outputs = model(*inputs.args, **inputs.kwargs)
-    return Probe(inputs, calls, counter.total // max(inputs.batch_size, 1), outputs, loss)
+
+    def run() -> Probe:
+        with undisturbed(model), preserved_rng(seed), unfused(model):
+            model.eval()
+            with recorded_calls(model) as calls, FlopCounter() as counter:
+                outputs = inputs.run(model)
+            return Probe(inputs, calls, counter.total // max(inputs.batch_size, 1), copied_parts(outputs), loss)
+
+    return without_gradients(model, run)
+
+
+def outputs_in_use(model: nn.Module, inputs: Inputs, seed: int) -> list[Part]:
+    """Runs the model as it is run in use, in eval mode: no hook, no mode of torch, nothing switched off.
+
+    Whatever a forward asks about how it is run, it is told what it is told in use. PyTorch's transformer layers take
+    their fused path here, and in no other run. Compiled parts alone run uncompiled: compiling takes minutes.
+    """
+
+    def run() -> list[Part]:
+        with undisturbed(model), preserved_rng(seed), _uncompiled(model):
+            return copied_parts(inputs.run(model.eval()))
+
+    return without_gradients(model, run)
+
+
+def mixed_outputs(model: nn.Module, inputs: Inputs, seed: int) -> list[Part]:
+    """Runs the model with `mixed_statistics`: a change that shows in either mode shows in what this gives."""
+
+    def run() -> list[Part]:
+        with undisturbed(model), preserved_rng(seed), unfused(model), mixed_statistics():
+            return copied_parts(inputs.run(model.eval()))
+
+    return without_gradients(model, run)
 
 
 class FlopCounter(TorchDispatchMode):
@@ -129,6 +145,11 @@ class FlopCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         self.total += flops(func, args, kwargs or {}, out)
         return out
+
+
+def _uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+    compiled = any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 @contextmanager
@@ -178,53 +199,9 @@ def loss_gradients(model: nn.Module, seen: Probe) -> dict[str, Tensor]:
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), preserved_rng(0), torch.inference_mode(False), torch.enable_grad():
         model.eval()
-        value = seen.loss(model(*seen.inputs.args, **seen.inputs.kwargs))
+        value = seen.loss(seen.inputs.run(model))
         gradients = gradients_of(model, value, list(named.values()))
     return {name: gradient for name, gradient in zip(named, gradients, strict=True) if gradient is not None}
-
-
-def gradients_of(model: nn.Module, value: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor | None]:
-    """Returns the gradients of a scalar, dense ones; None where it does not depend on a parameter.
-
-    Nothing is accumulated and nothing is stepped, also where parts of the model are checkpointed in the reentrant way:
-    they run again in a backward pass of their own, which knows nothing but `backward()`.
-    """
-    if not _reentrant(value):
-        return [_dense(gradient) for gradient in torch.autograd.grad(value, parameters, allow_unused=True)]
-    kept = [(parameter, parameter.grad) for parameter in model.parameters()]
-    tables = [table for parameter in model.parameters() if (table := parameter._post_accumulate_grad_hooks)]
-    hooks = [dict(table) for table in tables]  # such as an optimizer that steps in the backward pass
-    try:
-        for parameter, _ in kept:
-            parameter.grad = None
-        for table in tables:
-            table.clear()
-        value.backward()
-        return [_dense(parameter.grad) for parameter in parameters]
-    finally:
-        for parameter, gradient in kept:
-            parameter.grad = gradient
-        for table, copy in zip(tables, hooks, strict=True):
-            table.update(copy)
-
-
-def _reentrant(value: Tensor) -> bool:
-    """Whether a part of what made a value is checkpointed in the reentrant way."""
-    seen: set[Any] = set()
-    waiting = [value.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False
-
-
-def _dense(gradient: Tensor | None) -> Tensor | None:
-    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
 
 
 @contextmanager
@@ -244,16 +221,11 @@ def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[CallShapes]]]:
 
 
 def _shape(value: Any) -> Shape | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
+    return tuple(value.shape) if isinstance(value, Tensor) and not value.is_nested else None
 
 
 def _counts(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
-
-
-def output_tensors(outputs: Any) -> list[Tensor]:
-    """Returns the tensors in a forward pass's outputs, whatever their nesting."""
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, Shape]:

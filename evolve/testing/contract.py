@@ -14,16 +14,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from evolve.lineage import Preserves
 from evolve.mutation.api import MutationResult, create_operator, mutate, sites
+from evolve.mutation.compare import difference, structure_faults
 from evolve.mutation.replaying import replay
-from evolve.mutation.verify import WithoutDropout, difference, tolerance
+from evolve.mutation.runs import WithoutDropout
 from evolve.operators import operators
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import analyse
 from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
-from evolve.structure.probe import output_tensors, probe
+from evolve.structure.outputs import Part, copied_parts, differentiable, output_tensors
+from evolve.structure.probe import probe
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.transaction import Transaction
 from evolve.testing.snapshot import ModelSnapshot, settings_of
@@ -133,12 +136,7 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
         )
         if result:
             assert torch.equal(torch.get_rng_state(), before.rng), f"{where}: random numbers were drawn"
-            allowed = tolerance(outputs[0], acting.preserves)
-            after = _outputs(model, inputs, still=acting.redraws)
-            for mode, one, other in zip(("eval", "train"), outputs, after, strict=True):
-                assert acting.preserves == "no" or [t.shape for t in one] == [t.shape for t in other]
-                delta = difference(one, other).relative if allowed is not None else 0.0
-                assert delta <= (allowed or 0.0), f"{where}: in {mode} mode the output changed by {delta:g} relative"
+            _check_outputs(outputs, _outputs(model, inputs, still=acting.redraws), acting.preserves, where)
             before.check_kept(model, optimizer, where)
             exact = acting.preserves == "exact"
             by_gradient = _check_moments(model, optimizer, _gradients(model, inputs) if exact else {}, before, where)
@@ -146,6 +144,7 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
             _check_replay(subject, result, model, inputs, where)
             _check_training(model, optimizer, inputs, before, moved, where)
             _check_order(subject, model, inputs, where)
+            _check_grad_modes(model, inputs, where)
         else:
             assert result.status in ("not_applicable", "rejected"), f"{where} failed: {result.message}"
             before.check_same(model, optimizer, f"{where}: a refused mutation left a trace")
@@ -174,7 +173,7 @@ def _loss(model: nn.Module, example_inputs: Any) -> Tensor:
 
 def _total(outputs: Any) -> Tensor:
     """A loss that weighs every output differently."""
-    parts = [t.double().flatten() for t in output_tensors(outputs)]
+    parts = [t.double().flatten() for t in differentiable(outputs) or output_tensors(outputs)]
     return torch.stack([part @ torch.linspace(-1, 1, len(part), dtype=part.dtype) for part in parts]).sum()
 
 
@@ -186,14 +185,46 @@ def _gradients(model: nn.Module, example_inputs: Any) -> dict[str, Tensor]:
     return {key: gradient for key, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
-def _outputs(model: nn.Module, example_inputs: Any, *, still: bool) -> list[list[Tensor]]:
-    """Outputs in eval and in train mode, without dropout if asked to be still; the model is left as it was."""
-    inputs, found = as_inputs(model, example_inputs), []
-    for training in (False, True):
-        quiet = WithoutDropout() if still else nullcontext()
-        with undisturbed(model), preserved_rng(4), torch.no_grad(), quiet:
-            found.append(output_tensors(model.train(training)(*inputs.args, **inputs.kwargs)))
+def _outputs(model: nn.Module, example_inputs: Any, *, still: bool) -> dict[str, list[Part]]:
+    """Outputs by mode: eval without and with gradients, and train, without dropout if asked to be still."""
+    inputs, found = as_inputs(model, example_inputs), {}
+    for mode, gradients in {"eval": False, "eval with gradients": True, "train": True}.items():
+        quiet = WithoutDropout() if still and mode == "train" else nullcontext()
+        with undisturbed(model), preserved_rng(4), torch.set_grad_enabled(gradients), quiet:
+            found[mode] = copied_parts(inputs.run(model.train(mode == "train")))
     return found
+
+
+def _check_outputs(
+    before: Mapping[str, list[Part]], after: Mapping[str, list[Part]], preserves: Preserves, where: str
+) -> None:
+    """In every mode the model returns the same kind of thing, as near to what it returned as the operator declares."""
+    if preserves == "no":
+        return
+    for mode, old in before.items():
+        faults = structure_faults(old, after[mode])
+        assert not faults, f"{where}: in {mode} mode {faults[0]}"
+        found = difference(old, after[mode])
+        assert found.absolute is not None, f"{where}: in {mode} mode no output could be compared"
+        for leaf in found.leaves:
+            within = leaf.relative <= leaf.allowed(preserves)
+            assert within, f"{where}: in {mode} mode the output{leaf.path} changed by {leaf.relative:g} relative"
+
+
+def _check_grad_modes(model: nn.Module, example_inputs: Any, where: str) -> None:
+    """With and without gradients the changed model is the same function, also once its new parts have moved.
+
+    PyTorch's transformer layers take another path without gradients, past whatever does not belong to them.
+    """
+    found = _outputs(model, example_inputs, still=True)
+    with_gradients, without = found["eval with gradients"], found["eval"]
+    faults = structure_faults(with_gradients, without)
+    assert not faults, f"{where}: after training, without gradients {faults[0] if faults else ''}"
+    for leaf in difference(with_gradients, without).leaves:
+        assert leaf.relative <= 10 * leaf.rounds, (
+            f"{where}: after training, the output{leaf.path} in eval mode differs by {leaf.relative:g} relative "
+            "with and without gradients: one of the two runs past a new part"
+        )
 
 
 def _set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, example_inputs: Any) -> None:
@@ -263,14 +294,14 @@ def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, in
     rebuilt = _built(subject)
     replay(rebuilt, [result.record])
     shapes = {k: (tuple(v.shape), v.dtype) for k, v in model.state_dict().items()}
-    again = {k: (tuple(v.shape), v.dtype) for k, v in rebuilt.state_dict().items()}
-    assert shapes == again, f"{where}: replay builds another structure"
+    rebuilt_shapes = {k: (tuple(v.shape), v.dtype) for k, v in rebuilt.state_dict().items()}
+    assert shapes == rebuilt_shapes, f"{where}: replay builds another structure"
     assert settings_of(rebuilt) == settings_of(model), f"{where}: replay builds another structure"
     rebuilt.load_state_dict(model.state_dict())
-    pairs = zip(_outputs(model, inputs, still=False), _outputs(rebuilt, inputs, still=False), strict=True)
-    for one, other in pairs:
-        equal = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-        assert equal, f"{where}: what replay builds computes something else"
+    again = _outputs(rebuilt, inputs, still=False)
+    for mode, outputs in _outputs(model, inputs, still=False).items():
+        alike = not structure_faults(outputs, again[mode]) and difference(outputs, again[mode]).relative == 0
+        assert alike, f"{where}: in {mode} mode what replay builds computes something else"
 
 
 def _check_order(subject: Subject, model: nn.Module, example_inputs: Any, where: str) -> None:

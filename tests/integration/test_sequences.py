@@ -11,10 +11,10 @@ from torch import nn
 
 import evolve
 from evolve.mutation.api import create_operator
-from evolve.mutation.verify import difference
+from evolve.mutation.compare import difference
 from evolve.operators import operators
 from evolve.structure.inputs import as_inputs
-from evolve.structure.probe import output_tensors
+from evolve.structure.outputs import copied_parts, output_tensors
 from evolve.testing import ZOO, variants
 from evolve.testing.snapshot import ModelSnapshot, check_optimizer
 
@@ -85,7 +85,7 @@ class Run:
     def outputs(self, training=False):
         twin = copy.deepcopy(self.model).train(training)
         with torch.no_grad():
-            return output_tensors(twin(*self.inputs.args, **self.inputs.kwargs))
+            return copied_parts(self.inputs.run(twin))
 
     def train(self):
         """One step in each mode."""

@@ -344,7 +344,7 @@ def test_a_limit_on_activations_is_checked_before_the_model_runs(monkeypatch):
     def never(*args):
         raise AssertionError("the changed model was run")
 
-    monkeypatch.setattr("evolve.mutation.attempt._second_look", never)
+    monkeypatch.setattr("evolve.mutation.verify.Verification.run_again", never)
     answer = evolve.mutate(small(), "residual", limits=evolve.Limits(activation_bytes=10))
     assert answer.status == "rejected"
     assert "limit of 10 bytes of activations would be passed" in answer.message

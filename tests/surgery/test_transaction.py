@@ -172,11 +172,11 @@ def _break_optimizer(monkeypatch):
 
 
 def _break_verify(monkeypatch):
-    def gradient_faults(model, *args, **options):
-        model(X).sum().backward()
+    def compare(self):
+        self._model(X).sum().backward()
         raise BrokenError("in the verification")
 
-    monkeypatch.setattr(evolve.mutation.attempt, "gradient_faults", gradient_faults)
+    monkeypatch.setattr(evolve.mutation.verify.Verification, "compare", compare)
 
 
 STAGES = {

@@ -20,6 +20,7 @@ from torch.nn.modules import module as every_module
 from torch.utils._pytree import tree_leaves
 
 from evolve.runtime.generators import preserved_rng
+from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed
 
@@ -41,18 +42,22 @@ def observing_hooks(model: nn.Module, inputs: Inputs) -> set[int]:
     if not hooks or any(tensor.device.type == "meta" for tensor in (*model.parameters(), *model.buffers())):
         return set()
     at_work: set[int] = set()
-    for training in (False, True):
-        with undisturbed(model), preserved_rng(0), torch.no_grad():
+
+    def watch(training: bool) -> None:
+        with undisturbed(model), preserved_rng(0):
             model.train(training)
             for module, table in _tables(model):
                 for key, hook in table.items():
                     table[key] = functools.partial(_watched, hook, key, module, at_work)
-            try:
-                model(*inputs.args, **inputs.kwargs)
-            except Exception as error:  # the recording will say so
-                logger.debug("%s does not run (training: %s): %s", type(model).__name__, training, error)
-                if not training:
-                    return set()
+            inputs.run(model)
+
+    for training in (False, True):
+        try:
+            without_gradients(model, functools.partial(watch, training))
+        except Exception as error:  # the recording will say so
+            logger.debug("%s does not run (training: %s): %s", type(model).__name__, training, error)
+            if not training:
+                return set()
     return hooks - at_work
 
 

@@ -15,8 +15,10 @@ from torch.utils._pytree import tree_map
 
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.containers import empty_caches
+from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed
+from evolve.structure.outputs import output_tensors
 from evolve.structure.tracing.hooks import leave_out
 from evolve.structure.tracing.reader import Reader
 from evolve.structure.tracing.recorder import Recorder, plain_operations
@@ -34,6 +36,11 @@ def record(model: nn.Module, inputs: Inputs, *, training: bool, observers: Set[i
         training: The mode to run it in.
         observers: Hooks to leave out, from `observing_hooks`.
     """
+    return without_gradients(model, lambda: _record_somehow(model, inputs, training, observers))
+
+
+def _record_somehow(model: nn.Module, inputs: Inputs, training: bool, observers: Set[int]) -> Tape:
+    """Records on fake tensors where it can be, with as much watched as the forward lets through."""
     ways = ((True, True, True), (True, True, False), (True, False, False), (False, True, False))
     fakes: list[weakref.ref[Tensor]] = []
     for faked, told, modes in ways:
@@ -62,14 +69,14 @@ def _record(
     The fake tensors that it made are added to `fakes`.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True) if faked else None
-    tape = Tape(training, real=fake is None)
+    tape = Tape(training, real=fake is None, gradients=torch.is_grad_enabled())
     recorder = Recorder(model, tape, fake)
 
     def ready(leaf: Any) -> Any:
         return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
 
     try:
-        with undisturbed(model), preserved_rng(0), torch.no_grad(), plain_operations(model):
+        with undisturbed(model), preserved_rng(0), plain_operations(model):
             model.train(training)
             leave_out(model, observers)
             reader = Reader(recorder)
@@ -80,7 +87,7 @@ def _record(
             with fake or contextlib.nullcontext(), recorder, recorder.modules(), listening:
                 outputs = model(*args, **kwargs)
         tape.inputs = recorder._tensors((args, kwargs))
-        tape.outputs = recorder._tensors(outputs)
+        tape.outputs = [recorder.value(tensor) for tensor in output_tensors(outputs)]
     finally:
         fakes += recorder.let_go()
     tape.asks_mode |= tape.real  # a forward that looks at values may take another way in train mode

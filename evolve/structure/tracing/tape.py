@@ -118,6 +118,7 @@ class Tape:
             got this size.
         training: The mode of the run.
         real: Whether it had to be recorded on real tensors.
+        gradients: Whether it had to be recorded with gradients enabled.
         asks_size: Whether the forward may have looked at a size; likewise `asks_mode` for the mode, layers that act on
             each channel alone in either (BatchNorm, dropout) left out.
     """
@@ -131,6 +132,7 @@ class Tape:
     ties: dict[int, list[Tie]] = field(default_factory=dict)
     settings: dict[tuple[str, str, int | None], tuple[Value, int]] = field(default_factory=dict)
     real: bool = False
+    gradients: bool = False
     asks_size: bool = True
     asks_mode: bool = True
 
