@@ -33,6 +33,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that win over the file's, such as training.epochs=3.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Import the code that the run names: its model, data, loss and plugins."),
+]
 
 
 @app.command()
@@ -50,24 +54,24 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder) -> None:
+def resume(folder: RunFolder, trust: Trust = False) -> None:
     """Go on with a run that was stopped, as if it never had been."""
     with _told():
         from evolve.errors import CheckpointError
         from evolve.evolver.evolver import Evolver
-        from evolve.evolver.run_config import load_config
-        from evolve.training.checkpoint import newest_checkpoint
+        from evolve.evolver.run_config import first_config, saved_config
+        from evolve.evolver.run_folder import BEGIN_ANEW, any_checkpoint, is_recorded
+        from evolve.training.checkpoint import CONFIG, open_newest
 
-        file = folder / "config.yaml"
-        newest_checkpoint(folder)
-        if not file.is_file():
-            raise CheckpointError(
-                f"{folder} has no config.yaml: the run was started in Python. Build its Evolver again and call "
-                ".restore().run()."
-            )
-        config = load_config(file)
+        anew = not any_checkpoint(folder) and (folder / CONFIG).is_file()
+        if anew and is_recorded(folder):
+            raise CheckpointError(f"'{folder}' holds a run, {BEGIN_ANEW}")
+        if anew:
+            typer.echo(f"'{folder}' has no checkpoint yet: the run begins anew.")
+        config = first_config(folder, trust=trust) if anew else saved_config(open_newest(folder), trust=trust)
         moved = config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
-        _train(lambda: Evolver.from_config(moved).restore())
+        evolver = Evolver.from_config(moved)
+        _train(lambda: evolver if anew else evolver.restore())
 
 
 @app.command()
@@ -106,6 +110,7 @@ def inspect(
     ] = "cpu",
     latency: Annotated[bool, typer.Option("--latency", help="Measure how long each module takes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Show what a model is made of and costs, what of it can change, what cannot and why."""
     with _told():
@@ -117,7 +122,7 @@ def inspect(
         from evolve.runtime.device import resolve_device
 
         with redirect_stdout(sys.stderr):  # what a user's model prints is no part of the answer
-            opened = open_model(target, option or [], device=resolve_device(device))
+            opened = open_model(target, option or [], device=resolve_device(device), trust=trust)
             with _hinted("If its input is the reason, give the shape: --shape 2,3,224,224."):
                 facts = inspect_model(
                     opened.model,
@@ -239,23 +244,35 @@ def _hinted(hint: str) -> Iterator[None]:
         raise NotApplicable(f"{str(error).rstrip('.')}. {hint}") from error
 
 
+class _Formatter(logging.Formatter):
+    """Shows what is logged of a file, without letting it steer the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from evolve.report.printable import printable
+
+        return printable(super().format(record))
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """Turns what evolve raises on purpose into a message and an exit code: 2 for what was asked, 1 for the rest."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     from evolve.config import ConfigError
     from evolve.errors import DataError, MisfitError
+    from evolve.report.printable import printable
 
     try:
         yield
     except ConfigError as error:
-        typer.echo(str(error), err=True)
+        typer.echo(printable(str(error)), err=True)
         raise typer.Exit(2) from None
     except EvolveError as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(printable(f"Error: {error}"), err=True)
         raise typer.Exit(2 if isinstance(error, DataError | MisfitError) else 1) from None
     except OSError as error:  # a full disk, a folder that may not be written, a file that is none
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo(printable(f"Error: {error}"), err=True)
         raise typer.Exit(1) from None
 
 

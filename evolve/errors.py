@@ -17,6 +17,10 @@ class UnknownNameError(EvolveError):
     """A name that no registry entry, site or setting bears."""
 
 
+class UntrustedCodeError(UnknownNameError):
+    """An import path in a run folder that nobody said to trust; nothing was imported."""
+
+
 class DuplicateNameError(EvolveError):
     """Two things want the same name in one registry."""
 
@@ -51,6 +55,10 @@ class CheckpointError(EvolveError):
 
 class NonFiniteLossError(EvolveError):
     """The loss became NaN or infinite; the step was not trained on."""
+
+
+class NonFiniteModelError(EvolveError):
+    """A parameter, buffer or averaged weight is NaN or infinite; nothing was saved."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,9 +9,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from evolve.errors import EvolveError
 
 Status = Literal["applied", "not_applicable", "rejected", "failed", "rolled_back"]
 Preserves = Literal["exact", "approximate", "no"]
@@ -152,7 +154,7 @@ class Record(BaseModel):
     site: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     plan: dict[str, Any] = Field(default_factory=dict)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     status: Status
     message: str
     reason: str | None = None
@@ -185,12 +187,22 @@ class Lineage:
 
     @classmethod
     def read(cls, path: Path) -> list[Record]:
-        """Reads the records of a JSONL file; a half-written last line (a killed run) is left out."""
+        """Reads the records of a JSONL file; a half-written last line (a killed run) is left out.
+
+        Raises:
+            EvolveError: If another line is no record.
+        """
         records = []
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for line in lines:
-            if line.endswith("\n"):
+        lines = path.read_bytes().split(b"\n")  # and at nothing else that Unicode calls an end of a line
+        for number, line in enumerate(lines[:-1], 1):
+            try:
                 records.append(Record.model_validate_json(line))
+            except ValidationError as error:
+                fault = error.errors(include_url=False)[0]
+                where = ".".join(map(str, fault["loc"])) or "the line"
+                raise EvolveError(
+                    f"{path}, line {number} is not a record of this evolve: {where}: {fault['msg']}."
+                ) from error
         return records
 
     def append(self, record: Record) -> Record:

@@ -12,35 +12,38 @@ import torch
 from torch import nn
 
 from evolve.config import ConfigError, apply_overrides
-from evolve.errors import CheckpointError, EvolveError, UnknownNameError, did_you_mean
-from evolve.evolver.run_config import load_config
-from evolve.lineage import Lineage, Record
+from evolve.errors import EvolveError, UnknownNameError, did_you_mean
+from evolve.evolver.run_config import load_config, saved_model_config
+from evolve.lineage import Record
 from evolve.models import build_model, models
 from evolve.models.lookup import usual_shape
 from evolve.plugins import is_import_path
-from evolve.training.checkpoint import load_model, newest_checkpoint
+from evolve.training.checkpoint import Checkpoint, load_model, open_newest
 
 
-def load(run: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(run: str | Path, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
     """Returns the evolved model of a run folder, on the CPU and in eval mode, with the weights it was evaluated with.
+
+    No code that the folder names is run unless you trust it: it may be anybody's. Data and loss are not looked at.
 
     Args:
         run: The run folder.
         model: The base model, built as for the run; needed where the run did not start from a YAML file.
+        trust: Import what the run's configuration names: the model by import path, and plugins.
 
     Raises:
         CheckpointError: If there is no whole checkpoint or no base model to start from.
+        ConfigError: If the configuration cannot be used, or names code to import that is not trusted.
+        UnknownNameError: If a mutation was made by an operator that is not known.
     """
-    path = newest_checkpoint(Path(run))
+    return _load(open_newest(Path(run)), model, trust)
+
+
+def _load(checkpoint: Checkpoint, model: nn.Module | None, trust: bool) -> nn.Module:
     if model is None:
-        config_file = Path(run) / "config.yaml"
-        if not config_file.is_file():
-            raise CheckpointError(
-                f"{run} has no config.yaml to build the base model from. Pass it: load(run, model=...)."
-            )
-        config = load_config(config_file)
-        model = build_model(config.model.name, **config.model.options)
-    load_model(path, model, averaged=True)
+        config = saved_model_config(checkpoint, trust=trust)
+        model = build_model(config.name, **config.options)
+    load_model(checkpoint, model, averaged=True)
     return model.eval()
 
 
@@ -59,13 +62,16 @@ class Opened:
     records: list[Record] = field(default_factory=list)
 
 
-def open_model(target: str, options: Sequence[str] = (), device: torch.device | None = None) -> Opened:
+def open_model(
+    target: str, options: Sequence[str] = (), device: torch.device | None = None, *, trust: bool = False
+) -> Opened:
     """Builds or loads the model that a name, a YAML file or a run folder stands for.
 
     Args:
         target: What `model.name` may be in a configuration, a configuration, or a run folder.
         options: Arguments of the model such as "num_classes=5"; they win over a configuration's.
         device: Where it is to live; the CPU if None.
+        trust: Import what the configuration of a run folder names.
 
     Raises:
         ConfigError: If the options or the configuration have faults.
@@ -77,10 +83,11 @@ def open_model(target: str, options: Sequence[str] = (), device: torch.device | 
             raise EvolveError(
                 f"'{target}' is a run folder: its config.yaml says how the model is built. Give no option."
             )
-        records = Lineage.read(newest_checkpoint(path) / "lineage.jsonl")
-        probed = next((record.inputs for record in records if record.inputs), [])
-        applied = [record for record in records if record.status == "applied"]
-        return Opened(load(path).to(device), [tuple(tensor.shape) for tensor in probed], applied)
+        checkpoint = open_newest(path)
+        probed = next((record.inputs for record in checkpoint.records if record.inputs), [])
+        applied = [record for record in checkpoint.records if record.status == "applied"]
+        model = _load(checkpoint, None, trust).to(device)
+        return Opened(model, [tuple(tensor.shape) for tensor in probed], applied)
     if target not in models and (path.is_file() or path.suffix in {".yaml", ".yml"}):
         config = load_config(path, [f"model.options.{option}" for option in options])
         return Opened(_build_on(device, config.model.name, config.model.options))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from evolve.errors import EvolveError, UnknownNameError, did_you_mean
+from evolve.errors import EvolveError, UnknownNameError, UntrustedCodeError, did_you_mean
 
 
 def is_import_path(name: str) -> bool:
@@ -17,19 +19,34 @@ def is_import_path(name: str) -> bool:
     return ":" in name or "." in name
 
 
-def import_callable(path: str, kind: str) -> Callable[..., Any]:
+def untrusted(kind: str, path: str) -> str:
+    """Returns what to say of an import path in a run folder that nobody said to trust."""
+    return (
+        f"The {kind} '{path}' is code to be imported, and a run folder may be anybody's. If you trust this one, "
+        "say so: trust=True, or --trust on the command line."
+    )
+
+
+def import_callable(path: str, kind: str, trusted: bool = True) -> Callable[..., Any]:
     """Returns the function or class that an import path stands for.
 
     Args:
         path: `package.module:attribute` or `package.module.attribute`.
         kind: What is looked for, for the message.
+        trusted: Whether the path comes from the user; one that is found in a run folder may be anybody's.
 
     Raises:
-        UnknownNameError: If it is no import path, the module cannot be imported, or has no such function or class.
+        UntrustedCodeError: If it is not trusted; nothing is imported then.
+        UnknownNameError: If it is no import path, the module cannot be imported, or has no such function or class; or
+            it is part of Python itself, which has none to offer and many that do harm (`os:system`).
     """
     module_name, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not module_name or not attribute:
         raise UnknownNameError(f"Unknown {kind} '{path}': neither a known name nor an import path 'module:name'.")
+    if not trusted:
+        raise UntrustedCodeError(untrusted(kind, path))
+    if module_name.partition(".")[0] in sys.stdlib_module_names:
+        raise UnknownNameError(f"'{path}' is part of Python itself and makes no {kind}. Name a function of your own.")
     item: Any = import_module(module_name, kind)
     for part in attribute.split("."):
         if not hasattr(item, part):
@@ -42,17 +59,20 @@ def import_callable(path: str, kind: str) -> Callable[..., Any]:
         raise UnknownNameError(
             f"'{path}' is a {type(item).__name__}, not something to call. Name a function or a class for the {kind}."
         )
+    origin = inspect.unwrap(item.func if isinstance(item, partial) else item)
+    if str(getattr(origin, "__module__", "")).partition(".")[0] in sys.stdlib_module_names:
+        raise UnknownNameError(f"'{path}' is part of Python itself and makes no {kind}. Name a function of your own.")
     return cast("Callable[..., Any]", item)
 
 
 def import_module(name: str, kind: str) -> ModuleType:
-    """Imports a module, from the folder that the command runs in too, as `python` itself would.
+    """Imports a module, from the folder that the command runs in too, where no installed package has that name.
 
     Raises:
         UnknownNameError: If that fails, with the reason.
     """
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
     try:
         return importlib.import_module(name)
     except EvolveError:

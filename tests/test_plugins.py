@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import evolve
+from evolve.config import ConfigError
 from evolve.errors import UnknownNameError
 from evolve.evolver.evolver import Evolver
 from evolve.evolver.run_config import load_config
@@ -35,7 +36,9 @@ def test_the_example_runs_resumes_and_loads(tmp_path, monkeypatch):
     for one, other in zip(again.model.state_dict().items(), run.model.state_dict().items(), strict=True):
         assert one[0] == other[0]
         assert torch.equal(one[1], other[1])
-    model = evolve.load(tmp_path / "run")
+    with pytest.raises(ConfigError, match="trust=True"):
+        evolve.load(tmp_path / "run")
+    model = evolve.load(tmp_path / "run", trust=True)
     x = run.val_data.example(5)
     with torch.no_grad():
         assert torch.equal(model(x), run.model.eval()(x))

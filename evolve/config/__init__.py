@@ -6,7 +6,7 @@ from evolve.config.dialect import dump_yaml
 from evolve.config.faults import ConfigError, Fault, KeyPath, OptionFaults, Place
 from evolve.config.loader import Places, load_yaml, parse_yaml
 from evolve.config.overrides import COMMAND_LINE, apply_overrides
-from evolve.config.section import Named, Section, signature_faults, signature_of
+from evolve.config.section import Named, Section, is_trusted, signature_faults, signature_of
 from evolve.config.validation import explain, validate
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "apply_overrides",
     "dump_yaml",
     "explain",
+    "is_trusted",
     "load_yaml",
     "parse_yaml",
     "signature_faults",

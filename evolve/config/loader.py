@@ -18,10 +18,36 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 # Far above any configuration; below them a handful of aliases can still stand for more values than memory holds.
 _MOST_VALUES = 100_000
 _DEEPEST = 50
+# PyYAML takes a minute for two million bytes, and seconds for a hundred thousand values.
+_MOST_BYTES = 256 * 1024
+_MOST_NODES = 20_000
+
+
+_TOO_LONG = f"is longer than {_MOST_BYTES // 1024} KiB, which no configuration is. Is it the right file?"
+_TOO_DEEP = f"is nested deeper than {_DEEPEST} levels; write it flatter."
 
 
 class _TooLargeError(Exception):
     """More values than a configuration can have."""
+
+
+class _Composer(Loader):
+    """Makes the tree of a text, but for one that is no configuration."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _MOST_NODES:
+            raise _TooLargeError(f"holds more than {_MOST_NODES} keys and values; write fewer.")
+        if self._depth > 2 * _DEEPEST:
+            raise _TooLargeError(_TOO_DEEP)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 class _Reader:
@@ -42,7 +68,7 @@ class _Reader:
         if any(node is outer for outer in self._open):
             return self._fault(node, path, "an alias refers to what it lies in; write the value out.")
         if len(self._open) > _DEEPEST:
-            raise _TooLargeError(f"is nested deeper than {_DEEPEST} levels; write it flatter.")
+            raise _TooLargeError(_TOO_DEEP)
         self._open.append(node)
         try:
             if isinstance(node, yaml.ScalarNode):
@@ -123,7 +149,9 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Places, list[Fault]]:
     file = Path(path)
     whole = Place(str(path))
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 4)  # one character more than there may be
+        text = content.decode("utf-8-sig", errors="strict" if len(content) <= _MOST_BYTES else "replace")
     except FileNotFoundError:
         near = sorted(file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
         have = f" In that folder: {', '.join(p.name for p in near[:8])}." if near else ""
@@ -144,6 +172,8 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Places, list[Fault]]:
 
 def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Places, list[Fault]]:
     """Reads YAML text; `file` is what faults call it. Returns as `load_yaml`."""
+    if len(text) > _MOST_BYTES:
+        return {}, {}, [Fault((), Place(file), _TOO_LONG)]
     node = _compose(text, file)
     if isinstance(node, Fault):
         return {}, {}, [node]
@@ -161,7 +191,7 @@ def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Places, list[Fault
 def _compose(text: str, file: str) -> yaml.Node | Fault:
     """Returns the text's tree, or why it has none."""
     try:
-        node: yaml.Node | None = yaml.compose(text, Loader=Loader)
+        node: yaml.Node | None = yaml.compose(text, Loader=_Composer)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
@@ -174,8 +204,10 @@ def _compose(text: str, file: str) -> yaml.Node | Fault:
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         return Fault((), Place(file, line), f"the character {error.character!r} is not allowed in YAML.")
+    except _TooLargeError as error:
+        return Fault((), Place(file), str(error))
     except RecursionError:
-        return Fault((), Place(file), f"is nested deeper than {_DEEPEST} levels; write it flatter.")
+        return Fault((), Place(file), _TOO_DEEP)
     return Fault((), Place(file), "is empty; a run needs at least 'model' and 'data'.") if node is None else node
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Container, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from evolve.config.faults import KeyPath
 from evolve.config.types import value_fault
@@ -41,6 +41,11 @@ class Named(Section):
     @classmethod
     def _from_bare_name(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+
+def is_trusted(info: ValidationInfo) -> bool:
+    """Whether a section that is being checked comes from the user, not out of a run folder, which may be anybody's."""
+    return info.context is None or bool(info.context["trusted"])
 
 
 def signature_faults(

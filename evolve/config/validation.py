@@ -19,7 +19,15 @@ from evolve.errors import did_you_mean
 S = TypeVar("S", bound=BaseModel)
 
 
-def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path, earlier: Sequence[Fault] = ()) -> S:
+def validate(
+    cls: type[S],
+    raw: dict[str, Any],
+    places: Places,
+    file: str | Path,
+    earlier: Sequence[Fault] = (),
+    *,
+    trusted: bool = True,
+) -> S:
     """Returns the section that the raw values describe.
 
     Args:
@@ -28,6 +36,7 @@ def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path
         places: Where they were written.
         file: What to call the file.
         earlier: Faults found before; reported with those found now.
+        trusted: Whether import paths may be followed; `is_trusted` tells the sections.
 
     Raises:
         ConfigError: With all faults.
@@ -38,7 +47,7 @@ def validate(cls: type[S], raw: dict[str, Any], places: Places, file: str | Path
     try:
         # Read as JSON, pydantic stays strict about "3" and true for a number, yet takes a list for a tuple and text
         # for a path or an enum, which YAML cannot write otherwise.
-        section = cls.model_validate_json(json.dumps(raw))
+        section = cls.model_validate_json(json.dumps(raw), context={"trusted": trusted})
     except ValidationError as error:
         known_paths = {fault.path for fault in faults}
         for path, message in explain(error, cls, raw):

@@ -52,14 +52,18 @@ def takes(source: Callable[..., Any], parameter: str) -> bool:
     return parameter in known or any(p.kind is p.VAR_KEYWORD for p in known.values())
 
 
-def find_data(name: str) -> Callable[..., Any]:
+def find_data(name: str, trusted: bool = True) -> Callable[..., Any]:
     """Returns the function that loads the data set called `name`: a registry name, or an import path to your own.
+
+    Args:
+        name: The name.
+        trusted: Whether it comes from the user; an import path that does not is refused.
 
     Raises:
         UnknownNameError: If nothing bears the name, or its module cannot be imported.
     """
     if is_import_path(name) and name not in datasets:
-        return import_callable(name, datasets.kind)
+        return import_callable(name, datasets.kind, trusted)
     return datasets.get(name)
 
 

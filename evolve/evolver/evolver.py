@@ -18,12 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.config import dump_yaml
 from evolve.data import as_batches
-from evolve.errors import NonFiniteLossError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
-from evolve.evolver.output import OutputConfig, RunResult, begin_folder, flops_per_sample
+from evolve.evolver.output import OutputConfig, RunResult, flops_per_sample
 from evolve.evolver.preflight import check_evolution
 from evolve.evolver.run_config import RunConfig, load_config
+from evolve.evolver.run_folder import RunFolder
 from evolve.evolver.run_loop import RunLoop
 from evolve.lineage import Lineage
 from evolve.plugins import load_plugins
@@ -40,12 +40,13 @@ from evolve.training import (
     place_model,
     train_step,
 )
-from evolve.training.checkpoint import newest_checkpoint, restore, save_checkpoint
+from evolve.training.checkpoint import restore
 from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBegun, RunFinished, StepMade
 from evolve.training.interrupt import Interrupt
 from evolve.training.metrics import Meter
 from evolve.training.optim import LrScheduleConfig, OptimizerConfig
 from evolve.training.progress import Progress
+from evolve.training.restoring import fitting
 from evolve.training.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Evolver:
         self.train_data = as_batches(train_data, batch_size, shuffle=True, seed=seed)
         self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
         place_model(model, self.training)
-        self._config_text = config_text
+        self._folder = RunFolder(self.output, config_text)
         steps = math.ceil(len(self.train_data) / self.training.accumulate)
         inputs = self.train_data.example(self.evolution.probe)
         self.state = create_state(
@@ -129,7 +130,6 @@ class Evolver:
         if self._display:
             self.events.listen(self._display)
         self._params_from = count_parameters(model)
-        self._saved: Path | None = None  # the newest checkpoint
         self._begun = False
         self._stop = False
         self._interrupt = Interrupt()
@@ -167,8 +167,14 @@ class Evolver:
 
         Raises:
             NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
-            EvolveError: If the run folder already holds another run, or a callback failed.
+            NonFiniteModelError: If the model did; it was not saved, and the last checkpoint is from before.
+            CheckpointError: If the run folder cannot be written to.
+            EvolveError: If the run folder already holds another run, or is in use by one; or a callback failed.
         """
+        with self._folder.held():
+            return self._run()
+
+    def _run(self) -> RunResult:
         self._begin()
         self._stop, self._interrupt = False, Interrupt()
         self.state.lap = time.perf_counter()
@@ -201,16 +207,17 @@ class Evolver:
         Raises:
             CheckpointError: If there is none, or it does not fit.
         """
-        path = newest_checkpoint(self.output.folder)
-        records, progress = restore(path, self.state)
-        self.lineage.records[:] = records
-        self.history[:] = progress["history"]
-        self._meter.load_state_dict(progress["meter"])
-        self._params_from = progress["params_from"]
-        self.controller.load_decisions(progress)
-        self.events.load_state(progress["callbacks"])
-        self._begun, self._saved = True, path
-        logger.info("Resumed %s at step %d.", path, self.state.step)
+        checkpoint = self._folder.open_newest()
+        progress = restore(checkpoint, self.state)
+        with fitting(checkpoint.path):
+            self.lineage.records[:] = checkpoint.records
+            self.history[:] = progress["history"]
+            self._meter.load_state_dict(progress["meter"])
+            self._params_from = progress["params_from"]
+            self.controller.load_decisions(progress)
+            self.events.load_state(progress["callbacks"])
+        self._begun = True
+        logger.info("Resumed %s at step %d.", checkpoint.path, self.state.step)
         return self
 
     @property
@@ -241,8 +248,6 @@ class Evolver:
         except Exception as error:  # of a mutation that has yet to prove itself, or the run's own
             if self.controller.after_step(error):
                 return False
-            if isinstance(error, NonFiniteLossError) and self._saved is not None:
-                raise NonFiniteLossError(f"{error} The last checkpoint, {self._saved}, is from before it.") from error
             raise
         self._meter.add(result)
         line = self._tick(result.loss)
@@ -286,12 +291,13 @@ class Evolver:
             if self.controller.probation:
                 self._save()  # a run that is stopped within the probation begins again here
             self.controller.mutate()
+            self.state.finite.look(self.model)
 
     def _save(self) -> None:
-        if self.output.dir is None or self.controller.testing:  # what is on probation is saved when it has passed
+        if self.controller.testing:  # what is on probation is saved when it has passed
             return
-        self._saved = save_checkpoint(self.output.folder, self.state, self.lineage, self._progress(), self.output.keep)
-        self.events.emit(CheckpointSaved(self, self._saved, self.state.step))
+        if saved := self._folder.save(self.state, self.lineage, self._progress()):
+            self.events.emit(CheckpointSaved(self, saved, self.state.step))
 
     def _progress(self) -> dict[str, Any]:
         """What a run needs to go on from here beside what training moves, as JSON values."""
@@ -304,15 +310,14 @@ class Evolver:
         }
 
     def _begin(self) -> None:
-        """On the first call of a run that was not restored: seeds, and makes the run folder."""
-        if self._begun:
-            return
-        measured = check_data(self.state, self.train_data, self.val_data)
-        check_evolution(self.evolution, self.state, self.train_data.examples(self.evolution.probe), measured)
-        if self.output.dir is not None:
-            begin_folder(self.output.folder, self.output.overwrite, self._config_text)
-        seed_everything(self.training.seed)
-        self._begun = True
+        """Makes the run folder ready; a new run is checked and seeded."""
+        if not self._begun:
+            measured = check_data(self.state, self.train_data, self.val_data)
+            check_evolution(self.evolution, self.state, self.train_data.examples(self.evolution.probe), measured)
+        self._folder.begin()
+        if not self._begun:
+            seed_everything(self.training.seed)
+            self._begun = True
 
     def _result(self, number: int | None) -> RunResult:
         applied = len(self.lineage.applied)
@@ -322,7 +327,7 @@ class Evolver:
             refused=len(self.lineage) - applied,
             params_from=self._params_from,
             params_to=count_parameters(self.model),
-            folder=self.output.folder if self.output.dir else None,
+            folder=self._folder.path,
             progress=self.state.progress,
             finished=self.finished,
             signal=signal.Signals(number) if number else None,

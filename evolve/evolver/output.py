@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,6 @@ from evolve.config import Section
 from evolve.errors import EvolveError
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import probe
-from evolve.training.checkpoint import FOLDER
 
 logger = logging.getLogger(__name__)
 
@@ -88,23 +86,3 @@ def flops_per_sample(model: nn.Module, inputs: Tensor, needed: bool) -> int:
             raise EvolveError(fault) from error
         logger.info("%s", fault)  # where the model does not fit its data at all, the run tells it as it begins
         return 0
-
-
-def begin_folder(folder: Path, overwrite: bool, config_text: str | None) -> None:
-    """Makes a run folder, with the resolved configuration where there is one.
-
-    Raises:
-        EvolveError: If it holds a run already and may not be written over.
-    """
-    if (folder / "lineage.jsonl").exists() or (folder / FOLDER).exists():
-        if not overwrite:
-            raise EvolveError(
-                f"'{folder}' holds a run already. Go on with it (`evolve resume {folder}`), or write elsewhere "
-                "(output.dir=...), or over it (output.overwrite=true)."
-            )
-        for name in ("lineage.jsonl", "metrics.jsonl", "config.yaml"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    if config_text is not None:
-        (folder / "config.yaml").write_text(config_text, encoding="utf-8")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from torch import nn
 from typing_extensions import Self
 
@@ -20,27 +22,34 @@ from evolve.config import (
     Places,
     Section,
     apply_overrides,
+    is_trusted,
     load_yaml,
+    parse_yaml,
     signature_faults,
     validate,
 )
 from evolve.data import Data, build_data, find_data, no_augmentation, takes
-from evolve.errors import EvolveError, UnknownNameError
+from evolve.errors import CheckpointError, EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
 from evolve.models import build_model, find_model
-from evolve.plugins import import_callable, load_plugins
+from evolve.plugins import import_callable, load_plugins, untrusted
 from evolve.training import TrainingConfig
+from evolve.training.checkpoint import CONFIG, Checkpoint
 from evolve.training.events import Callback
 from evolve.training.optim import LrScheduleConfig, OptimizerConfig
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Named):
     """A model: a built-in name, `torchvision:<name>` or an import path, with its arguments."""
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        _check_call(find_model, self, skip=set())
+    def _known(self, info: ValidationInfo) -> Self:
+        _check_call(partial(find_model, trusted=is_trusted(info)), self, skip=set())
         return self
 
     def build(self) -> nn.Module:
@@ -60,8 +69,8 @@ class DataConfig(Named):
     augment: bool = False
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        source = _check_call(find_data, self, skip={"batch_size", "augment", "seed"})
+    def _known(self, info: ValidationInfo) -> Self:
+        source = _check_call(partial(find_data, trusted=is_trusted(info)), self, skip={"batch_size", "augment", "seed"})
         if self.augment and not takes(source, "augment"):
             raise OptionFaults([(("augment",), no_augmentation(self.name))])
         return self
@@ -76,6 +85,12 @@ class CallbackConfig(Named):
 
     A class is called with its options and makes the callback; a function is the callback itself and takes none.
     """
+
+    @model_validator(mode="after")
+    def _trusted(self, info: ValidationInfo) -> Self:
+        if not is_trusted(info):
+            raise OptionFaults([(("name",), untrusted("callback", self.name))])
+        return self
 
     def build(self) -> Callback:
         """Returns the callback.
@@ -112,7 +127,7 @@ class RunConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file; imports its plugins first, so that they can be named in it.
+    """Reads a YAML file; imports its plugins first, so that they can be named in it. What it names is trusted.
 
     Args:
         path: The file.
@@ -126,6 +141,77 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw, places, more = apply_overrides(raw, places, overrides)
     _let_budget_win(raw, places)
     return validate(RunConfig, raw, places, path, [*faults, *more, *_load_plugins(raw, places, path)])
+
+
+def saved_config(checkpoint: Checkpoint, *, trust: bool) -> RunConfig:
+    """Returns the configuration of a run that was stopped; what was edited in it meanwhile counts.
+
+    Args:
+        checkpoint: Of the run.
+        trust: Whether to import what it names: model, data and loss by import path, plugins.
+
+    Raises:
+        CheckpointError: If the run was started in Python.
+        ConfigError: With all faults, among them what would have to be trusted.
+    """
+    text, file = _text(checkpoint), checkpoint.run / CONFIG
+    found = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if _is_damage(found, text):
+        logger.warning("%s is damaged; the copy in %s takes its place.", file, checkpoint.path)
+    elif found != text:
+        logger.warning("%s was changed since the last checkpoint; the run goes on with it as it is now.", file)
+        text = found
+    return _parsed(RunConfig, text, file, trust)
+
+
+def first_config(run: Path, *, trust: bool) -> RunConfig:
+    """As `saved_config`, of a run that was stopped before its first checkpoint."""
+    return _parsed(RunConfig, (run / CONFIG).read_text(encoding="utf-8", errors="replace"), run / CONFIG, trust)
+
+
+def saved_model_config(checkpoint: Checkpoint, *, trust: bool) -> ModelConfig:
+    """Returns how a run built its base model, and imports its plugins if they are trusted. Nothing else is looked at.
+
+    Raises:
+        CheckpointError: If the run was started in Python.
+        ConfigError: With all faults, among them an import path that would have to be trusted.
+    """
+    return _parsed(_BaseModelConfig, _text(checkpoint), checkpoint.run / CONFIG, trust).model
+
+
+class _BaseModelConfig(Section):
+    """The part of a run that its base model is built from."""
+
+    model: ModelConfig
+
+
+def _text(checkpoint: Checkpoint) -> str:
+    """The configuration as a checkpoint holds it, with a digest."""
+    if checkpoint.config is None:
+        raise CheckpointError(
+            f"{checkpoint.run} has no config.yaml to build the base model from: the run was started in Python. Pass "
+            "the model, `evolve.load(run, model=...)`, or build its Evolver again and call `.restore().run()`."
+        )
+    return checkpoint.config
+
+
+def _is_damage(found: str, written: str) -> bool:
+    """Tells a file that a disk has spoilt, cut off or with one byte that differs, from one that somebody has edited."""
+    if len(found) < len(written):
+        return written.startswith(found)
+    return len(found) == len(written) and sum(a != b for a, b in zip(found, written, strict=True)) == 1
+
+
+def _parsed(cls: type[S], text: str, file: Path, trust: bool) -> S:
+    raw, places, faults = parse_yaml(text, str(file))
+    needed = {key: value for key, value in raw.items() if key in cls.model_fields}
+    if trust:
+        faults += _load_plugins(raw, places, file)
+    elif "plugins" in cls.model_fields:
+        for index, plugin in enumerate(raw.get("plugins") or []):
+            where = places.get(("plugins", index), Place(str(file)))
+            faults.append(Fault(("plugins", index), where, untrusted("plugin", str(plugin))))
+    return validate(cls, needed, places, file, faults, trusted=trust)
 
 
 def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: set[str]) -> Callable[..., Any]:

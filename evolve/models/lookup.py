@@ -6,8 +6,9 @@ A name is a registry name (`simple_cnn`), a torchvision model (`torchvision:resn
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from torch import nn
 
@@ -21,19 +22,20 @@ models: Registry[Callable[..., nn.Module]] = Registry("model", "evolve.models")
 _TORCHVISION = "torchvision:"
 
 
-def find_model(name: str) -> Callable[..., nn.Module]:
-    """Returns the function or class that builds the model called `name`.
+def find_model(name: str, trusted: bool = True) -> Callable[..., nn.Module]:
+    """Returns the function or class that builds the model called `name`; it is not called.
 
     Args:
         name: A registry name, `torchvision:<name>`, `package.module:attribute` or `package.module.attribute`.
+        trusted: Whether the name comes from the user; an import path that does not is refused.
 
     Raises:
-        UnknownNameError: If nothing bears the name, or its module cannot be imported.
+        UnknownNameError: If nothing bears the name, its module cannot be imported, or what bears it builds no model.
     """
     if name.startswith(_TORCHVISION):
         return _find_torchvision(name.removeprefix(_TORCHVISION))
     if is_import_path(name) and name not in models:
-        return cast("Callable[..., nn.Module]", import_callable(name, models.kind))
+        return _builder(name, import_callable(name, models.kind, trusted))
     return models.get(name)
 
 
@@ -58,6 +60,40 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise EvolveError(f"Model '{name}' built a {type(model).__name__}, not an nn.Module. Return the module itself.")
     return model
+
+
+def _builder(name: str, item: Callable[..., Any]) -> Callable[..., nn.Module]:
+    """Holds what an import path stands for against what it has to be, before it is called: it may do anything.
+
+    Raises:
+        UnknownNameError: If it builds no model.
+    """
+    if inspect.isclass(item):
+        found = None if issubclass(item, nn.Module) else "a class that is no nn.Module"
+    elif inspect.isbuiltin(item):
+        found = "a function that is not written in Python"
+    else:
+        made = _returned(item)
+        known = made is None or (isinstance(made, type) and not get_args(made))
+        found = f"a function that returns {made}" if known and not _is_module(made) else None
+    if found:
+        raise UnknownNameError(
+            f"Model '{name}' is {found}. Name a subclass of nn.Module, or a function that returns a module."
+        )
+    return cast("Callable[..., nn.Module]", item)
+
+
+def _is_module(kind: Any) -> bool:
+    return isinstance(kind, type) and (issubclass(kind, nn.Module) or kind is object)
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    """What a function is annotated to return; `Any` where that cannot be told."""
+    try:
+        made = inspect.signature(function, eval_str=True).return_annotation
+    except Exception:  # an annotation may name what is imported for type checkers alone, or be any expression
+        return Any
+    return Any if made is inspect.Signature.empty else made
 
 
 def usual_shape(name: str) -> tuple[int, ...] | None:

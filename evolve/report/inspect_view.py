@@ -11,6 +11,7 @@ from rich.text import Text
 
 from evolve.report.facts import GroupFacts, Inspection, OperatorFacts, PlaceFacts
 from evolve.report.names import compact, pattern, short, shown, sizes
+from evolve.report.printable import one_line
 from evolve.report.tree import module_tree
 
 _WIDENING = {
@@ -140,7 +141,9 @@ def _lineage(facts: Inspection) -> list[RenderableType]:
     count = _count(len(facts.mutations), "mutation")
     title = f"What was done: {count}, {base:,} → {facts.modules[0].parameters:,} parameters"
     lines = [
-        Text.assemble((f"{record['operator']} at '{record['site']}'", "bold"), f": {record['message']}")
+        Text.assemble(
+            (one_line(f"{record['operator']} at '{record['site']}'"), "bold"), one_line(f": {record['message']}")
+        )
         for record in facts.mutations
     ]
     return [Text(), _title(title), *(Padding(line, (0, 0, 0, 2)) for line in lines)]

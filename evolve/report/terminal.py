@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,9 +13,12 @@ from rich.text import Text
 
 from evolve.errors import EvolveError
 from evolve.lineage import Lineage, Record
+from evolve.report.printable import one_line
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
+
+Metrics = dict[str, float]  # the numbers of one epoch
 
 
 def run_report(folder: Path) -> Group:
@@ -29,20 +32,36 @@ def run_report(folder: Path) -> Group:
             f"'{folder}' is no run folder: it has no lineage.jsonl. Give the folder that `evolve run` named."
         )
     records = Lineage.read(folder / "lineage.jsonl")
-    metrics = _read_metrics(folder / "metrics.jsonl")
-    parts: list[RenderableType] = [Text(str(folder), style="bold"), Text()]
+    metrics, unreadable = _read_metrics(folder / "metrics.jsonl")
+    parts: list[RenderableType] = [Text(one_line(str(folder)), style="bold"), Text()]
+    if unreadable:
+        parts += [Text(f"{unreadable} lines of metrics.jsonl are unreadable and left out.", style="yellow"), Text()]
     parts += _curves(metrics)
     parts += [Text(), _mutations(records), Text(), _summary(metrics, records)]
     return Group(*parts)
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def _read_metrics(path: Path) -> tuple[list[Metrics], int]:
+    """Returns the numbers of each line, and how many lines have none; half a line at the end is left out."""
     if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        return [], 0
+    *lines, _ = path.read_bytes().split(b"\n")
+    found = [numbers for line in lines if (numbers := _numbers(line)) is not None]
+    return found, len(lines) - len(found)
 
 
-def _curves(metrics: list[dict[str, Any]]) -> list[RenderableType]:
+def _numbers(line: bytes) -> Metrics | None:
+    """Returns the numbers in a line of metrics; None where it is no such line."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict):
+        return None
+    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _curves(metrics: list[Metrics]) -> list[RenderableType]:
     if not metrics:
         return [Text("No epoch was finished yet.")]
     table = Table(box=None, pad_edge=False, show_header=True)
@@ -56,21 +75,26 @@ def _curves(metrics: list[dict[str, Any]]) -> list[RenderableType]:
         ("val_accuracy", "val accuracy", max, "{:.2%}"),
         ("params", "parameters", None, "{:,}"),
     ):
-        values = [line[key] for line in metrics if line.get(key) is not None]
+        values = [line[key] for line in metrics if key in line]
         if values:
-            top = style.format(best(values)) if best else ""
+            top = style.format(best(_finite(values) or values)) if best else ""
             table.add_row(label, _sparkline(values), style.format(values[0]), top, style.format(values[-1]))
     return [table]
 
 
 def _sparkline(values: list[float]) -> str:
-    """One bar a value, or a mean of neighbours where there are more values than columns."""
+    """One bar a value, or a mean of neighbours where there are more values than columns; "?" for NaN and infinity."""
     if len(values) > _WIDTH:
         edges = [round(i * len(values) / _WIDTH) for i in range(_WIDTH + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(_BARS[round((value - low) / span * (len(_BARS) - 1))] for value in values)
+    finite = _finite(values) or [0.0]
+    low, span = min(finite), (max(finite) - min(finite)) or 1.0
+    steps = len(_BARS) - 1
+    return "".join(_BARS[round((value - low) / span * steps)] if isfinite(value) else "?" for value in values)
+
+
+def _finite(values: list[float]) -> list[float]:
+    return [value for value in values if isfinite(value)]
 
 
 def _mutations(records: list[Record]) -> RenderableType:
@@ -82,7 +106,7 @@ def _mutations(records: list[Record]) -> RenderableType:
         table.add_column(heading, justify="left" if wraps else "right", no_wrap=heading != "mutation")
     for record in records:
         delta = "-" if record.max_abs_diff is None else f"{record.max_abs_diff:.2g}"
-        what = f"{record.operator} at '{record.site}'"
+        what = one_line(f"{record.operator} at '{record.site}'")
         why = f" ({record.reason})" if record.reason else ""
         table.add_row(
             str(record.index),
@@ -91,17 +115,17 @@ def _mutations(records: list[Record]) -> RenderableType:
             f"{record.params_after - record.params_before:+,}",
             delta,
             Text(record.status.replace("_", " "), style="green" if record.success else "yellow"),
-            Text.assemble((what, "bold"), f"{why}: {record.message}"),
+            Text.assemble((what, "bold"), one_line(f"{why}: {record.message}")),
         )
     return table
 
 
-def _summary(metrics: list[dict[str, Any]], records: list[Record]) -> Text:
+def _summary(metrics: list[Metrics], records: list[Record]) -> Text:
     applied = sum(record.success for record in records)
     words = [f"{applied} mutations applied, {len(records) - applied} refused."]
+    last = metrics[-1] if metrics else {}
     if records:
-        last = metrics[-1]["params"] if metrics else records[-1].params_after
-        words.append(f"Parameters {records[0].params_before:,} → {last:,}.")
-    if metrics and "val_accuracy" in metrics[-1]:
-        words.append(f"Held-out accuracy {metrics[-1]['val_accuracy']:.2%} after epoch {metrics[-1]['epoch']}.")
+        words.append(f"Parameters {records[0].params_before:,} → {last.get('params', records[-1].params_after):,}.")
+    if "val_accuracy" in last and "epoch" in last:
+        words.append(f"Held-out accuracy {last['val_accuracy']:.2%} after epoch {last['epoch']}.")
     return Text(" ".join(words))

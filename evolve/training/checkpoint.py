@@ -2,34 +2,83 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import shutil
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from evolve.errors import CheckpointError
 from evolve.lineage import Lineage, Record
-from evolve.mutation.replaying import replay
 from evolve.runtime.generators import random_state, set_random_state
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
 from evolve.training import TrainState
+from evolve.training.folder import REPLACED, DamagedError, check_whole, discard, stamp, write_text, written_whole
+from evolve.training.restoring import fitting, read_records, replay_bounded
+from evolve.training.tensors import load_tensors, read_model, read_state, write_model, write_state
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-_VERSION = 2
+CONFIG = "config.yaml"
+_VERSION = 3
+_WEIGHTS, _STATE, _RECORDS, _CONTENT = "model.safetensors", "state.pt", "lineage.jsonl", "checkpoint.json"
+_NEEDED = (_WEIGHTS, _STATE, _RECORDS, _CONTENT)
+_NAME = re.compile(rf"step-(\d+)({re.escape(REPLACED)})?")
+_TRIES = 50  # of reading while another process writes new checkpoints and deletes old ones
 
 
-def save_checkpoint(run: Path, state: TrainState, lineage: Lineage, progress: dict[str, Any], keep: int) -> Path:
-    """Writes `checkpoints/step-N` and removes all but the newest `keep`.
+class Content(BaseModel):
+    """What `checkpoint.json` holds: where the run stands and what it has spent, and what it needs to go on."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    version: int
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    batch: int = Field(ge=0)
+    seconds: float = Field(ge=0, allow_inf_nan=False)
+    flops: int = Field(ge=0)
+    flops_per_sample: int = Field(ge=0)
+    finite: dict[str, list[str]]
+    progress: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory; every file of it was whole.
+
+    Attributes:
+        path: Its folder.
+        content: Where the run stands.
+        records: All records so far.
+        tensors: Of the model.
+        saved: Of the optimizer and all else.
+        config: The run's configuration; None for a run that was started in Python.
+    """
+
+    path: Path
+    content: Content
+    records: list[Record]
+    tensors: dict[str, Tensor]
+    saved: dict[str, Any]
+    config: str | None
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.path.parents[1]
+
+
+def save_checkpoint(
+    run: Path, state: TrainState, lineage: Lineage, progress: dict[str, Any], keep: int, config: str | None = None
+) -> Path:
+    """Writes `checkpoints/step-N`, and deletes all but the newest `keep` that are whole.
 
     Args:
         run: The run folder.
@@ -37,34 +86,32 @@ def save_checkpoint(run: Path, state: TrainState, lineage: Lineage, progress: di
         lineage: All records so far.
         progress: What else the run needs to go on, as JSON values.
         keep: Checkpoints to keep.
+        config: The run's configuration.
 
     Returns:
         The checkpoint's folder; it appears only when all of it is on disk.
+
+    Raises:
+        NonFiniteModelError: If the model is NaN or infinite; nothing was written.
+        CheckpointError: If it cannot be written.
     """
-    root = run / FOLDER
-    partial = root / f".step-{state.step:08d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _save_model(state.model, partial / "model.safetensors")
-    torch.save(_tensors(state), partial / "state.pt")
-    (partial / "lineage.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in lineage), encoding="utf-8")
-    content = {
-        "version": _VERSION,
-        **state.counts(),
-        "ema": state.ema is not None,
-        "progress": progress,
-    }
-    (partial / "checkpoint.json").write_text(json.dumps(content), encoding="utf-8")
-    digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
-    (partial / "manifest.json").write_text(json.dumps(digests, indent=1), encoding="utf-8")
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    target = root / f"step-{state.step:08d}"
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    _flush(root)
-    for old in sorted(root.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    state.finite.check(state.model, state.ema.shadow if state.ema else {})
+    target = run / FOLDER / f"step-{state.step:08d}"
+    if target.exists() and _fault(target):
+        discard(target)  # what is damaged gives nothing to fall back to
+    content = {"version": _VERSION, **state.counts(), "finite": state.finite.state(), "progress": progress}
+    with written_whole(target) as folder:
+        write_text(folder / _RECORDS, "".join(record.model_dump_json() + "\n" for record in lineage))
+        write_text(folder / _CONTENT, json.dumps(content))
+        if config is not None:
+            write_text(folder / CONFIG, config)
+        write_model(state.model, folder / _WEIGHTS)
+        write_state(_state(state), folder / _STATE)
+    others = [path for path in _paths(run) if path != target]
+    if len(others) >= keep:
+        whole = [path for path in others if _fault(path) is None]
+        for path in set(others) - set(whole[: keep - 1]):
+            discard(path)
     return target
 
 
@@ -74,71 +121,103 @@ def newest_checkpoint(run: Path) -> Path:
     Raises:
         CheckpointError: If there is none.
     """
-    for path in sorted((run / FOLDER).glob("step-*"), reverse=True):
-        fault = _damage(path)
-        if fault is None:
-            return path
-        logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, fault)
-    raise CheckpointError(f"No whole checkpoint in {run / FOLDER}. Is '{run}' a run folder with a finished epoch?")
+    return open_newest(run).path
 
 
-def load_model(path: Path, model: nn.Module, averaged: bool = False) -> list[Record]:
+def open_newest(run: Path) -> Checkpoint:
+    """Reads the newest checkpoint that is whole, also while a run writes new ones and deletes old ones.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    for _ in range(_TRIES):
+        found = _paths(run)
+        for path in found:
+            before = stamp(path)
+            try:
+                checkpoint = _read(path)
+            except DamagedError as error:
+                if stamp(path) != before:
+                    break  # it was deleted or replaced meanwhile: look again
+                logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
+                continue
+            if stamp(path) == before:
+                return checkpoint
+            break
+        else:
+            if _paths(run) == found:
+                break
+    raise CheckpointError(
+        f"No whole checkpoint in '{run / FOLDER}'. Give a run folder; a run that was "
+        "stopped before it saved anything has to be started again."
+    )
+
+
+def newer(run: Path, than: Path) -> Path | None:
+    """Returns a whole checkpoint of a later step, if there is one."""
+    step = _order(than)
+    return next((path for path in _paths(run) if _order(path) > step and _fault(path) is None), None)
+
+
+def load_model(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
     """Replays a checkpoint's records on the base model and loads the weights strictly.
 
     Args:
-        path: A checkpoint's folder.
+        checkpoint: As it was read.
         model: The base model, built as it was for the run.
         averaged: Take the moving average of the weights where the run kept one.
 
-    Returns:
-        The records.
-
     Raises:
-        CheckpointError: If the weights do not fit the model.
+        CheckpointError: If records or weights do not fit the model.
+        UnknownNameError: If a record's operator is not known.
     """
-    records = Lineage.read(path / "lineage.jsonl")
-    replay(model, records)
-    _load_model(model, path)
-    if averaged and _content(path)["ema"]:
-        shadow = torch.load(path / "state.pt", map_location="cpu", weights_only=True)["ema"]["shadow"]
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in shadow:
-                    parameter.copy_(shadow[name])
-    return records
+    with fitting(checkpoint.path):
+        replay_bounded(model, checkpoint.records, checkpoint.tensors)
+        load_tensors(model, checkpoint.tensors, checkpoint.path)
+        if averaged and checkpoint.saved["ema"] is not None:
+            shadow = checkpoint.saved["ema"]["shadow"]
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name in shadow:
+                        parameter.copy_(shadow[name])
 
 
-def restore(path: Path, state: TrainState) -> tuple[list[Record], dict[str, Any]]:
+def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
     """Brings a fresh state over the base model to where the checkpoint was taken.
 
     Returns:
-        The records, and what was given as `progress`.
+        What was given as `progress`.
 
     Raises:
-        CheckpointError: If model or optimizer do not fit.
+        CheckpointError: If model, optimizer or another part do not fit.
     """
-    records = load_model(path, state.model)
-    if state.config.channels_last:
-        state.model.to(memory_format=torch.channels_last)
-    saved = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    load_optimizer_by_name(state.model, state.optimizer, saved["optimizer"])
-    if state.scheduler is not None:
-        state.scheduler.load_state_dict(saved["scheduler"])
-    if state.scaler is not None:
-        state.scaler.load_state_dict(saved["scaler"])
-    if state.ema is not None:
-        state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
-        state.ema.updates = saved["ema"]["updates"]
-    if state.new_parameters is not None:
-        state.new_parameters.load_state_dict(saved["new_parameters"])
-    content = _content(path)
-    state.take_counts(content)
-    set_random_state(saved["random"])
-    progress: dict[str, Any] = content["progress"]
-    return records, progress
+    saved, content = checkpoint.saved, checkpoint.content
+    parts = {"lr_schedule": "scheduler", "loss scaling": "scaler", "training.ema": "ema"}
+    for word, name in parts.items():
+        if (saved[name] is None) != (getattr(state, name) is None):
+            has, lacks = ("this one has", "has none") if saved[name] is None else ("this one has none", "has one")
+            raise CheckpointError(f"The run in {checkpoint.path} {lacks} ({word}), {has}. Build it as it was.")
+    load_model(checkpoint, state.model)
+    with fitting(checkpoint.path):
+        if state.config.channels_last:
+            state.model.to(memory_format=torch.channels_last)
+        load_optimizer_by_name(state.model, state.optimizer, saved["optimizer"])
+        if state.scheduler is not None:
+            state.scheduler.load_state_dict(saved["scheduler"])
+        if state.scaler is not None:
+            state.scaler.load_state_dict(saved["scaler"])
+        if state.ema is not None:
+            state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
+            state.ema.updates = saved["ema"]["updates"]
+        if state.new_parameters is not None and saved["new_parameters"] is not None:
+            state.new_parameters.load_state_dict(saved["new_parameters"])
+        state.take_counts(content.model_dump())
+        state.finite.load_state(content.finite)
+        set_random_state(saved["random"])
+    return content.progress
 
 
-def _tensors(state: TrainState) -> dict[str, Any]:
+def _state(state: TrainState) -> dict[str, Any]:
     return {
         "optimizer": optimizer_by_name(state.model, state.optimizer),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
@@ -149,73 +228,52 @@ def _tensors(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _save_model(model: nn.Module, path: Path) -> None:
-    """Tied tensors are written once; the file's metadata says which names share them."""
-    unique: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"'{name}' in the model's state is a {type(tensor).__name__}; only tensors are saved."
-            )
-        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and key in seen:
-            aliases[name] = seen[key]
-        else:
-            seen[key] = name
-            unique[name] = tensor.detach().cpu().contiguous().clone()
-    save_file(unique, path, metadata={"aliases": json.dumps(aliases)})
-
-
-def _load_model(model: nn.Module, path: Path) -> None:
-    file = path / "model.safetensors"
+def _read(path: Path) -> Checkpoint:
+    files = check_whole(path, _NEEDED)
     try:
-        tensors = load_file(file)
-        with safe_open(file, framework="pt") as opened:
-            aliases = json.loads(opened.metadata()["aliases"])
-        tensors.update({name: tensors[source] for name, source in aliases.items()})
-        model.load_state_dict(tensors, strict=True)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{file} does not fit the model after replaying its records: {error} Is the base model the run's?"
-        ) from error
+        content = _content(path)
+        config = (path / CONFIG).read_text(encoding="utf-8") if CONFIG in files else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(str(error)) from error
+    saved = read_state(path / _STATE)
+    missing = {"optimizer", "scheduler", "scaler", "ema", "new_parameters", "random"} - set(saved)
+    if missing:
+        raise DamagedError(f"{_STATE} has no {', '.join(sorted(missing))}")
+    return Checkpoint(path, content, read_records(path / _RECORDS), read_model(path / _WEIGHTS), saved, config)
 
 
-def _content(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
-    if content["version"] != _VERSION:
-        raise CheckpointError(f"{path} has version {content['version']}; this evolve reads version {_VERSION}.")
-    return content
-
-
-def _damage(path: Path) -> str | None:
-    manifest = path / "manifest.json"
-    if not manifest.is_file():
-        return "no manifest.json"
+def _content(path: Path) -> Content:
+    text = (path / _CONTENT).read_bytes()
     try:
-        digests = json.loads(manifest.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return f"manifest.json is unreadable: {error}"
-    for name, digest in digests.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if _sha256(path / name) != digest:
-            return f"{name} has changed"
+        version = json.loads(text).get("version")
+        if version != _VERSION:
+            raise CheckpointError(f"'{path}' has version {version!r}; this evolve reads version {_VERSION}.")
+        return Content.model_validate_json(text)
+    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{_CONTENT} is unreadable: {error}") from error
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        check_whole(path, _NEEDED)
+    except DamagedError as error:
+        return str(error)
     return None
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _paths(run: Path) -> list[Path]:
+    """The folders of checkpoints, newest first.
+
+    Raises:
+        CheckpointError: If the folder that they lie in is a link: what a run writes and deletes lies within its folder.
+    """
+    root = run / FOLDER
+    if root.is_symlink():
+        raise CheckpointError(f"'{root}' is a link. A run folder holds its checkpoints itself: move them there.")
+    found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name)] if root.is_dir() else []
+    return sorted(found, key=_order, reverse=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _order(path: Path) -> tuple[int, bool]:
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), match[2] is None) if match else (-1, False)

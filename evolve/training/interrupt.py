@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -9,9 +10,11 @@ from typing import Any
 
 from typing_extensions import Self
 
+logger = logging.getLogger(__name__)
+
 
 class Interrupt:
-    """Within the context, the first SIGINT or SIGTERM is only noted; a second one acts as it always would.
+    """Within the context, the first SIGINT or SIGTERM is noted and told; a second one acts as it always would.
 
     Attributes:
         signal: Number of the signal that came, or None.
@@ -35,8 +38,18 @@ class Interrupt:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._put_back()
+        # In a thread: the signal may have come while this one was writing to the log.
+        threading.Thread(target=_tell, args=(signal.Signals(number).name,), daemon=True).start()
 
     def _put_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _tell(name: str) -> None:
+    logger.warning(
+        "%s: the run stops when the step or mutation that it is in is done, and saves. A second one stops it at once; "
+        "it can be resumed from its last checkpoint then.",
+        name,
+    )

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
-from pydantic import model_validator
+from pydantic import ValidationInfo, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from evolve.config import KeyPath, Named, OptionFaults, signature_faults, signature_of
+from evolve.config import KeyPath, Named, OptionFaults, is_trusted, signature_faults, signature_of
 from evolve.errors import UnknownNameError, did_you_mean
 from evolve.plugins import import_callable, is_import_path
 
@@ -41,9 +41,9 @@ class LossConfig(Named):
     name: str = "cross_entropy"
 
     @model_validator(mode="after")
-    def _loss_is_known(self) -> Self:
+    def _loss_is_known(self, info: ValidationInfo) -> Self:
         try:
-            function = self._find()
+            function = self._find(is_trusted(info))
         except UnknownNameError as error:
             raise OptionFaults([(("name",), str(error))]) from error
         parameters = list(signature_of(function) or ())
@@ -58,12 +58,12 @@ class LossConfig(Named):
             raise OptionFaults([(("options", *path), message) for path, message in faults])
         return self
 
-    def _find(self) -> Callable[..., Any]:
+    def _find(self, trusted: bool = True) -> Callable[..., Any]:
         if self.name in known_losses():
             function: Callable[..., Any] = getattr(nn.functional, self.name)
             return function
         if is_import_path(self.name):
-            return import_callable(self.name, "loss")
+            return import_callable(self.name, "loss", trusted)
         known = known_losses()
         raise UnknownNameError(
             f"Unknown loss '{self.name}': neither a loss of torch.nn.functional nor an import path 'module:name'."

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from evolve.lineage import Record
 from evolve.training.events import EpochEnded, Event, MutationTried, RunBegun, RunFinished, VerdictGiven
+from evolve.training.folder import append_text, replace_text
 
 
 class RunFiles:
@@ -17,6 +15,9 @@ class RunFiles:
 
     Args:
         folder: Of the run.
+
+    Raises:
+        CheckpointError: When called, if a file cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,26 +26,20 @@ class RunFiles:
 
     def __call__(self, event: Event) -> None:
         """Writes what an event changes."""
+        if isinstance(event, RunBegun):
+            self._written = None  # another process may have gone on and been killed since
         if isinstance(event, MutationTried):
             self._log(event.run.lineage.records)
         elif isinstance(event, RunBegun | RunFinished | EpochEnded | VerdictGiven):
             self._log(event.run.lineage.records)
-            _replace(self._folder / "metrics.jsonl", map(json.dumps, event.run.history))
+            lines = "".join(json.dumps(line) + "\n" for line in event.run.history)
+            replace_text(self._folder / "metrics.jsonl", lines)
 
     def _log(self, records: list[Record]) -> None:
         """Appends new records; where older ones have changed, all are written anew."""
         file, known = self._folder / "lineage.jsonl", self._written
         if known is None or records[: len(known)] != known:
-            _replace(file, (record.model_dump_json() for record in records))
+            replace_text(file, "".join(record.model_dump_json() + "\n" for record in records))
         elif len(records) > len(known):
-            with file.open("a", encoding="utf-8") as log:
-                log.writelines(record.model_dump_json() + "\n" for record in records[len(known) :])
-                log.flush()
-                os.fsync(log.fileno())
+            append_text(file, "".join(record.model_dump_json() + "\n" for record in records[len(known) :]))
         self._written = list(records)
-
-
-def _replace(file: Path, lines: Iterable[Any]) -> None:
-    temporary = file.with_name(file.name + ".new")
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, file)

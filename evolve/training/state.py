@@ -18,6 +18,7 @@ from evolve.care import NewParameters
 from evolve.care.ema import EMA
 from evolve.runtime.device import resolve_device
 from evolve.training.config import TrainingConfig
+from evolve.training.finite import FiniteWatch
 from evolve.training.losses import Loss
 from evolve.training.optim import LrScheduleConfig
 
@@ -31,6 +32,7 @@ class TrainState:
     Attributes:
         model: The network, in place.
         forward: What is called in its stead: the model, or its compiled form.
+        finite: Knows which of the model's tensors may be NaN or infinite, as they were so from the beginning.
         new_parameters: New parts of its parameters that are cared for.
         epoch: Epochs finished.
         step: Optimizer steps made.
@@ -50,6 +52,7 @@ class TrainState:
     config: TrainingConfig
     device: torch.device
     forward: Callable[..., Any]
+    finite: FiniteWatch
     scheduler: LRScheduler | None = None
     lr_schedule: LrScheduleConfig | None = None
     scaler: torch.amp.GradScaler | None = None
@@ -161,6 +164,7 @@ def create_state(
         config=config,
         device=device,
         forward=torch.compile(model) if config.compile else model,
+        finite=FiniteWatch(model),
         scheduler=built or (lr_schedule if isinstance(lr_schedule, LRScheduler) else None),
         lr_schedule=lr_schedule if isinstance(lr_schedule, LrScheduleConfig) else None,
         scaler=torch.amp.GradScaler() if config.precision == "fp16" and device.type == "cuda" else None,

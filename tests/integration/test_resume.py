@@ -167,8 +167,8 @@ def test_a_write_that_breaks_off_leaves_the_checkpoint_before(tmp_path, monkeypa
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evolve.training.checkpoint.os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(EvolveError, match="No space"):
         evolver.run()
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path / "run") == before

@@ -1,0 +1,97 @@
+"""Tensors in files that run no code when they are read: a model's in safetensors, all else as plain containers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from evolve.errors import CheckpointError
+from evolve.training.folder import DamagedError
+
+_ALIASES = "aliases"
+
+
+def write_model(model: nn.Module, path: Path) -> None:
+    """Writes parameters and buffers; tied tensors are written once, and the metadata says which names share them.
+
+    Raises:
+        CheckpointError: If something in the model's state is no tensor, or one that cannot be written.
+    """
+    unique: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            what = f"a tensor of layout {tensor.layout}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise CheckpointError(f"'{name}' in the model's state is {what}; only dense tensors can be saved.")
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+            unique[name] = tensor.detach().cpu().contiguous().clone()
+    save_file(unique, path, metadata={_ALIASES: json.dumps(aliases)})
+
+
+def read_model(path: Path) -> dict[str, Tensor]:
+    """Returns what `write_model` wrote, by every name.
+
+    Raises:
+        DamagedError: If the file is not one of those.
+    """
+    try:
+        tensors = load_file(path)
+        with safe_open(path, framework="pt") as opened:
+            aliases = json.loads((opened.metadata() or {})[_ALIASES])
+        return tensors | {name: tensors[source] for name, source in aliases.items()}
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path.name} is unreadable: {error}") from error
+
+
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Gives a model the tensors that were saved; every name and shape has to fit.
+
+    Raises:
+        CheckpointError: If one does not.
+    """
+    try:
+        model.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The weights in {source} do not fit the model after its mutations were replayed: {error} Build the base "
+            "model as it was built for the run."
+        ) from error
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Writes tensors, numbers and texts in mappings and lists.
+
+    Raises:
+        CheckpointError: If they cannot be written.
+    """
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # so torch tells of a full disk
+        raise CheckpointError(f"'{path}' could not be written, as on a full disk: {error}") from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Returns what `write_state` wrote; no code of the file is run.
+
+    Raises:
+        DamagedError: If the file is not one of those.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is damaged or holds other objects
+        raise DamagedError(f"{path.name} is unreadable: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise DamagedError(f"{path.name} holds a {type(state).__name__}, not a mapping")
+    return state
