@@ -130,9 +130,7 @@ class Evolver:
         if self._display:
             self.events.listen(self._display)
         self._params_from = count_parameters(model)
-        self._begun = False
-        self._stop = False
-        self._interrupt = Interrupt()
+        self._begun, self._stop, self._interrupt = False, False, Interrupt()
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -166,10 +164,8 @@ class Evolver:
         The last step may go beyond a budget of seconds or FLOPs.
 
         Raises:
-            NonFiniteLossError: If the loss became NaN or infinite; the last checkpoint is from before.
-            NonFiniteModelError: If the model did; it was not saved, and the last checkpoint is from before.
-            CheckpointError: If the run folder cannot be written to.
-            EvolveError: If the run folder already holds another run, or is in use by one; or a callback failed.
+            NonFiniteLossError: If the loss became NaN or infinite; likewise NonFiniteModelError for the model.
+            EvolveError: If the run folder holds another run, is in use by one or cannot be written to.
         """
         with self._folder.held():
             return self._run()
