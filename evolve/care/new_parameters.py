@@ -125,10 +125,16 @@ class NewParameters:
                     held = _Held(parameter, parameter.detach().clone(), mask, factor, undecayed, optimizer)
                     self._held.append(held)
         if self._held:
-            self._hooks = [o.register_step_post_hook(lambda o, *_: self._correct(o)) for o in self._optimizers]
+            self._hooks = [
+                optimizer.register_step_post_hook(lambda stepped, *_: self._correct(stepped))
+                for optimizer in self._optimizers
+                if hasattr(optimizer, "_optimizer_step_post_hooks")  # wrappers such as Accelerate's have none
+            ]
 
     def after_step(self) -> None:
         """To be called when the optimizers have moved the parameters."""
+        for optimizer in self._optimizers:
+            self._correct(optimizer)  # where it has no hooks
         self._clean_up()
         if self._brought:
             self._steps += 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import nn
 
 from evolve.errors import NonFiniteLossError
+from evolve.training.finite import nonfinite
 
 
 def non_finite(model: nn.Module, loss: float, step: int) -> NonFiniteLossError | None:
@@ -20,11 +20,8 @@ def non_finite(model: nn.Module, loss: float, step: int) -> NonFiniteLossError |
     """
     if not math.isfinite(loss):
         return NonFiniteLossError(f"The loss became {loss} at step {step}.")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
-                return NonFiniteLossError(f"'{name}' became NaN or infinite at step {step}.")
-    return None
+    found = nonfinite((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return NonFiniteLossError(f"'{found[0]}' became NaN or infinite at step {step}.") if found else None
 
 
 def one_line(error: Exception) -> str:

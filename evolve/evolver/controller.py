@@ -156,8 +156,10 @@ class MutationController:
         """
         if isinstance(outcome, Exception):
             return self._survive(outcome)
-        if self._back is not None and (fault := non_finite(self.model, float(outcome), self.loop.step)):
-            return self._survive(fault)
+        if self._back is not None:  # else nobody waits for the value of the loss
+            loss = float(outcome.detach()) if isinstance(outcome, Tensor) else outcome
+            if fault := non_finite(self.model, loss, self.loop.step):
+                return self._survive(fault)
         self.new_parameters.after_step()
         self.loop.count(metrics is not None)
         if not self.testing:

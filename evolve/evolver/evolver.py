@@ -33,10 +33,8 @@ from evolve.training import (
     Batch,
     Loss,
     TrainingConfig,
-    advance_schedule,
     check_data,
     create_state,
-    evaluate,
     place_model,
     train_step,
 )
@@ -266,13 +264,8 @@ class Evolver:
         return self._measure() if epoch_end or self.finished else None
 
     def _measure(self) -> dict[str, Any]:
-        """Evaluates; returns the line of metrics of what was trained since the last one."""
-        val = evaluate(self.state, self.val_data.epoch(0))
-        self.state.count_time()
-        line = self._meter.line(self.state, val)
-        self._meter.start_over(self.state.seconds)
-        advance_schedule(self.state, "epoch", val["loss"])
-        return line
+        """Returns the line of metrics of what was trained since the last one."""
+        return self._meter.measure(self.state, self.val_data.epoch(0))
 
     def _close(self) -> None:
         """At the end of the budget: measures what is left, and brings the last line up to date."""

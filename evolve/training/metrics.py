@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evolve.structure.probe import count_parameters
-from evolve.training import StepResult, TrainState
+from evolve.training import Batch, StepResult, TrainState, advance_schedule, evaluate
 
 # Keys of a line of metrics; those of accuracy are there where targets are class numbers.
 METRICS = (
@@ -47,6 +47,15 @@ class Meter:
         self._hits += result.hits
         if len(self._hits) >= 256:
             self._count()
+
+    def measure(self, state: TrainState, held_out: Iterable[Batch]) -> dict[str, Any]:
+        """Evaluates; returns the line of what was trained since the last one, and begins the next."""
+        val = evaluate(state, held_out)
+        state.count_time()
+        line = self.line(state, val)
+        self.start_over(state.seconds)
+        advance_schedule(state, "epoch", val["loss"])
+        return line
 
     def line(self, state: TrainState, val: Mapping[str, float]) -> dict[str, Any]:
         """Returns the line of metrics of the epoch that is over, with those of its evaluation."""

@@ -76,7 +76,7 @@ def test_a_run_with_an_optimizer_of_ones_own_and_no_folder(tmp_path, monkeypatch
     assert run.state.optimizer is optimizer
     assert run.model is model
     assert result.finished
-    assert (result.applied, result.refused) == (1, 6)  # the second and third round find a shortcut there already
+    assert (result.applied, result.refused) == (1, 2)  # the second and third round find a shortcut there already
     assert (result.params_from, result.params_to) == (4 + 36 + 8 + 195, sum(p.numel() for p in model.parameters()))
     assert {id(p) for p in model.parameters()} == {id(p) for g in optimizer.param_groups for p in g["params"]}
     assert not list(tmp_path.iterdir())
@@ -111,7 +111,7 @@ def test_limits_refuse_beforehand():
     size = sum(p.numel() for p in net().parameters())
     run = evolver(evolution=every(2, limits={"params": size + 1}))
     result = run.run()
-    assert (result.applied, result.refused, result.params_to) == (0, 3, size)
+    assert (result.applied, result.refused, result.params_to) == (0, 1, size)
     assert all(f"limit of {size + 1:,} parameters" in record.message for record in run.lineage)
 
 

@@ -1,0 +1,56 @@
+"""The names that users may rely on, each in one list: a name that goes, or comes, is a decision."""
+
+import inspect
+
+import pytest
+
+import evolve
+
+NAMES = [
+    "Analysis",
+    "Context",
+    "EvolutionConfig",
+    "Evolver",
+    "Limits",
+    "Lineage",
+    "Loop",
+    "LrScheduleConfig",
+    "MutationController",
+    "MutationOperator",
+    "MutationResult",
+    "OptimizerConfig",
+    "OutputConfig",
+    "Record",
+    "RunResult",
+    "TrainingConfig",
+    "analyse",
+    "build_model",
+    "load",
+    "load_config",
+    "mutate",
+    "operator",
+    "replay",
+    "restore",
+    "save",
+    "sites",
+    "transaction",
+]
+
+
+def test_the_public_names():
+    assert sorted(evolve.__all__) == sorted(NAMES)
+    assert dir(evolve) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_documented(name):
+    assert (inspect.getdoc(getattr(evolve, name)) or "").strip()
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    assert not {name for name in NAMES if inspect.ismodule(getattr(evolve, name))}
+
+
+def test_an_unknown_name_is_told():
+    with pytest.raises(AttributeError, match="Public names"):
+        evolve.mutat  # noqa: B018
