@@ -16,8 +16,8 @@ from evolve.surgery.optimizer.faults import called, counts_of, left_behind, opti
 from evolve.surgery.optimizer.groups import begin, home, join
 from evolve.surgery.optimizer.kinds import Kinds
 from evolve.surgery.optimizer.layers import Optimizers, all_layers, as_optimizers, groups_of, held_by, layers
-from evolve.surgery.optimizer.places import Places
-from evolve.surgery.optimizer.trial import rehearse
+from evolve.surgery.optimizer.places import places_of
+from evolve.surgery.optimizer.rehearsal import Rehearsal
 from evolve.surgery.resize import Cut
 
 
@@ -45,11 +45,9 @@ class Carrier:
                 "copies (a flattened or higher-precision one). Pass the optimizer that steps these parameters."
             )
         self._kinds = Kinds(self.optimizers, self.before.by_name)
-        self._places = [Places(layer, self.before.shapes, self.before.by_name) for layer in self._layers]
+        self._places = places_of(self._layers, self.before.shapes, self.before.by_name)
 
-    def carry(
-        self, model: nn.Module, site: str, cuts: Sequence[Cut] = (), redrawn: Iterable[str] = (), *, check: bool = True
-    ) -> list[str]:
+    def carry(self, model: nn.Module, site: str, cuts: Sequence[Cut] = (), redrawn: Iterable[str] = ()) -> list[str]:
         """Brings the optimizers in line with the model.
 
         State that holds values of parameters is cut as weights are, averages of gradients as gradients, those of their
@@ -61,7 +59,6 @@ class Carrier:
             site: Dotted name of the place of the change.
             cuts: How axes were made anew.
             redrawn: Parameters, by name, whose state begins anew.
-            check: Whether optimizers that are not torch's own are tried once more.
 
         Returns:
             Sentences for the log.
@@ -94,12 +91,27 @@ class Carrier:
             _restart(layer, parameter)
         forget(self.optimizers, [model.get_parameter(name) for name in redrawn])
         faults = optimizer_faults(model, self.optimizers, self.before, self._counts)
-        if not faults and check and trial is not None and (changed or new or gone):
-            faults = rehearse(trial, self.optimizers)
+        if not faults and self._kinds.rehearsal is not None and (changed or new or gone):
+            faults = self._rehearsed(self._kinds.rehearsal, [c.new for c in changed], anew)
         if faults:
             more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
             raise RejectedError("Verification failed: " + "; ".join(faults[:3]) + more + ".")
         return [*self._remarks, *left_behind(self.optimizers, self.before, self._counts)]
+
+    def _rehearsed(
+        self, rehearsal: Rehearsal, changed: Sequence[Parameter], anew: Sequence[tuple[Optimizer, Parameter]]
+    ) -> list[str]:
+        """Returns what a rehearsal finds; where state that was cut may be at fault, it is tried without."""
+        faults = rehearsal.faults()
+        cut = [p for p in changed if any(p in layer.state for layer in self._layers)]
+        if not faults or not cut:
+            return faults
+        forget(self.optimizers, cut)
+        if again := rehearsal.faults():
+            return again
+        count = len({id(p) for p in cut} | {id(p) for _, p in anew})
+        self._remarks = [f"The optimizer's state of {count} parameters begins anew, as {faults[0]} with what was cut."]
+        return []
 
     def _restart_history(self, changed: bool) -> None:
         """L-BFGS keeps one flattened history of all parameters."""

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from evolve.structure.tracing.tape import Shape
 from evolve.surgery.optimizer.kinds import Kind, Kinds
+from evolve.surgery.optimizer.layers import reachable
 from evolve.surgery.optimizer.places import Owned, Path, hidden_tensors, mapped
 from evolve.surgery.resize import Cut, recut_copy, recut_state
 
@@ -38,7 +39,7 @@ def follow_cuts(entry: Owned, kinds: Kinds, old: Shape, cuts: Sequence[Cut]) -> 
 
         return _changed(value, entry, path, kinds, kind, old, cuts, whole)
 
-    _replace(entry, cut)
+    _replace(entry, old, cut)
 
 
 def follow_shape(entry: Owned, kinds: Kinds, old: Shape, new: Shape, owner: Parameter) -> None:
@@ -67,12 +68,14 @@ def follow_shape(entry: Owned, kinds: Kinds, old: Shape, new: Shape, owner: Para
 
         return _changed(value, entry, path, kinds, kind, old, cuts, whole)
 
-    _replace(entry, carry)
+    _replace(entry, old, carry)
 
 
-def _replace(entry: Owned, change: Callable[[Tensor, Path], Tensor]) -> None:
+def _replace(entry: Owned, old: Shape, change: Callable[[Tensor, Path], Tensor]) -> None:
     if hidden_tensors(entry.value):
         raise UnfitError("it is kept in objects of its own")
+    if any(isinstance(thing, tuple) and thing == old for thing in reachable(entry.value)):
+        raise UnfitError(f"it has noted the shape {old}")
     entry.holder[entry.place] = mapped(entry.value, change)
 
 
@@ -88,7 +91,7 @@ def _changed(
 ) -> Tensor:
     """Returns a tensor of the state after a change; `whole` makes it for one of the parameter's shape."""
     shape = tuple(value.shape)
-    if shape == old and old:
+    if kinds.whole(entry, path, shape, old):
         if is_traceable_wrapper_subclass(value):
             return _requantised(value, whole)
         dense = value.to_dense() if value.layout == torch.sparse_coo else value
@@ -101,6 +104,8 @@ def _changed(
         raise UnfitError(label)
     if shape == (prod(old),):
         return whole(value.view(old)).reshape(-1)
+    if shape == old:
+        raise UnfitError(label)
     if len(shape) == len(old) and all(own in (1, size) for own, size in zip(shape, old, strict=True)):
         along = {axis: axis for axis, own in enumerate(shape) if own == old[axis]}
     elif len(shape) == 2 and shape[0] == shape[1] and len(shape) != len(old) + 1 and kind.power == 2:

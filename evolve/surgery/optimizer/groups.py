@@ -78,10 +78,11 @@ def _takes(group: Mapping[str, Any], parameter: Parameter) -> bool:
     """Whether a group can step a parameter of this rank.
 
     Muon (Jordan et al. 2024) makes steps orthogonal by `ns_steps` of an iteration that only knows matrices, and raises
-    for anything else; optimizers that hold the rest as well tell the two by a flag `use_muon`.
+    for anything else; optimizers that hold the rest as well tell the two by a flag `use_muon`, or by the rank.
     """
     orthogonal = group.get("use_muon", "ns_steps" in group)
-    return not orthogonal or parameter.dim() in {held.dim() for held in group["params"]} | {2}
+    ranks = {held.dim() for held in group["params"]} | {2}
+    return not orthogonal or parameter.dim() in ranks or min(ranks) < 2
 
 
 def join(optimizer: Optimizer, group: Group, parameter: Parameter, name: str, layers: Sequence[Optimizer]) -> None:

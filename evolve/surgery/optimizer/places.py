@@ -7,7 +7,7 @@ order of the parameters, as attributes or in their groups. These are found by wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,9 +75,16 @@ class Places:
         optimizer: The optimizer.
         shapes: Of parameters by id, as its state knows them.
         names: Of the model's parameters.
+        shared: Ids of states that belong to an optimizer inside this one, which look after them.
     """
 
-    def __init__(self, optimizer: Optimizer, shapes: Mapping[int, Shape], names: Mapping[str, Parameter]) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        shapes: Mapping[int, Shape],
+        names: Mapping[str, Parameter],
+        shared: Collection[int] = (),
+    ) -> None:
         self.optimizer = optimizer
         self.owned: list[Owned] = []
         self.mirrors: list[Mirror] = []
@@ -93,7 +100,7 @@ class Places:
         self._seen = {id(groups), *(id(group["params"]) for group in groups)}
         state = optimizer.state
         self._seen.add(id(state))
-        for key, value in state.items():
+        for key, value in state.items() if id(state) not in shared else ():
             if isinstance(key, Tensor):
                 self.owned.append(Owned(key, state, key, (), optimizer))  # type: ignore[arg-type]
             else:
@@ -113,10 +120,11 @@ class Places:
             by = self._keyed_by(value)
             if by is not None:
                 self.tables.append((value, by, path))
-                self.owned += [Owned(self._owner(key, by), value, key, path) for key in value]
-                return
             for key, item in value.items():
-                self._look(item, (*path, str(key)), depth - 1)
+                if by is not None and (by != "parameter" or isinstance(key, Tensor)):
+                    self.owned.append(Owned(self._owner(key, by), value, key, path))
+                else:
+                    self._look(item, (*path, str(key)), depth - 1)
             return
         if isinstance(value, list) and (mirror := self._mirror(value, path)) is not None:
             self.mirrors.append(mirror)
@@ -128,8 +136,8 @@ class Places:
 
     def _keyed_by(self, table: Mapping[Any, Any]) -> str | None:
         """Whether a dictionary is by parameter, by id or by name."""
-        if all(isinstance(key, Tensor) for key in table):
-            return "parameter" if any(id(key) in self._known for key in table) else None
+        if any(isinstance(key, Tensor) and id(key) in self._known for key in table):
+            return "parameter"  # of them alone, or with other keys between
         if all(isinstance(key, int) for key in table) and all(key in self._known for key in table):
             return "id"
         if all(isinstance(key, str) and key in self._names for key in table):
@@ -198,11 +206,21 @@ class Places:
             mirror.items[:] = [p if whole else items[id(p)] if id(p) in items else first(p, mirror.path) for p in order]
             mirror.order = order
         for table, by, path in self.tables:
-            if by == "name" or not all(isinstance(value, Tensor) for value in table.values()):
+            values = [v for key, v in table.items() if by == "id" or isinstance(key, Tensor)]
+            if by == "name" or not all(isinstance(value, Tensor) for value in values):
                 continue  # made at the first step
             for parameter in (p for group in self.optimizer.param_groups for p in group["params"]):
                 if id(parameter) not in self._known:
                     table.setdefault(id(parameter) if by == "id" else parameter, first(parameter, path))
+
+
+def places_of(layers: Sequence[Optimizer], shapes: Mapping[int, Shape], names: Mapping[str, Parameter]) -> list[Places]:
+    """Returns the places of optimizers that hold one another; what they share belongs to the innermost."""
+    found, shared = list[Places](), set[int]()
+    for layer in reversed(layers):
+        found.append(Places(layer, shapes, names, shared))
+        shared.add(id(layer.state))
+    return found
 
 
 def mapped(value: Any, change: Callable[[Tensor, Path], Tensor], path: Path = ()) -> Any:

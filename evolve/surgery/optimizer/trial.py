@@ -5,10 +5,12 @@ The steps are made in place, on gradients that are made up; everything is put ba
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from evolve.runtime.memory import out_of_memory
 from evolve.surgery.optimizer.layers import all_layers, groups_of, held_by
 from evolve.surgery.optimizer.remembered import OptimizerState
 
+RARELY = 7  # steps within which most optimizers do what they do only now and then (Lookahead: every fifth or sixth)
 RATE = 1e-6  # a learning rate at which parameters stay where they are
 Step = Callable[[Optimizer, Callable[[], Tensor]], Any]
 
@@ -114,7 +117,8 @@ class Trial:
             faults = []
             for step in self._candidates(optimizer):
                 with self.taken_back() as ins:
-                    fault = self._tried(optimizer, step, ins)
+                    closure = _closure([optimizer], ins, 1.0)
+                    fault = self.fault_in(partial(step, optimizer, closure))
                 if fault is None:
                     self._ways[id(optimizer)] = step
                     break
@@ -128,20 +132,18 @@ class Trial:
         ways: list[Step] = [_plainly, _with_closure]
         return [*ways, *map(_in_train_mode, ways)] if callable(getattr(optimizer, "train", None)) else ways
 
-    def _tried(self, optimizer: Optimizer, step: Step, ins: Mapping[int, StandIn]) -> str | None:
-        try:
-            step(optimizer, _closure([optimizer], ins, 1.0))
-        except Exception as error:  # whatever somebody's optimizer raises is what we want to know
-            if out_of_memory(error):
-                raise
-            return f"{type(error).__name__}: {error}"
-        return None
+    def steps(self, ins: Mapping[int, StandIn], scale: float, count: int, late: Collection[int] = ()) -> None:
+        """Makes steps on gradients of a scale; raises what the optimizers raise.
 
-    def steps(self, ins: Mapping[int, StandIn], scale: float, count: int) -> None:
-        """Makes steps on gradients of a scale; raises what the optimizers raise."""
-        for _ in range(count):
+        Args:
+            ins: What the gradients are made from.
+            scale: Of the gradients.
+            count: How many steps.
+            late: Ids of parameters whose gradient is zero in the first step, as it is behind a gate that is closed.
+        """
+        for number in range(count):
             for optimizer in self._optimizers:
-                self._ways[id(optimizer)](optimizer, _closure([optimizer], ins, scale))
+                self._ways[id(optimizer)](optimizer, _closure([optimizer], ins, scale, late if number == 0 else ()))
 
     def begin_anew(self, ins: Mapping[int, StandIn]) -> None:
         """Gives all parameters their stand-ins, empties all states and counts of steps, and stills the learning."""
@@ -150,51 +152,80 @@ class Trial:
                 parameter.data.copy_(ins[id(parameter)].value)
         for layer in all_layers(self._optimizers):
             layer.state.clear()
+        self._still()
+        for group in groups_of(self._optimizers):
+            for key in ("step", "k", "counter"):
+                if type(group.get(key)) is int:
+                    group[key] = 0
+
+    def _still(self) -> None:
         for group in groups_of(self._optimizers):
             for key, value in group.items():
                 if key == "lr":
-                    _set(group, key, value, RATE)
+                    set_rate(group, RATE)
                 elif "decay" in key and isinstance(value, float):
                     group[key] = 0.0
-                elif key in ("step", "k", "counter") and type(value) is int:
-                    group[key] = 0
 
+    def drift(self, among: Collection[int] | None = None) -> float:
+        """Returns by how much parameters move, at most and relative to their size, at a learning rate near zero.
 
-def rehearse(trial: Trial, optimizers: Sequence[Optimizer], count: int = 7) -> list[str]:
-    """Makes a few steps with optimizers as they stand and takes them back.
+        Args:
+            among: Ids of the parameters to look at; all if None.
 
-    Args:
-        trial: That was settled before the change.
-        optimizers: The same, after the change.
-        count: Steps: some optimizers look at a parameter every sixth step only.
+        Returns:
+            The figure, or infinity if the optimizers fail.
+        """
+        with self.taken_back() as ins:
+            self._still()
+            parameters = [p for p in stepped(self._optimizers) if among is None or id(p) in among]
+            values = [p.detach().to(torch.float32, copy=True) for p in parameters]
+            if self.fault_in(lambda: self.steps(ins, 1.0, RARELY)) is not None:
+                return math.inf
+            moves = [
+                float((p.detach().float() - value).norm() / (value.norm() + 0.01 * value.numel() ** 0.5))
+                for p, value in zip(parameters, values, strict=True)
+            ]
+        return max(moves, default=0.0)
 
-    Returns:
-        What is wrong: an error, or parameters that neither move nor leave anything in the optimizer's state.
-    """
-    with trial.taken_back() as ins:
-        for group in groups_of(optimizers):
-            if float(group.get("lr", 1.0)) == 0:
-                _set(group, "lr", group["lr"], 1e-3)
-        parameters = [p for p in held_by(optimizers) if p.requires_grad]
-        values = [p.detach().clone() for p in parameters]
-        marks = [_mark(optimizers, p) for p in parameters]
+    def modes_fault(self) -> str | None:
+        """Returns how `eval()` and `train()` fail, which optimizers with averages have; None where they work."""
+        with self.taken_back():
+            for one in self._optimizers:
+                for mode in (getattr(one, name, None) for name in ("eval", "train")):
+                    if callable(mode) and (fault := self.fault_in(mode)) is not None:
+                        return fault
+        return None
+
+    @staticmethod
+    def fault_in(work: Callable[[], Any]) -> str | None:
+        """Returns the error that somebody's optimizer raises, in one line; None if it raises none."""
         try:
-            trial.steps(ins, 1.0, count)
-        except Exception as error:  # whatever somebody's optimizer raises is what we want to know
+            work()
+        except Exception as error:  # whatever it is, it is what we want to know
             if out_of_memory(error):
                 raise
-            return [f"the optimizer fails in its next steps ({type(error).__name__}: {error})"]
-        moved = [
-            not torch.equal(p.detach(), value) or _mark(optimizers, p) != mark
-            for p, value, mark in zip(parameters, values, marks, strict=True)
-        ]
-    if any(moved) and not all(moved):
-        shape = tuple(parameters[moved.index(False)].shape)
-        return [f"the optimizer would not move {moved.count(False)} parameters (the first of shape {shape})"]
-    return []
+            lines = str(error).splitlines() or [""]  # some print whole parameters
+            return f"{type(error).__name__}: {lines[0][:200]}"
+        return None
 
 
-def _closure(optimizers: Sequence[Optimizer], ins: Mapping[int, StandIn], scale: float) -> Callable[[], Tensor]:
+def stepped(optimizers: Sequence[Optimizer]) -> list[Parameter]:
+    """Returns the trainable parameters in the groups that the user sees: those inside may step others as well."""
+    groups = [group for one in optimizers for group in one.param_groups]
+    return list({id(p): p for group in groups for p in group["params"] if p.requires_grad}.values())
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Gives a group a learning rate, which may be a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _closure(
+    optimizers: Sequence[Optimizer], ins: Mapping[int, StandIn], scale: float, late: Collection[int] = ()
+) -> Callable[[], Tensor]:
     """Returns what sets gradients as a backward pass would, with a graph, for optimizers that look at curvature."""
     parameters = [p for p in held_by(optimizers) if p.requires_grad and id(p) in ins]
 
@@ -202,34 +233,12 @@ def _closure(optimizers: Sequence[Optimizer], ins: Mapping[int, StandIn], scale:
         with torch.enable_grad():
             loss = torch.ones(())
             for parameter in parameters:
-                gradient = ins[id(parameter)].gradient * scale
+                gradient = ins[id(parameter)].gradient * (0.0 if id(parameter) in late else scale)
                 parameter.grad = gradient + 1e-3 * (parameter - parameter.detach())
                 loss = loss + 1e-3 * gradient.float().abs().sum().cpu()
         return loss.detach().requires_grad_()
 
     return closure
-
-
-def _mark(optimizers: Sequence[Optimizer], parameter: Parameter) -> list[Any]:
-    """Something that changes when a step touches the state of a parameter."""
-    found: list[Any] = []
-    for layer in all_layers(optimizers):
-        state = layer.state.get(parameter) or {}
-        for key, value in state.items() if isinstance(state, Mapping) else ():
-            if isinstance(value, Tensor):
-                found.append((key, float(value.detach().float().abs().sum())))
-            elif isinstance(value, (int, float)):
-                found.append((key, value))
-            else:
-                found.append((key, None))
-    return found
-
-
-def _set(group: dict[str, Any], key: str, value: Any, rate: float) -> None:
-    if isinstance(value, Tensor):
-        value.fill_(rate)
-    else:
-        group[key] = rate
 
 
 _HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
