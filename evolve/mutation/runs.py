@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from evolve.mutation.compare import EXACT, difference
 from evolve.runtime.generators import preserved_rng
@@ -20,6 +19,7 @@ from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
 from evolve.structure.outputs import Part, copied_parts, differentiable, single_or_wider
 from evolve.structure.probe import FlopCounter, mixed_statistics
+from evolve.structure.tracing.flops import formula_of
 
 _ROUNDINGS = 10
 _MOST_ROUNDING = 1e-3  # a difference beyond this is one, whatever the model makes of rounding
@@ -54,7 +54,7 @@ class _Precision(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and notes its type."""
         out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
+        if formula_of(func) is not None:
             self.kinds |= {leaf.dtype for leaf in tree_leaves(out) if isinstance(leaf, Tensor)}
         return out
 

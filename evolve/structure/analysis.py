@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch import nn
 
 import evolve.structure.axes.rules_compute
 import evolve.structure.axes.rules_index
@@ -21,6 +20,7 @@ from evolve.runtime.exclusive import exclusive
 from evolve.structure.axes.algebra import Axis
 from evolve.structure.axes.flow import Flow
 from evolve.structure.axes.groups import Group, find_groups
+from evolve.structure.fingerprint import fingerprint
 from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs, as_inputs, infer_inputs
 from evolve.structure.isolation import undisturbed
@@ -186,7 +186,8 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
             raise NotApplicable(
                 f"The model fails on inputs of shape {shapes}: {type(error).__name__}: {error}"
             ) from error
-        _MEMO[model] = known
+        if not any(tape.real for tape in known[1].tapes):  # a forward that looks at values may read others next time
+            _MEMO[model] = known
     return known[1]
 
 
@@ -223,41 +224,6 @@ def _warm(model: nn.Module, inputs: Inputs) -> None:
 
 # A memo, not a state: it is looked at only where the fingerprint says that nothing has changed.
 _MEMO: weakref.WeakKeyDictionary[nn.Module, tuple[Any, Analysis]] = weakref.WeakKeyDictionary()
-
-
-def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
-    """Returns what an analysis depends on: classes, shapes, plain settings of every module, shapes of the inputs."""
-    modules = tuple(
-        (
-            name,
-            type(module),
-            tuple(
-                (key, value)
-                for key, value in vars(module).items()
-                if isinstance(value, (int, str, tuple, float)) and key != "training" and _hashable(value)
-            ),
-            tuple(map(id, vars(module).get("_evolve_links", ()))),
-            (*module._forward_pre_hooks, *module._forward_hooks),
-            tuple((key, id(child)) for key, child in module._modules.items()),  # one may be there under many names
-            tuple((key, tuple(tensor.shape), id(tensor)) for key, tensor in _lasting(module)),
-        )
-        for name, module in model.named_modules()
-    )
-    leaves, arrangement = tree_flatten((inputs.args, dict(inputs.kwargs)))
-    arguments = tuple((tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves)
-    return modules, arguments, str(arrangement)
-
-
-def _lasting(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields a module's own parameters and buffers, those left out that a forward may make anew each time."""
-    fleeting = module._non_persistent_buffers_set
-    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and key not in fleeting:
-            yield key, tensor
-
-
-def _hashable(value: Any) -> bool:
-    return not isinstance(value, tuple) or all(isinstance(item, (int, str, float)) for item in value)
 
 
 def _by_module(elements: Mapping[str, int], modules: Sequence[str]) -> dict[str, int]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evolve.structure.analysis import fingerprint
 from evolve.structure.disturbance import Disturber, Place, changes, marginal, moved
+from evolve.structure.fingerprint import fingerprint
 from evolve.structure.inputs import Inputs
 from evolve.structure.outputs import output_tensors
 from evolve.structure.probe import Probe

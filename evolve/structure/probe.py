@@ -21,7 +21,7 @@ from evolve.structure.isolation import undisturbed, unfused
 from evolve.structure.outputs import Part, copied_parts
 from evolve.structure.sites import Site
 from evolve.structure.tracing.calls import watched_calls
-from evolve.structure.tracing.flops import flops
+from evolve.structure.tracing.flops import flops, hidden_parts
 from evolve.structure.tracing.tape import Shape
 
 OutputLoss = Callable[[Any], Tensor]
@@ -130,7 +130,7 @@ def mixed_outputs(model: nn.Module, inputs: Inputs, seed: int) -> list[Part]:
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts the FLOPs of what runs while it is open, by the formulas of `torch.utils.flop_counter`.
+    """Counts the FLOPs of what runs while it is open, by the formulas of `tracing/flops.py`.
 
     Attributes:
         total: FLOPs so far (2 per multiply-accumulate).
@@ -142,6 +142,10 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and adds its FLOPs."""
+        with self:
+            parts = hidden_parts(func, args, kwargs or {})
+        if parts is not NotImplemented:
+            return parts
         out = func(*args, **(kwargs or {}))
         self.total += flops(func, args, kwargs or {}, out)
         return out

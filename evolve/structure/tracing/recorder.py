@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from evolve.structure.isolation import CallsSeen, unfused
 from evolve.structure.tracing.calls import watched_calls
 from evolve.structure.tracing.fake_kernels import Shortcuts
-from evolve.structure.tracing.flops import flops
+from evolve.structure.tracing.flops import flops, hidden_parts
 from evolve.structure.tracing.tape import ModuleCall, Op, Tape, Value
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,10 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _DEVICE:  # fake tensors ask for it at every step
             return args[0].fake_device
+        with self:
+            parts = hidden_parts(func, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
         noted = tuple(self._note(arg) for arg in args)
         noted_kwargs = {key: self._note(value) for key, value in kwargs.items()}
         out = self._shortcuts.take(func, args, kwargs) if self._shortcuts is not None else None
