@@ -12,14 +12,16 @@ from evolve.care.config import CareConfig
 from evolve.care.new_parameters import NewParameters
 from evolve.care.recalibrate import recalibrate
 from evolve.mutation.api import MutationResult
-from evolve.structure.tracing.tape import Shape
 from evolve.surgery.optimizer import forget
-from evolve.surgery.parts import new_parts
+from evolve.surgery.parts import ParametersBefore, new_parts, renamed_keys
 from evolve.surgery.resize import Cut
 
 
 class WeightAverage(Protocol):
     """A moving average of weights; `EMA` is one."""
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keeps averages under the names that parameters have now: old names, with the new ones."""
 
     def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
         """Makes the average fit the model again."""
@@ -48,7 +50,7 @@ def after_mutation(
     config: CareConfig,
     run: TrainingRun,
     new_parameters: NewParameters,
-    shapes: Mapping[str, Shape],
+    before: ParametersBefore,
     applied: Sequence[MutationResult],
     batches: Iterable[Any],
     adopted: bool = False,
@@ -59,21 +61,25 @@ def after_mutation(
         config: What care.
         run: The training.
         new_parameters: Cares for new parts while they are young.
-        shapes: Of the parameters before; see `structure.probe.parameter_shapes`.
+        before: The parameters before.
         applied: What was done to the model since, in order.
         batches: Inputs on the model's device, for the statistics of BatchNorm; none leaves them alone.
         adopted: Whether the model has taken up what a child of it has learned. Then averages begin anew, as all values
             are others, and what is new is not young any more.
     """
     model = run.model
+    names = before.renamed(model)
+    shapes = renamed_keys(before.shapes, names)
     cuts = [cut for result in applied for cut in result.cuts]
     if run.ema is not None:
+        run.ema.rename(names)
         redrawn = list(shapes) if adopted else [name for result in applied for name in result.redrawn]
         run.ema.follow(model, cuts, redrawn)
     growth = any(map(grown, applied)) and not adopted
     if growth and config.moments == "reset":
         for optimizer in run.optimizers:
             forget(optimizer, model.parameters())
+    new_parameters.rename(names)
     new_parameters.add(model, new_parts(model, shapes, cuts) if growth else {}, cuts)
     if config.batchnorm:
         recalibrate(model, batches)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evolve.surgery.parts import renamed_keys
 from evolve.surgery.resize import Cut, recut_copy
 
 
@@ -47,6 +48,10 @@ class EMA:
         usual = next(iter(places.values()), None)
         self.updates = state["updates"]
         self.shadow = {name: value.to(places.get(name, usual)) for name, value in state["shadow"].items()}
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keeps averages under the names that parameters have now: old names, with the new ones."""
+        self.shadow = renamed_keys(self.shadow, names)
 
     def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
         """After a mutation: averages are cut as their parameters were; what is new begins at its present value.

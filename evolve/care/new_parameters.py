@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from evolve.care.config import CareConfig
 from evolve.errors import EvolveError
-from evolve.surgery.parts import follow
+from evolve.surgery.parts import follow, renamed_keys
 from evolve.surgery.resize import Cut
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,12 @@ class NewParameters:
             older.reached = _followed(model, older.reached, cuts)
         if parts and self._longest:
             self._brought.append(NewParts(self._steps, dict(parts)))
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keeps parts under the names that their parameters have now: old names, with the new ones."""
+        for parts in self._brought:
+            parts.parts = renamed_keys(parts.parts, names)
+            parts.reached = renamed_keys(parts.reached, names)
 
     def before_step(self, model: nn.Module) -> None:
         """To be called when the gradients are complete, on their own scale.

@@ -19,8 +19,8 @@ from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
 from evolve.mutation.limits import Limits
 from evolve.policies import Candidate, Choice, Policy
-from evolve.structure.probe import parameter_shapes
 from evolve.structure.sites import EVERYWHERE
+from evolve.surgery.parts import ParametersBefore
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Proposer:
             "reason": reason,
             "metrics_before": {k: v for k, v in history[-1].items() if k.startswith("val_")} if history else None,
         }
-        shapes = parameter_shapes(loop.model)
+        before = ParametersBefore(loop.model)
         context = self.context(history)
         answers, chosen = self._try_candidates(context, note)
         if answers and (shrink := self._shrinking(answers[-1])):
@@ -89,7 +89,7 @@ class Proposer:
                 care,
                 loop,
                 self._new_parameters,
-                shapes,
+                before,
                 applied,
                 loop.batches(care.batchnorm) if care.batchnorm else (),
                 adopted=self.ahead > 0,

@@ -232,11 +232,6 @@ def _counts(value: Any) -> bool:
     return isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
 
 
-def parameter_shapes(model: nn.Module) -> dict[str, Shape]:
-    """Returns the shapes of all parameters by name, shared ones once."""
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
 def count_parameters(model: nn.Module) -> int:
     """Returns the number of elements of all parameters, shared ones once; lazy ones have none yet."""
     return sum(p.numel() for p in model.parameters() if not isinstance(p, nn.parameter.UninitializedParameter))

@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from evolve.structure.tracing.tape import Shape
 from evolve.surgery.resize import Cut
+
+T = TypeVar("T")
+
+
+class ParametersBefore:
+    """The parameters of a model before a mutation: a layer that was wrapped is not new, though its name is.
+
+    Attributes:
+        shapes: Their shapes, by name.
+
+    Args:
+        model: Before the mutation.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = dict(model.named_parameters())
+        self.shapes: dict[str, Shape] = {name: tuple(p.shape) for name, p in self._parameters.items()}
+
+    def renamed(self, model: nn.Module) -> dict[str, str]:
+        """Returns old names, with the new ones, of parameters that are the same objects and have other names now."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        new = {name: names.get(id(parameter), name) for name, parameter in self._parameters.items()}
+        return {old: name for old, name in new.items() if old != name}
+
+
+def renamed_keys(values: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """Returns values by parameter name under the names that the parameters have now."""
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def new_parts(model: nn.Module, shapes: Mapping[str, Shape], cuts: Sequence[Cut] = ()) -> dict[str, Tensor]:
@@ -19,7 +48,7 @@ def new_parts(model: nn.Module, shapes: Mapping[str, Shape], cuts: Sequence[Cut]
 
     Args:
         model: After the mutation.
-        shapes: Of its parameters before; see `structure.probe.parameter_shapes`.
+        shapes: Of its parameters before, by the names that they have now.
         cuts: What was done to their axes.
 
     Returns:

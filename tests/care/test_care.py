@@ -14,8 +14,8 @@ import evolve
 from evolve.care import CareConfig, NewParameters, recalibrate
 from evolve.errors import EvolveError
 from evolve.evolver.config import EvolutionConfig
-from evolve.structure.probe import parameter_shapes
-from evolve.surgery.parts import new_parts
+from evolve.surgery.parts import ParametersBefore, new_parts
+from evolve.training.events import MutationTried, StepMade
 
 X, Y = torch.randn(32, 6, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
 
@@ -35,7 +35,7 @@ def widened(build=torch.optim.SGD, care=None, *, init="split", model=None, **opt
 
 
 def widen(model, optimizer, new_parameters, init="split"):
-    shapes = parameter_shapes(model)
+    shapes = ParametersBefore(model).shapes
     result = evolve.mutate(
         model, "widen", site="0", add=2, init=init, optimizer=optimizer, example_inputs=X[:4], seed=1, strict=True
     )
@@ -69,16 +69,16 @@ def masks():
 def test_what_is_new():
     for init in ("split", "zero_out"):
         model = net()
-        shapes = parameter_shapes(model)
+        shapes = ParametersBefore(model).shapes
         result = evolve.mutate(model, "widen", site="0", add=2, init=init, example_inputs=X[:4], strict=True)
         parts = new_parts(model, shapes, result.cuts)
         assert list(parts) == ["0.weight", "0.bias", "2.weight"]
         assert all(torch.equal(parts[name], mask) for name, mask in zip(parts, masks(), strict=False))
     assert list(new_parts(model, {}, ())) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-    shapes = parameter_shapes(model)
+    shapes = ParametersBefore(model).shapes
     result = evolve.mutate(model, "narrow", site="0", remove=1, example_inputs=X[:4], strict=True)
     assert new_parts(model, shapes, result.cuts) == {}
-    shapes = parameter_shapes(model)
+    shapes = ParametersBefore(model).shapes
     model[2].weight = nn.Parameter(torch.zeros(4, 5))  # of another shape, and nobody says how
     assert new_parts(model, shapes)["2.weight"].tolist() == [[False] * 5] * 3 + [[True] * 5]
 
@@ -185,7 +185,7 @@ def test_a_watch_tells_which_new_units_get_no_gradient(caplog):
     model = Dead()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     new_parameters = NewParameters(CareConfig(watch=3), [optimizer])
-    shapes = parameter_shapes(model)
+    shapes = ParametersBefore(model).shapes
     result = evolve.mutate(model, "widen", site="hidden", add=3, optimizer=optimizer, example_inputs=X, strict=True)
     new_parameters.add(model, new_parts(model, shapes, result.cuts), result.cuts)
     with torch.no_grad():
@@ -346,3 +346,50 @@ def test_gradients_are_cared_for_on_their_own_scale(clip):
         evolver.run()
         found.append(dict(evolver.model.named_parameters()))
     assert all(torch.allclose(p, found[1][name], rtol=1e-4, atol=1e-6) for name, p in found[0].items())
+
+
+@evolve.operator("wrap_the_head", preserves="exact")
+def wrap_the_head(model, site, context):
+    """Puts a low-rank detour beside the last layer, as an adapter does; the layer gets another name."""
+
+    class Beside(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.down, self.up = inner, nn.Linear(inner.in_features, 2), nn.Linear(2, inner.out_features)
+            nn.init.zeros_(self.up.weight)
+            nn.init.zeros_(self.up.bias)
+
+        def forward(self, x):
+            return self.inner(x) + self.up(self.down(x))
+
+    model.head[2] = Beside(model.head[2])
+    return True, "Wrapped the head."
+
+
+def test_a_layer_that_a_plugin_wraps_is_not_new(caplog):
+    """Its average goes on, its decay and its learning rate are as before, and no watch takes it for a new part."""
+    config = EvolutionConfig.model_validate(
+        {
+            "schedule": {"name": "at", "options": {"steps": [4]}},
+            "operators": [{"name": "wrap_the_head", "sites": ["head"]}],
+            "care": {"rewarm": {"steps": 50}, "watch": 3},
+        }
+    )
+    evolver = make(evolution=config)
+    ema = evolver.state.ema
+    seen = {}
+
+    def look(event):
+        if isinstance(event, StepMade) and event.step == 4:
+            seen["average"] = ema.shadow["head.2.weight"].clone()
+        if isinstance(event, MutationTried):
+            seen["after"] = ema.shadow["head.2.inner.weight"].clone()
+            seen["young"] = [name for parts in evolver.controller.new_parameters._brought for name in parts.parts]
+
+    evolver.events.callbacks.append(look)
+    with caplog.at_level("WARNING"):
+        evolver.run()
+    assert evolver.lineage.records[0].success, evolver.lineage.records[0].message
+    assert torch.equal(seen["average"], seen["after"])
+    assert sorted(seen["young"]) == [f"head.2.{part}.{kind}" for part in ("down", "up") for kind in ("bias", "weight")]
+    assert "inner" not in caplog.text
