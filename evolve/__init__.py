@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from evolve.training import TrainingConfig as TrainingConfig
     from evolve.training.optim import LrScheduleConfig as LrScheduleConfig
     from evolve.training.optim import OptimizerConfig as OptimizerConfig
+    from evolve.training.saving import restore as restore
+    from evolve.training.saving import save as save
 
 __version__ = "0.1.0"
 
@@ -61,6 +63,8 @@ _HOME = {
     "mutate": ("evolve.mutation.api", "mutate"),
     "operator": ("evolve.operators", "operator"),
     "replay": ("evolve.mutation.replaying", "replay"),
+    "restore": ("evolve.training.saving", "restore"),
+    "save": ("evolve.training.saving", "save"),
     "sites": ("evolve.mutation.api", "sites"),
     "transaction": ("evolve.surgery.transaction", "Transaction"),
 }

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from evolve.errors import EvolveError
 
@@ -112,6 +113,25 @@ class Verdict(BaseModel):
         return f"{what}: {self.metric} {self.found:.4g}; {trend} {self.promised:.4g}, allowed was {self.bound:.4g}."
 
 
+class _Origin:
+    """The object that a record is of, while it lives; a copy in another process has forgotten it."""
+
+    def __init__(self, thing: object = None) -> None:
+        self._thing = None if thing is None else weakref.ref(thing)
+
+    def __call__(self) -> object:
+        return None if self._thing is None else self._thing()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin)  # records are equal by what they say
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __reduce__(self) -> tuple[type[_Origin], tuple[()]]:
+        return _Origin, ()
+
+
 class Record(BaseModel):
     """One attempted mutation, applied or refused; enough to replay it.
 
@@ -122,6 +142,8 @@ class Record(BaseModel):
         step: Optimizer steps finished when it was attempted, if a training loop said so.
         operator: Registered name of the mutation operator.
         site: Dotted name of the place, after defaults were resolved.
+        root: Dotted name of the submodule that was mutated on its own, where the record is of one; the site, and the
+            names in the plan, begin there. "" for the whole model.
         options: The operator's options, after defaults were resolved.
         plan: What the operator settled from the probe (shapes, strides, chosen indices); replay builds from it.
         seed: Seed of everything the operator drew at random.
@@ -152,6 +174,7 @@ class Record(BaseModel):
     step: int | None = None
     operator: str
     site: str = ""
+    root: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     plan: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
@@ -173,6 +196,17 @@ class Record(BaseModel):
     traceback: str | None = None
     verdict: Verdict | None = None
     success: bool = False
+    _origin: _Origin = PrivateAttr(default_factory=_Origin)
+
+    def made_on(self, model: object) -> Record:
+        """Notes the module that was mutated, so that `evolve.save` finds which part of the model it is."""
+        self._origin = _Origin(model)
+        return self
+
+    @property
+    def origin(self) -> object:
+        """The module that was mutated, in the process that did it and while it lives; else None."""
+        return self._origin()
 
 
 class Lineage:

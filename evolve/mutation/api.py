@@ -164,7 +164,7 @@ def mutate(
         raise cause
     if strict and status != "applied":
         raise MutationError(message)
-    return MutationResult(record, change.cuts, change.redrawn)
+    return MutationResult(record.made_on(model), change.cuts, change.redrawn)
 
 
 def _answer(error: Exception) -> tuple[Status, str]:

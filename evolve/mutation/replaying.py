@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import nn
@@ -44,7 +45,7 @@ def replay(
 
     Args:
         model: Any module; compiled models (`torch.compile`) are changed underneath.
-        records: In their order, of mutations of this model. Those of a submodule are replayed on the submodule.
+        records: In their order, of mutations of this model or, where their `root` says so, of a submodule.
         optimizer: One or a sequence of several over parameters of this model, or of one that it is a part of.
         ema: What keeps averages of the parameters: it follows each mutation; in torch's `AveragedModel` the averaged
             module is mutated in the same way.
@@ -68,9 +69,13 @@ def replay(
             ema.follow(model, cuts, [name for change in done for name in change.redrawn])
 
 
-def _applied(model: nn.Module, record: Record, optimizers: Optimizers) -> Change:
-    """Applies one record, with the optimizers and gradients that go with the model."""
+def _applied(whole: nn.Module, record: Record, optimizers: Optimizers) -> Change:
+    """Applies one record, with the optimizers and gradients that go with the model; names are those in the whole."""
     what = f"Record {record.index} ('{record.operator}' at '{record.site}')"
+    try:
+        model = whole.get_submodule(record.root)
+    except AttributeError as error:
+        raise EvolveError(f"{what} is of the submodule '{record.root}', which this model does not have.") from error
     try:
         acting = create_operator(record.operator, record.options)
     except UnknownNameError as error:
@@ -93,4 +98,7 @@ def _applied(model: nn.Module, record: Record, optimizers: Optimizers) -> Change
         carrier.carry(model, record.site, change.cuts, change.redrawn if change.forget else ())
     except (NotApplicable, RejectedError) as error:
         raise EvolveError(f"{what} is applied, but the optimizer cannot follow: {error}") from error
-    return change
+    if not record.root:
+        return change
+    cuts = [replace(cut, name=f"{record.root}.{cut.name}") for cut in change.cuts]
+    return replace(change, cuts=cuts, redrawn=[f"{record.root}.{name}" for name in change.redrawn])

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from evolve.care.ema import EMA
 from evolve.errors import CheckpointError, EvolveError
 from evolve.lineage import Lineage, Record
 from evolve.mutation.bounded import BoundedBuild
 from evolve.mutation.replaying import replay
 from evolve.structure.probe import count_parameters
+from evolve.surgery.optimizer import Optimizers
 from evolve.training.folder import DamagedError
 
 
@@ -28,8 +31,20 @@ def read_records(path: Path) -> list[Record]:
         raise DamagedError(str(error)) from error
 
 
-def replay_bounded(model: nn.Module, records: list[Record], tensors: Mapping[str, Tensor]) -> None:
+def replay_bounded(
+    model: nn.Module,
+    records: list[Record],
+    tensors: Mapping[str, Tensor],
+    optimizer: Optimizers | None = None,
+    ema: EMA | AveragedModel | None = None,
+) -> None:
     """Replays records, without building more than the models that they lead through can need.
+
+    Args:
+        model: The base model.
+        records: As they were saved.
+        tensors: Of the model, as they were saved after the records.
+        optimizer: That follows; likewise `ema`.
 
     Raises:
         EvolveError: If they do not fit the model or the tensors that were saved after them.
@@ -43,7 +58,7 @@ def replay_bounded(model: nn.Module, records: list[Record], tensors: Mapping[str
     if size > held:
         raise CheckpointError(f"After its records the model should have {size:,} parameters; {held:,} were saved.")
     with BoundedBuild(64 * (largest + held) * (1 + len(records)) + 2**22):
-        replay(model, records)
+        replay(model, records, optimizer, ema)
 
 
 @contextmanager
