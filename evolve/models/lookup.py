@@ -74,8 +74,7 @@ def _builder(name: str, item: Callable[..., Any]) -> Callable[..., nn.Module]:
         found = "a function that is not written in Python"
     else:
         made = _returned(item)
-        known = made is None or (isinstance(made, type) and not get_args(made))
-        found = f"a function that returns {made}" if known and not _is_module(made) else None
+        found = None if made is None or issubclass(made, nn.Module) else f"a function that returns a {made.__name__}"
     if found:
         raise UnknownNameError(
             f"Model '{name}' is {found}. Name a subclass of nn.Module, or a function that returns a module."
@@ -83,17 +82,16 @@ def _builder(name: str, item: Callable[..., Any]) -> Callable[..., nn.Module]:
     return cast("Callable[..., nn.Module]", item)
 
 
-def _is_module(kind: Any) -> bool:
-    return isinstance(kind, type) and (issubclass(kind, nn.Module) or kind is object)
-
-
-def _returned(function: Callable[..., Any]) -> Any:
-    """What a function is annotated to return; `Any` where that cannot be told."""
+def _returned(function: Callable[..., Any]) -> type | None:
+    """The class that a function is annotated to return; None where that is not told, or may be a module."""
     try:
         made = inspect.signature(function, eval_str=True).return_annotation
     except Exception:  # an annotation may name what is imported for type checkers alone, or be any expression
-        return Any
-    return Any if made is inspect.Signature.empty else made
+        return None
+    if made is None:
+        return type(None)
+    told = isinstance(made, type) and not get_args(made) and made not in (inspect.Signature.empty, Any, object)
+    return made if told else None
 
 
 def usual_shape(name: str) -> tuple[int, ...] | None:
