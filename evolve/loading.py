@@ -18,6 +18,7 @@ from evolve.lineage import Record
 from evolve.models import build_model, models
 from evolve.models.lookup import usual_shape
 from evolve.plugins import is_import_path
+from evolve.runtime.generators import preserved_rng
 from evolve.training.checkpoint import Checkpoint, load_model, open_newest
 
 
@@ -42,7 +43,8 @@ def load(run: str | Path, model: nn.Module | None = None, *, trust: bool = False
 def _load(checkpoint: Checkpoint, model: nn.Module | None, trust: bool) -> nn.Module:
     if model is None:
         config = saved_model_config(checkpoint, trust=trust)
-        model = build_model(config.name, **config.options)
+        with preserved_rng():  # its weights are drawn, and replaced at once
+            model = build_model(config.name, **config.options)
     load_model(checkpoint, model, averaged=True)
     return model.eval()
 

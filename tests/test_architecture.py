@@ -39,7 +39,7 @@ ALLOWED = {
         *("budget", "care", "config", "data", "lineage", "models", "mutation", "operators", "plugins", "policies"),
         *("runtime", "schedules", "scores", "structure", "surgery", "training"),
     },
-    "loading": {"config", "evolver", "lineage", "models", "plugins", "training"},
+    "loading": {"config", "evolver", "lineage", "models", "plugins", "runtime", "training"},
     "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},
     "testing": {"lineage", "mutation", "operators", "runtime", "structure", "surgery"},
     "cli": {"budget", "config", "lineage", "evolver", "loading", "plugins", "report", "runtime", "training"},

@@ -216,7 +216,7 @@ def sites(model: nn.Module, operator: str, *, example_inputs: Any = None, **opti
     """Returns the dotted names of the submodules with parameters where an operator applies.
 
     Args:
-        model: Any module; it is left as it was.
+        model: Any module; it is left as it was, and so are the random number generators.
         operator: Registered name.
         example_inputs: As for `mutate`.
         **options: The operator's options.
@@ -229,4 +229,5 @@ def sites(model: nn.Module, operator: str, *, example_inputs: Any = None, **opti
     model = underneath(model)
     refuse_unworkable(model)
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
-    return acting.sites(model, first_look(model, inputs, 0))
+    with preserved_rng(0):  # an operator may draw while it looks
+        return acting.sites(model, first_look(model, inputs, 0))
