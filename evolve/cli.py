@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from evolve import __version__
 from evolve.errors import EvolveError
 
 if TYPE_CHECKING:
@@ -23,11 +24,26 @@ if TYPE_CHECKING:
     from evolve.lineage import Record
 
 app = typer.Typer(
-    help="Your PyTorch model changes its own architecture while it trains, and keeps what it has learned.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"evolve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Your PyTorch model changes its own architecture while it trains, and keeps what it has learned."""
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings that win over the file's, such as training.epochs=3.")
@@ -39,7 +55,7 @@ Trust = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog="Example: evolve run configs/quickstart.yaml training.epochs=3")
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
     overrides: Overrides = None,
@@ -53,7 +69,7 @@ def run(
         _train(lambda: Evolver.from_config(config))
 
 
-@app.command()
+@app.command(epilog="Example: evolve resume runs/quickstart")
 def resume(folder: RunFolder, trust: Trust = False) -> None:
     """Go on with a run that was stopped, as if it never had been."""
     with _told():
@@ -74,7 +90,7 @@ def resume(folder: RunFolder, trust: Trust = False) -> None:
         _train(lambda: evolver if anew else evolver.restore())
 
 
-@app.command()
+@app.command(epilog="Example: evolve validate configs/quickstart.yaml")
 def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
     overrides: Overrides = None,
@@ -87,7 +103,7 @@ def validate(
         typer.echo(f"{file}: valid.")
 
 
-@app.command()
+@app.command(epilog="Example: evolve inspect torchvision:resnet18 --depth 1")
 def inspect(
     target: Annotated[
         str,
@@ -138,7 +154,7 @@ def inspect(
             Console().print(sites_view(facts) if operator else inspection_view(facts, depth))
 
 
-@app.command()
+@app.command(epilog="Example: evolve operators --plugin my_package.my_operators")
 def operators(
     plugin: Annotated[list[str] | None, typer.Option(help="Import path of a plugin to list too.")] = None,
 ) -> None:
@@ -147,13 +163,13 @@ def operators(
         from rich.console import Console
 
         from evolve.plugins import load_plugins
-        from evolve.report.operators import operator_table
+        from evolve.report.operators import operator_list
 
         load_plugins(plugin or [])
-        Console().print(operator_table())
+        Console().print(operator_list())
 
 
-@app.command()
+@app.command(epilog="Example: evolve report runs/quickstart")
 def report(folder: RunFolder) -> None:
     """Show a run: its curve, its mutations with their reasons, its parameters over time."""
     with _told():
@@ -164,7 +180,7 @@ def report(folder: RunFolder) -> None:
         Console().print(run_report(folder))
 
 
-@app.command()
+@app.command(epilog="Example: evolve schema > evolve.schema.json")
 def schema() -> None:
     """Print the JSON schema of a configuration, for editors."""
     with _told():

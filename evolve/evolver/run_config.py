@@ -246,6 +246,6 @@ def _load_plugins(raw: Mapping[str, Any], places: Places, path: str | Path) -> l
         try:
             load_plugins([plugin])
         except EvolveError as error:
-            where = places.get(("plugins", index), Place(str(path)))
+            where = places.get(("plugins", index)) or places.get(("plugins",), Place(str(path)))
             faults.append(Fault(("plugins", index), where, str(error)))
     return faults

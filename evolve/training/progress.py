@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,8 +10,8 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 from evolve.budget import Budget
-from evolve.lineage import Record
 from evolve.training.events import EpochEnded, Event, MutationTried, StepMade
+from evolve.training.lines import epoch_lines, mutation_lines, where
 
 
 class Progress:
@@ -45,45 +44,22 @@ class Progress:
         if isinstance(event, StepMade):
             self._step(event)
         elif isinstance(event, EpochEnded):
-            self._epoch(event.metrics)
+            self._write(epoch_lines(event.metrics, self._budget))
         elif isinstance(event, MutationTried):
-            self._mutation(event.record)
+            self._write(mutation_lines(event.record))
 
     def _step(self, step: StepMade) -> None:
         if self._bar is None:
             return
-        self._bar.set_description(self._where(step.epoch + 1, step.progress), refresh=False)
+        self._bar.set_description(where(step.epoch + 1, step.progress, self._budget), refresh=False)
         if step.epoch_step <= 1 or self._bar.n > step.epoch_step:
             self._bar.reset()
         self._bar.update(step.epoch_step - self._bar.n)
 
-    def _epoch(self, metrics: Mapping[str, Any]) -> None:
-        def part(kind: str) -> str:
-            accuracy = metrics.get(f"{kind}_accuracy")
-            loss = metrics.get(f"{kind}_loss")
-            words = [f"{kind} loss {loss:.4f}"] if loss is not None else []
-            return " ".join([*words, f"acc {accuracy:7.2%}"] if accuracy is not None else words)
-
-        self._write(
-            f"{self._where(metrics['epoch'], metrics['progress'])}  {part('train')}  {part('val')}  "
-            f"lr {metrics['lr']:.2g}  params {metrics['params']:,}  {metrics['seconds']:.1f} s"
-        )
-
-    def _mutation(self, record: Record) -> None:
-        sign = "+" if record.success else "-"
-        state = "" if record.success else f" {record.status.replace('_', ' ')}:"
-        self._write(f"  {sign} {record.operator} at '{record.site}':{state} {record.message}")
-
-    def _where(self, epoch: int, progress: float) -> str:
-        """Says which epoch it is, of how many or, where epochs are not the budget, which part of it is spent."""
-        if self._budget.unit != "epochs":
-            return f"epoch {epoch:>3} {progress:>6.1%}"
-        epochs = f"{self._budget.amount:g}"
-        return f"epoch {epoch:>{len(epochs)}}/{epochs}"
-
-    def _write(self, line: str) -> None:
+    def _write(self, lines: list[str]) -> None:
+        text = "\n".join(lines)
         if self._bar is not None:
-            self._bar.write(line, file=sys.stdout)
+            self._bar.write(text, file=sys.stdout)
         else:
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(text + "\n")
             sys.stdout.flush()
