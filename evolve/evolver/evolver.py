@@ -21,7 +21,7 @@ from evolve.data import as_batches
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
 from evolve.evolver.output import OutputConfig, RunResult, flops_per_sample
-from evolve.evolver.preflight import check_evolution
+from evolve.evolver.preflight import check_run
 from evolve.evolver.run_config import RunConfig, load_config
 from evolve.evolver.run_folder import RunFolder
 from evolve.evolver.run_loop import RunLoop
@@ -33,7 +33,6 @@ from evolve.training import (
     Batch,
     Loss,
     TrainingConfig,
-    check_data,
     create_state,
     place_model,
     train_step,
@@ -163,8 +162,11 @@ class Evolver:
 
         Raises:
             NonFiniteLossError: If the loss became NaN or infinite; likewise NonFiniteModelError for the model.
+            MisfitError: If model, data and configuration do not go together.
             EvolveError: If the run folder holds another run, is in use by one or cannot be written to.
         """
+        if not self._begun:  # before the folder is made
+            check_run(self.evolution, self.state, self.train_data, self.val_data)
         with self._folder.held():
             return self._run()
 
@@ -299,10 +301,7 @@ class Evolver:
         }
 
     def _begin(self) -> None:
-        """Makes the run folder ready; a new run is checked and seeded."""
-        if not self._begun:
-            measured = check_data(self.state, self.train_data, self.val_data)
-            check_evolution(self.evolution, self.state, self.train_data.examples(self.evolution.probe), measured)
+        """Makes the run folder ready, and seeds a new run."""
         self._folder.begin()
         if not self._begun:
             seed_everything(self.training.seed)

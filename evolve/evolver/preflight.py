@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evolve.config import KeyPath
 from evolve.config.faults import key_text
+from evolve.data import Batches
 from evolve.errors import MisfitError, NotApplicable, NotYetApplicable
 from evolve.evolver.config import EvolutionConfig
 from evolve.mutation.api import create_operator
@@ -19,11 +20,21 @@ from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import Probe, count_parameters
 from evolve.structure.sites import STORE, resolve
-from evolve.training import Batch, TrainState, to_device
+from evolve.training import Batch, TrainState, check_data, to_device
 
 logger = logging.getLogger(__name__)
 
 Faults = Iterator[tuple[KeyPath, str]]
+
+
+def check_run(config: EvolutionConfig, state: TrainState, train: Batches, val: Batches) -> None:
+    """Holds configuration, model and data against each other; nothing is changed.
+
+    Raises:
+        MisfitError: With the cause.
+    """
+    measured = check_data(state, train, val)
+    check_evolution(config, state, train.examples(config.probe), measured)
 
 
 def check_evolution(config: EvolutionConfig, state: TrainState, probe: Batch, metrics: Collection[str]) -> None:

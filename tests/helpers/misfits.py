@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 N, FEATURES = 32, 6
 
 
-def linear(outputs=3):
+def linear(outputs=3) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Linear(8, outputs))
 
