@@ -38,9 +38,10 @@ def extrapolate(points: Sequence[tuple[int, float]], step: int, noise: float) ->
     Curves `a + b f(step)` are fitted to the last points by least squares, for f the logarithm and the powers -1/2, -1
     and -2. How a curve goes on is known less than how it went, so that all of them are averaged, by how likely each
     makes the points (as in Domhan et al. 2015, with fewer curves). The margin grows with the scatter about the curves,
-    with the distance and with how far the curves part, but is never more than a tenth of the last value. Where no value
-    has been below zero, none is promised there. With fewer than three points there is no trend: the last value is
-    promised, with a margin of a tenth of it, which is enough to tell a wreck from a stumble.
+    with the distance and with how far the curves part, and with few points it is wide; but it reaches no further than a
+    tenth above the last value or, where that is higher, the promised one. Nothing steeper than the last rise is
+    promised, and nothing below zero where no value has been there. With fewer than three points there is no trend: the
+    last value is promised, with a margin of a tenth of it, which is enough to tell a wreck from a stumble.
 
     Args:
         points: Steps (> 0) and values, in order, the last one at present.
@@ -57,14 +58,17 @@ def extrapolate(points: Sequence[tuple[int, float]], step: int, noise: float) ->
     weights = [(best / misses) ** (n / 2) for _, _, misses in curves]  # likelihoods, but for a factor
     total = math.fsum(weights)
     value = math.fsum(w * guess for w, (guess, _, _) in zip(weights, curves, strict=True)) / total
+    (earlier, before), (now, _) = points[-2:]
+    rise = max(0.0, (last - before) / (now - earlier) * (step - now))
+    value = min(value, last + rise)
     if all(found >= 0 for _, found in points):
         value = max(value, 0.0)
     spread = math.fsum(
         w * (variance + (guess - value) ** 2) for w, (guess, variance, _) in zip(weights, curves, strict=True)
     )
-    # However little a few noisy points say, a mutation that does more harm than this is not to be kept.
-    scatter = min(_STUDENT[n - 3] * math.sqrt(spread / total), _WITHOUT_TREND * abs(last))
-    return Extrapolation(value, math.hypot(scatter, sampling), n)
+    margin = math.hypot(_STUDENT[n - 3] * math.sqrt(spread / total), sampling)
+    most = max(value, last) + math.hypot(_WITHOUT_TREND * abs(last), sampling)
+    return Extrapolation(value, min(margin, most - value), n)
 
 
 def _fit(shape: Callable[[float], float], points: Sequence[tuple[int, float]], step: int) -> tuple[float, float, float]:

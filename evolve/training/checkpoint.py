@@ -197,6 +197,12 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
         if (saved[name] is None) != (getattr(state, name) is None):
             has, lacks = ("this one has", "has none") if saved[name] is None else ("this one has none", "has one")
             raise CheckpointError(f"The run in {checkpoint.path} {lacks} ({word}), {has}. Build it as it was.")
+    for word, here in _kinds(state).items():
+        if saved["kinds"][word] != here:
+            was = saved["kinds"][word]
+            raise CheckpointError(
+                f"The run in {checkpoint.path} had {word} {was}, this one has {here}. Build it as it was."
+            )
     load_model(checkpoint, state.model)
     with fitting(checkpoint.path):
         if state.config.channels_last:
@@ -207,8 +213,7 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
         if state.scaler is not None:
             state.scaler.load_state_dict(saved["scaler"])
         if state.ema is not None:
-            state.ema.shadow = {name: value.to(state.device) for name, value in saved["ema"]["shadow"].items()}
-            state.ema.updates = saved["ema"]["updates"]
+            state.ema.load_state_dict(saved["ema"])
         if state.new_parameters is not None and saved["new_parameters"] is not None:
             state.new_parameters.load_state_dict(saved["new_parameters"])
         state.take_counts(content.model_dump())
@@ -217,12 +222,18 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
     return content.progress
 
 
+def _kinds(state: TrainState) -> dict[str, str]:
+    """Whose state it is: that of another optimizer or schedule would be taken up without a word."""
+    return {"optimizer": type(state.optimizer).__name__, "lr_schedule": type(state.scheduler).__name__}
+
+
 def _state(state: TrainState) -> dict[str, Any]:
     return {
+        "kinds": _kinds(state),
         "optimizer": optimizer_by_name(state.model, state.optimizer),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
-        "ema": {"shadow": state.ema.shadow, "updates": state.ema.updates} if state.ema else None,
+        "ema": state.ema.state_dict() if state.ema else None,
         "new_parameters": state.new_parameters.state_dict() if state.new_parameters else None,
         "random": random_state(),
     }

@@ -14,6 +14,8 @@ import evolve
 from evolve import EvolutionConfig, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import EvolveError
 from evolve.evolver.extrapolation import MOST, extrapolate, standard_error
+from evolve.evolver.loop import Score
+from evolve.lineage import Lineage
 from evolve.operators import operators
 from evolve.training import evaluate
 
@@ -361,3 +363,47 @@ def test_about_one_in_twenty_is_beyond_the_margin(curve, n, least, most):
 def test_standard_error_of_pairs():
     assert standard_error([1.0, 2.0, 3.0], [2.0, 2.0, 5.0]) == pytest.approx(1 / 3**0.5)
     assert standard_error([1.0], [2.0]) == 0.0
+
+
+def scores(evolver, values):
+    """Lets the run's held-out loss be as given, one call after the other; the last one stays."""
+    values = list(values)
+
+    def score(metric):
+        value = values.pop(0) if len(values) > 1 else values[0]
+        return Score([value] * 2, [8, 8])
+
+    evolver.controller.loop.score = score
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [(1.0, math.inf, False), (1.0, math.nan, False), (math.inf, 1.0, True), (math.nan, math.inf, False)],
+)
+def test_a_held_out_loss_that_is_not_finite_is_judged(tmp_path, before, after, kept):
+    evolver = run_of(tmp_path / "run", evolution=evolution("deepen", 4, [5]))
+    scores(evolver, [before, after])
+    assert evolver.run().finished
+    (record,) = evolver.lineage
+    assert record.verdict.kept is kept
+    assert record.verdict.found == (after if math.isfinite(after) else None)
+    assert record.verdict.before == (before if math.isfinite(before) else None)
+    (read,) = Lineage.read(tmp_path / "run" / "lineage.jsonl")
+    assert read.verdict == record.verdict
+
+
+@pytest.mark.parametrize("curve", [[900, 500, 147], [2000, 147], [60, 300, 147], [5000, 1000, 400, 200, 147]])
+@pytest.mark.parametrize(("found", "kept"), [(326.0, False), (170.0, False), (150.0, True), (120.0, True)])
+def test_few_noisy_points_excuse_no_harm(curve, found, kept):
+    """More than a tenth above what there was is harm, however widely the points before it scatter."""
+    evolver = run_of(evolution=evolution("deepen", 4, [5]))
+    probation, values = evolver.controller.probation, [147.0, found]
+    evolver.controller.loop.score = lambda metric: Score([values.pop(0)], [8])
+    history = [{"step": 2 * i + 2, "val_loss": float(value)} for i, value in enumerate(curve[:-1])]
+    evolver.state.step = 2 * len(curve)
+    probation.remember(history, evolver.lineage)
+    probation.begin([0])
+    evolver.state.step += 4
+    verdict = probation.verdict()
+    assert verdict.kept is kept
+    assert verdict.bound <= max(147.0, verdict.promised) + 15

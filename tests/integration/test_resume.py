@@ -12,7 +12,7 @@ from helpers.runs import MUTATION_STEPS, STEPS, Net, digests, make, stop_after
 from torch import nn
 
 import evolve
-from evolve import Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
+from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import CheckpointError, EvolveError
 from evolve.schedules import ScheduleConfig
 from evolve.training.checkpoint import newest_checkpoint
@@ -236,3 +236,32 @@ def test_tied_weights_are_saved_once(tmp_path):
 
     with safe_open(newest_checkpoint(tmp_path / "run") / "model.safetensors", framework="pt") as file:
         assert "twin.weight" not in file.keys()  # noqa: SIM118
+
+
+OTHER = {
+    "ema": ({"training": TrainingConfig(epochs=3, device="cpu", seed=3)}, "training.ema"),
+    "no schedule": ({"lr_schedule": None}, "lr_schedule"),
+    "schedule": (
+        {"lr_schedule": LrScheduleConfig(name="StepLR", options={"step_size": 3})},
+        "lr_schedule OneCycleLR, this one has StepLR",
+    ),
+    "optimizer": ({"optimizer": OptimizerConfig(name="AdamW")}, "optimizer SGD, this one has AdamW"),
+    "policy": ({"policy": {"name": "bandit"}}, "evolution.policy: random; this one has bandit"),
+    "mutations": (
+        {"schedule": {"name": "every", "options": {"steps": 3}}},
+        "schedule: at; this one has every",
+    ),
+    "nothing": ({"schedule": None}, "evolution.schedule: at; this one has None"),
+}
+
+
+@pytest.mark.parametrize("name", list(OTHER))
+def test_a_run_that_is_built_otherwise_is_not_restored(tmp_path, name):
+    changes, words = OTHER[name]
+    stop_after(make(tmp_path / "run"), 8).run()
+    if not set(changes) <= {"training", "lr_schedule", "optimizer"}:
+        evolution = {**make().evolution.model_dump(), **changes}
+        changes = {"evolution": EvolutionConfig.model_validate(evolution)}
+    with pytest.raises(CheckpointError) as caught:
+        make(tmp_path / "run", **changes).restore()
+    assert words in str(caught.value)

@@ -188,3 +188,29 @@ def test_in_a_real_run(schedule):
     assert result.finished
     assert 1 <= result.applied <= 8
     assert all(record.epoch >= 2 and record.reason for record in run.lineage)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gap", {"metric": "loss", "longest": 1.0, "middle": -100.0}),
+        ("gain", {}),
+        ("plateau", {"patience": 30, "smoothing": 0.5}),
+    ],
+)
+def test_one_loss_that_is_not_finite_sets_off_no_alarm(name, options, value):
+    """And the schedule goes on as if that epoch had not been looked at."""
+    schedule, history = ScheduleConfig(name=name, options=options).build(), []
+    for epoch in range(1, 13):
+        loss = 1 / epoch if epoch != 5 else value
+        line = {"epoch": epoch, "step": 10 * epoch, "val_loss": loss, "train_loss": 1 / epoch, "params": 10}
+        history.append({**line, "flops": 100 * epoch, "progress": epoch / 24})
+        assert schedule.due(Clock(epoch, 10 * epoch, True, history, epoch / 24)) is None
+    assert math.isfinite(sum(v for v in str_numbers(schedule.state())))
+
+
+def str_numbers(state):
+    """The numbers in a state."""
+    for value in state.values():
+        yield from (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, float | int))
