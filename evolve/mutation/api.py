@@ -119,8 +119,8 @@ def mutate(
     optimizer = as_optimizers(optimizer)
     model = underneath(model)
     change = Change("")
-    with preserved_rng():
-        drawn = int(torch.randint(2**31 - 1, ())) if seed is None else seed
+    with preserved_rng(), torch._C._DisableFuncTorch():  # inside of vmap nothing can be drawn, nor is anything changed
+        drawn = int(torch.randint(2**31 - 1, (), device="cpu")) if seed is None else seed
     attempt = Attempt(site or "", drawn, count_parameters(model))
     memory_before = memory_in_use(model)
     status: Status = "applied"
@@ -135,6 +135,7 @@ def mutate(
         if status == "failed":
             trace = traceback.format_exc()
             cause = error if strict else None
+    torch.clear_autocast_cache()  # a surrounding autocast goes on, with other weights
     free_memory()
     record = Record(
         time=moment.isoformat(timespec="milliseconds"),

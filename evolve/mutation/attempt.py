@@ -16,6 +16,7 @@ from evolve.mutation.limits import Limits
 from evolve.mutation.verify import Verification, first_look, reject_if
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
+from evolve.runtime.device import making_parts_for
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import refuse_lazy
 from evolve.structure.causality import leaks, orders_of
@@ -67,7 +68,7 @@ def carry_out(
 
     carrier = Carrier(model, optimizer)
     table = carrier.before
-    with preserved_rng(attempt.seed):
+    with preserved_rng(attempt.seed), making_parts_for(model):
         attempt.plan = operator.plan(model, site, before)
         change = operator.apply(model, site, attempt.plan)
     changed = changes_of(model, table, change.cuts)
@@ -144,6 +145,8 @@ def refuse_unworkable(model: nn.Module) -> None:
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise NotApplicable("A ScriptModule cannot be changed. Mutate the Python model and script it again.")
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotApplicable("Inside a transform of torch.func (vmap, grad) no model can be changed. Mutate outside.")
     refuse_lazy(model)
     for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type == "meta":

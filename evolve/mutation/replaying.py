@@ -13,6 +13,7 @@ from evolve.errors import EvolveError, NotApplicable, RejectedError, UnknownName
 from evolve.lineage import Record
 from evolve.mutation.api import create_operator, underneath
 from evolve.operators import Change
+from evolve.runtime.device import making_parts_for
 from evolve.runtime.exclusive import exclusive
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.probe import count_parameters
@@ -82,7 +83,7 @@ def _applied(whole: nn.Module, record: Record, optimizers: Optimizers) -> Change
         raise UnknownNameError(f"{error} Record {record.index} needs it: import or list its plugin first.") from error
     carrier, gradients = Carrier(model, optimizers), Gradients(model)
     try:
-        with preserved_rng(record.seed):
+        with preserved_rng(record.seed), making_parts_for(model):
             change = acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
     except NotApplicable as error:
         raise EvolveError(

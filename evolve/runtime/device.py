@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import nn
 
@@ -31,3 +34,16 @@ def devices_of(model: nn.Module) -> list[torch.device]:
     """Returns the devices that hold the model's parameters and buffers, in order of first use."""
     tensors = [*model.parameters(), *model.buffers()]
     return list(dict.fromkeys(tensor.device for tensor in tensors))
+
+
+@contextmanager
+def making_parts_for(model: nn.Module) -> Iterator[None]:
+    """Lets what is made meanwhile become part of a model, whatever surrounds it.
+
+    Tensors made in inference mode could never be trained. Those on another default device than the model's, such as
+    `meta`, might have no values.
+    """
+    devices, default = devices_of(model), torch.get_default_device()
+    foreign = bool(devices) and default.type not in {device.type for device in devices}
+    with torch.inference_mode(False), devices[0] if foreign else nullcontext():
+        yield

@@ -29,7 +29,10 @@ _PASSING = _TABLES | {"training", "_evolve_links", "_compiled_call_impl"}
 
 
 def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
-    """Returns what an analysis depends on: classes, shapes, settings of every module, shapes of the inputs."""
+    """Returns what an analysis depends on.
+
+    Those are classes, shapes and settings of every module, shapes of the inputs, and autocast around them.
+    """
     reader = _Reader()
     modules = tuple(
         (
@@ -49,7 +52,9 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
         (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else reader.value(leaf, _DEPTH)
         for leaf in leaves
     )
-    return modules, classes, arguments, str(arrangement)
+    kinds = {tensor.device.type for tensor in inputs.tensors} - {"meta"}
+    casts = [(kind, torch.get_autocast_dtype(kind)) for kind in sorted(kinds) if torch.is_autocast_enabled(kind)]
+    return modules, classes, arguments, str(arrangement), tuple(casts)
 
 
 def _lasting(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ def without_gradients(model: nn.Module, run: Callable[[], T]) -> T:
     `torch.no_grad()`, and whoever uses it does without that.
 
     Args:
-        model: The model; the gradients of its parameters are left as they were.
+        model: The model.
         run: Runs it and puts everything back that the run changed; called a second time where it raises.
     """
     try:
@@ -33,7 +33,7 @@ def without_gradients(model: nn.Module, run: Callable[[], T]) -> T:
         if out_of_memory(error):
             raise
         logger.debug("%s fails without gradients: %s", type(model).__name__, error)
-    with torch.inference_mode(False), torch.enable_grad(), kept_gradients(model):
+    with torch.inference_mode(False), torch.enable_grad():
         return run()
 
 

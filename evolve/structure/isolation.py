@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.containers import SIMPLE, Kept
+from evolve.structure.gradients import kept_gradients
 
 
 class ModuleState:
@@ -186,7 +187,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         state = ModuleState(model, parameters=False)
         torch.clear_autocast_cache()
         try:
-            yield
+            with kept_gradients(model) if torch.is_grad_enabled() else nullcontext():  # a forward may call `backward()`
+                yield
         finally:
             torch.clear_autocast_cache()
             state.restore()
