@@ -7,7 +7,7 @@ there is no `try` in a forward.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,15 +138,31 @@ class LinearProjection(Says):
         return out + projected.to(out.dtype)
 
 
-def like_site(block: nn.Module, layers: list[nn.Module]) -> nn.Module:
-    """Brings a block to the device, dtype and memory format of the site's tensors (float32 on the CPU without any)."""
-    tensors = [t for layer in layers for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))]
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+def like_site(block: nn.Module, layers: list[nn.Module], model: nn.Module, dtype: str | None = None) -> nn.Module:
+    """Brings a block to the device, dtype and memory format of the site's tensors, or of the model's without any.
+
+    Args:
+        block: The block.
+        layers: The site's layers.
+        model: The model.
+        dtype: Name of the type that flows at the site, such as "bfloat16", where it is another one.
+    """
+    floats = floats_near(layers, model)
     if not floats:
         return block
-    block = block.to(device=floats[0].device, dtype=floats[0].dtype)
+    block = block.to(device=floats[0].device, dtype=getattr(torch, dtype) if dtype else floats[0].dtype)
     # A 1x1 kernel counts as both formats: only a kernel that tells them apart is asked.
     kernels = [tensor for tensor in floats if tensor.dim() == 4 and not tensor.is_contiguous()]
     if kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels):
         block = block.to(memory_format=torch.channels_last)
     return block
+
+
+def floats_near(layers: Iterable[nn.Module], model: nn.Module) -> list[Tensor]:
+    """Returns the floating-point tensors of a site's layers; those of the model where these have none."""
+    return _floats(layers) or _floats(model.modules())
+
+
+def _floats(layers: Iterable[nn.Module]) -> list[Tensor]:
+    tensors = [t for layer in layers for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False))]
+    return [tensor for tensor in tensors if tensor.is_floating_point()]

@@ -14,7 +14,7 @@ from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.past import past_behind, planned
-from evolve.operators.shapes import site_shape
+from evolve.operators.shapes import dtype_of_flow, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 from evolve.surgery.attach import attach
@@ -73,6 +73,7 @@ class Attention(MutationOperator):
             "hidden": rounded(width * self.options.ratio),
             "spatial": spatial,
             **planned([axis - first for axis in past]),
+            **dtype_of_flow(model, site, probe, behind=True),
         }
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -84,6 +85,6 @@ class Attention(MutationOperator):
         else:
             block = SqueezeExcite(width, plan["hidden"], plan.get("past", ()))
         added = sum(parameter.numel() for parameter in block.parameters())
-        attach(model, site, like_site(block, site.layers), name=self.name, parallel=False)
+        attach(model, site, like_site(block, site.layers, model, plan.get("dtype")), name=self.name, parallel=False)
         what = "self-attention" if plan["kind"] == "self" else "squeeze-excite"
         return Change(f"Inserted {what} over {width} channels behind '{site.name}' (+{added:,} parameters).", added)

@@ -14,7 +14,7 @@ from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OddKernel, OperatorOptions, operators
 from evolve.operators.past import past_beside, planned, spatial_past
-from evolve.operators.shapes import site_shape
+from evolve.operators.shapes import dtype_of_flow, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 from evolve.surgery.attach import attach
@@ -74,6 +74,7 @@ class Branch(MutationOperator):
             "stride": list(shape.stride),
             "batch_norm": has_batch_norm(site.layers),
             **planned(past),
+            **dtype_of_flow(model, site, probe, behind=False),
         }
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -91,6 +92,6 @@ class Branch(MutationOperator):
                 plan["dims"], widths, kernels, depthwise, stride, plan["batch_norm"], plan.get("past", ())
             )
         added = sum(parameter.numel() for parameter in block.parameters())
-        attach(model, site, like_site(block, site.layers), name=self.name, parallel=True)
+        attach(model, site, like_site(block, site.layers, model, plan.get("dtype")), name=self.name, parallel=True)
         what = f"{plan['kind']} {inputs}→{outputs}"
         return Change(f"Added a parallel branch ({what}) to '{site.name}' (+{added:,} parameters).", added)

@@ -22,7 +22,7 @@ from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OddKernel, OperatorOptions, operators
 from evolve.operators.past import past_behind, planned, spatial_past
-from evolve.operators.shapes import SiteShape, site_shape
+from evolve.operators.shapes import SiteShape, dtype_of_flow, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 from evolve.surgery.attach import attach
@@ -76,6 +76,7 @@ class Deepen(MutationOperator):
             "hidden": hidden,
             "batch_norm": has_batch_norm(site.layers),
             **planned(self._past(model, site, probe, shape, block)),
+            **dtype_of_flow(model, site, probe, behind=True),
         }
 
     def _past(self, model: nn.Module, site: Site, probe: Probe, shape: SiteShape, block: str) -> list[Any]:
@@ -129,6 +130,6 @@ class Deepen(MutationOperator):
                 plan["dims"], widths, kernels, depthwise, batch=plan["batch_norm"], past=plan.get("past", ())
             )
         added = sum(parameter.numel() for parameter in block.parameters())
-        attach(model, site, like_site(block, site.layers), name=self.name, parallel=False)
+        attach(model, site, like_site(block, site.layers, model, plan.get("dtype")), name=self.name, parallel=False)
         what = f"{kind} block {width}→{hidden}→{width}"
         return Change(f"Inserted a residual {what} behind '{site.name}' (+{added:,} parameters).", added)

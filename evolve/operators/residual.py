@@ -13,7 +13,7 @@ from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.past import past_beside, planned, spatial_past
-from evolve.operators.shapes import site_shape
+from evolve.operators.shapes import dtype_of_flow, site_shape
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 from evolve.surgery.attach import attach, links_at
@@ -54,7 +54,7 @@ class Residual(MutationOperator):
             past = spatial_past(model, site, probe, shape, beside=True)
         else:
             past_beside(model, site, probe, shape, ())  # it joins no positions, but the site may delay them
-        return {**asdict(shape), **planned(past)}
+        return {**asdict(shape), **planned(past), **dtype_of_flow(model, site, probe, behind=False)}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Builds the shortcut and sets it to work beside the site."""
@@ -71,7 +71,7 @@ class Residual(MutationOperator):
             shortcut = LinearProjection(inputs, outputs)
             added, what = inputs * outputs + outputs, f"a linear projection {inputs}→{outputs}"
         self._initialise(shortcut)
-        attach(model, site, like_site(shortcut, site.layers), name=self.name, parallel=True)
+        attach(model, site, like_site(shortcut, site.layers, model, plan.get("dtype")), name=self.name, parallel=True)
         return Change(f"Inserted {what} over '{site.name}' (+{added:,} parameters).", added)
 
     def _initialise(self, shortcut: nn.Module) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from evolve.blocks.shortcuts import floats_near
 from evolve.errors import NotApplicable
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
@@ -68,6 +69,27 @@ def site_shape(site: Site, probe: Probe) -> SiteShape:
     strides = tuple(safe_stride(i, o) for i, o in zip(taken[2:], given[2:], strict=True))
     reached = tuple((i - 1) // s + 1 for i, s in zip(taken[2:], strides, strict=True))
     return SiteShape(layout, len(taken) - 2, taken[1], given[1], strides, taken == given, reached != given[2:])
+
+
+def dtype_of_flow(model: nn.Module, site: Site, probe: Probe, *, behind: bool) -> dict[str, str]:
+    """Returns the floating-point type in which a block at a site has to compute, as a part of a plan.
+
+    Models keep islands of another precision, such as a LayerNorm with float32 weights in a bfloat16 model: there the
+    tensors that flow are of another type than the site's own.
+
+    Args:
+        model: The model.
+        site: The site.
+        probe: What was seen there.
+        behind: Whether the block takes the site's output, or its input.
+
+    Returns:
+        `{"dtype": name}`; nothing where the site's own tensors tell, or nothing is known.
+    """
+    calls = probe.calls.get(site.ends[1 if behind else 0])
+    flows = (calls[0].output_dtype if behind else calls[0].input_dtype) if calls else None
+    own = floats_near(site.layers, model)
+    return {} if flows is None or not own or flows == own[0].dtype else {"dtype": str(flows).removeprefix("torch.")}
 
 
 def safe_stride(size_in: int, size_out: int) -> int:

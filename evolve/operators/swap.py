@@ -13,6 +13,7 @@ from evolve.blocks.layers import Blend
 from evolve.blocks.shortcuts import like_site
 from evolve.errors import NotApplicable
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
+from evolve.operators.shapes import dtype_of_flow
 from evolve.structure.probe import Probe
 from evolve.structure.site_order import order_at
 from evolve.structure.sites import STORE, Site, resolve
@@ -90,16 +91,14 @@ class Swap(MutationOperator):
                 f"The model is causal, and GroupNorm would take its mean over all positions of '{site.name}', later "
                 "ones too. Choose another site."
             )
-        return {"to": new}
+        return {"to": new, **dtype_of_flow(model, site, probe, behind=False)}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Puts the blend to work at the site."""
         module, to = site.module, plan["to"]
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010 - the blend needs what came in; not every activation has it
-        block = like_site(Blend(_built(module, to)), list(module.modules()))
-        if next(module.parameters(), None) is None:
-            block = like_site(block, [model, *model.modules()])
+        block = like_site(Blend(_built(module, to)), list(module.modules()), model, plan.get("dtype"))
         added = sum(parameter.numel() for parameter in block.parameters())
         attach(model, site, block, name=self.name, parallel=True)
         return Change(

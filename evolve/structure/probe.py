@@ -34,11 +34,15 @@ class CallShapes:
     Attributes:
         input: Shape of its first argument, None where it is no tensor; likewise `output`.
         counts: Whether its first argument holds integers, such as the numbers of tokens.
+        input_dtype: The floating-point type of its first argument; None where there is none, and under autocast, which
+            casts for every layer by itself; likewise `output_dtype`.
     """
 
     input: Shape | None
     output: Shape | None
     counts: bool = False
+    input_dtype: torch.dtype | None = None
+    output_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,8 @@ def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[CallShapes]]]:
     def noted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = module._call_impl(*args, **kwargs)
         first = args[0] if args else next(iter(kwargs.values()), None)
-        calls.setdefault(names[id(module)], []).append(CallShapes(_shape(first), _shape(output), _counts(first)))
+        call = CallShapes(_shape(first), _shape(output), _counts(first), _dtype(first), _dtype(output))
+        calls.setdefault(names[id(module)], []).append(call)
         return output
 
     with watched_calls(model, noted):
@@ -226,6 +231,14 @@ def recorded_calls(model: nn.Module) -> Iterator[dict[str, list[CallShapes]]]:
 
 def _shape(value: Any) -> Shape | None:
     return tuple(value.shape) if isinstance(value, Tensor) and not value.is_nested else None
+
+
+def _dtype(value: Any) -> torch.dtype | None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return None
+    kind = value.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return None if casts else value.dtype
 
 
 def _counts(value: Any) -> bool:

@@ -5,30 +5,28 @@ The checks measure by themselves what `mutate` claims: nothing here trusts a rec
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from evolve.lineage import Preserves
 from evolve.mutation.api import MutationResult, create_operator, mutate, sites
 from evolve.mutation.compare import difference, structure_faults
 from evolve.mutation.replaying import replay
-from evolve.mutation.runs import WithoutDropout
 from evolve.operators import operators
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import analyse
 from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
-from evolve.structure.outputs import Part, copied_parts, differentiable, output_tensors
+from evolve.structure.outputs import differentiable, output_tensors
 from evolve.structure.probe import probe
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.transaction import Transaction
+from evolve.testing.functions import check_grad_modes, check_outputs, outputs_of
+from evolve.testing.moments import check_moments
 from evolve.testing.snapshot import ModelSnapshot, settings_of
 from evolve.testing.zoo import ZOO, Subject
 
@@ -128,7 +126,7 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
     _set_moments(model, optimizer, inputs)
     before = ModelSnapshot(model, optimizer)
     acting = create_operator(operator, options)
-    outputs = _outputs(model, inputs, still=acting.redraws)
+    outputs = outputs_of(model, inputs, still=acting.redraws)
 
     with Transaction(model, optimizer) as change:
         result = mutate(
@@ -136,15 +134,15 @@ def _check_site(operator: str, name: str, subject: Subject, place: str, options:
         )
         if result:
             assert torch.equal(torch.get_rng_state(), before.rng), f"{where}: random numbers were drawn"
-            _check_outputs(outputs, _outputs(model, inputs, still=acting.redraws), acting.preserves, where)
+            check_outputs(outputs, outputs_of(model, inputs, still=acting.redraws), acting.preserves, where)
             before.check_kept(model, optimizer, where)
             exact = acting.preserves == "exact"
-            by_gradient = _check_moments(model, optimizer, _gradients(model, inputs) if exact else {}, before, where)
+            by_gradient = check_moments(model, optimizer, _gradients(model, inputs) if exact else {}, before, where)
             assert by_gradient or not exact or _averages(subject, place), f"{where}: moments are not as gradients are"
             _check_replay(subject, result, model, inputs, where)
             _check_training(model, optimizer, inputs, before, moved, where)
             _check_order(subject, model, inputs, where)
-            _check_grad_modes(model, inputs, where)
+            check_grad_modes(model, inputs, where)
         else:
             assert result.status in ("not_applicable", "rejected"), f"{where} failed: {result.message}"
             before.check_same(model, optimizer, f"{where}: a refused mutation left a trace")
@@ -185,48 +183,6 @@ def _gradients(model: nn.Module, example_inputs: Any) -> dict[str, Tensor]:
     return {key: gradient for key, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
-def _outputs(model: nn.Module, example_inputs: Any, *, still: bool) -> dict[str, list[Part]]:
-    """Outputs by mode: eval without and with gradients, and train, without dropout if asked to be still."""
-    inputs, found = as_inputs(model, example_inputs), {}
-    for mode, gradients in {"eval": False, "eval with gradients": True, "train": True}.items():
-        quiet = WithoutDropout() if still and mode == "train" else nullcontext()
-        with undisturbed(model), preserved_rng(4), torch.set_grad_enabled(gradients), quiet:
-            found[mode] = copied_parts(inputs.run(model.train(mode == "train")))
-    return found
-
-
-def _check_outputs(
-    before: Mapping[str, list[Part]], after: Mapping[str, list[Part]], preserves: Preserves, where: str
-) -> None:
-    """In every mode the model returns the same kind of thing, as near to what it returned as the operator declares."""
-    if preserves == "no":
-        return
-    for mode, old in before.items():
-        faults = structure_faults(old, after[mode])
-        assert not faults, f"{where}: in {mode} mode {faults[0]}"
-        found = difference(old, after[mode])
-        assert found.absolute is not None, f"{where}: in {mode} mode no output could be compared"
-        for leaf in found.leaves:
-            within = leaf.relative <= leaf.allowed(preserves)
-            assert within, f"{where}: in {mode} mode the output{leaf.path} changed by {leaf.relative:g} relative"
-
-
-def _check_grad_modes(model: nn.Module, example_inputs: Any, where: str) -> None:
-    """With and without gradients the changed model is the same function, also once its new parts have moved.
-
-    PyTorch's transformer layers take another path without gradients, past whatever does not belong to them.
-    """
-    found = _outputs(model, example_inputs, still=True)
-    with_gradients, without = found["eval with gradients"], found["eval"]
-    faults = structure_faults(with_gradients, without)
-    assert not faults, f"{where}: after training, without gradients {faults[0] if faults else ''}"
-    for leaf in difference(with_gradients, without).leaves:
-        assert leaf.relative <= 10 * leaf.rounds, (
-            f"{where}: after training, the output{leaf.path} in eval mode differs by {leaf.relative:g} relative "
-            "with and without gradients: one of the two runs past a new part"
-        )
-
-
 def _set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, example_inputs: Any) -> None:
     """Lets the averages of gradients be the gradients as they are now, so that a mutation's are known too."""
     gradients = _gradients(model, example_inputs)
@@ -234,60 +190,6 @@ def _set_moments(model: nn.Module, optimizer: torch.optim.Optimizer, example_inp
         if key in gradients and parameter in optimizer.state:
             optimizer.state[parameter]["exp_avg"].copy_(gradients[key])
             optimizer.state[parameter]["exp_avg_sq"].copy_(gradients[key] ** 2)
-
-
-def _check_moments(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    gradients: Mapping[str, Tensor],
-    before: ModelSnapshot,
-    where: str,
-) -> bool:
-    """Untouched parameters keep their state; that of a parameter that was cut stays with the positions it belongs to.
-
-    That of one that took other values as a whole may begin anew. Where the function is preserved, the average of a
-    position has to be its gradient in the changed model, or zero if the position is new. Elsewhere it has to be what
-    the same position had before, found by its value; copies share it.
-
-    Returns:
-        Whether all averages of preserved functions are gradients: under a norm over the group, where what a copy does
-        to the mean does not go by its share, they share what the position had before.
-    """
-    by_gradient = True
-    slack = 1e-4 * max((float(g.abs().max()) for g in gradients.values()), default=0.0)
-    for key, parameter in model.named_parameters():
-        old = before.states.get(key)
-        if old is None:
-            continue
-        same_shape = parameter.shape == before.values[key].shape
-        if parameter not in optimizer.state and same_shape and not torch.equal(parameter, before.values[key]):
-            continue  # of other values as a whole: its state may begin anew
-        state = optimizer.state[parameter]
-        assert state.keys() == old.keys(), f"{where}: the optimizer keeps other things of '{key}'"
-        assert torch.equal(state["step"], old["step"]), f"{where}: the step of '{key}' changed"
-        average, square = state["exp_avg"], state["exp_avg_sq"]
-        if same_shape:
-            kept = all(torch.equal(state[k], v) for k, v in old.items())
-            assert kept, f"{where}: the moments of '{key}' changed"
-            continue
-        assert torch.allclose(square, average**2, rtol=1e-4, atol=1e-12), f"{where}: the moments of '{key}' part"
-        expected = torch.where(average == 0, 0, gradients[key]) if gradients else None
-        if expected is None or not torch.allclose(average, expected, rtol=1e-3, atol=slack):
-            by_gradient = False
-            strays = _strays(before.values[key], old["exp_avg"], parameter, average)
-            assert not strays, f"{where}: the moments of '{key}' are not with their weights"
-    return by_gradient
-
-
-def _strays(old: Tensor, old_average: Tensor, new: Tensor, average: Tensor) -> list[float]:
-    """Returns the old values whose averages do not add up to what they were."""
-    known = dict(zip(old.flatten().tolist(), old_average.flatten().tolist(), strict=True))
-    totals: dict[float, float] = {}
-    for value, part in zip(new.flatten().tolist(), average.flatten().tolist(), strict=True):
-        totals[value] = totals.get(value, 0.0) + part
-    slack = 1e-4 * float(old_average.abs().max())
-    counts = Counter(old.flatten().tolist())
-    return [v for v, m in known.items() if v in totals and counts[v] == 1 and abs(totals[v] - m) > slack]
 
 
 def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, inputs: Any, where: str) -> None:
@@ -298,8 +200,8 @@ def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, in
     assert shapes == rebuilt_shapes, f"{where}: replay builds another structure"
     assert settings_of(rebuilt) == settings_of(model), f"{where}: replay builds another structure"
     rebuilt.load_state_dict(model.state_dict())
-    again = _outputs(rebuilt, inputs, still=False)
-    for mode, outputs in _outputs(model, inputs, still=False).items():
+    again = outputs_of(rebuilt, inputs, still=False)
+    for mode, outputs in outputs_of(model, inputs, still=False).items():
         alike = not structure_faults(outputs, again[mode]) and difference(outputs, again[mode]).relative == 0
         assert alike, f"{where}: in {mode} mode what replay builds computes something else"
 

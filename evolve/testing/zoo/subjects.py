@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evolve.mutation.api import mutate
-from evolve.testing.zoo import images, tokens, vectors
+from evolve.testing.zoo import images, returns, tokens, vectors
 
 
 @dataclass(frozen=True)
@@ -82,5 +82,8 @@ ZOO: dict[str, Subject] = {
     "iterates_children": Subject(vectors.IteratesChildren, _noise(5)),
     "gated": Subject(vectors.Gated, _noise(6)),
     "shared": Subject(vectors.Shared, _noise(6)),
+    "in_dataclass": Subject(returns.InDataclass, _noise(6)),
+    "in_fields": Subject(returns.InFields, _noise(3, 5)),
+    "norm_in_single": Subject(returns.NormInSingle, _noise(3, 6)),
     "copies": Subject(vectors.Copies, _noise(5)),
 }
