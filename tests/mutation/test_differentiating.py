@@ -107,6 +107,7 @@ def outputs(model):
 def test_models_that_differentiate_are_changed(build, operator, site, options):
     model = build()
     before = outputs(model)
+    model.zero_grad()
     model.first.weight.grad = kept = torch.ones_like(model.first.weight)
     result = evolve.mutate(model, operator, site=site, example_inputs=positions(model), seed=0, **options)
     assert result.success, result.message
