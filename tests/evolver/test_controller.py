@@ -105,6 +105,25 @@ class Training:
                 self.controller.mutate()
         return self
 
+    def save(self, folder):
+        """As a user would: weights, optimizers and records by `evolve`, the rest with torch."""
+        evolve.save(folder, self.model, self.optimizers, self.controller.lineage)
+        rest = {
+            "controller": self.controller.state(),
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "random": torch.get_rng_state(),
+        }
+        torch.save(rest, folder / "rest.pt")
+
+    def restore(self, folder):
+        evolve.restore(folder, self.model, self.optimizers)
+        rest = torch.load(folder / "rest.pt", weights_only=True)
+        for schedule, state in zip(self.schedules, rest["schedules"], strict=True):
+            schedule.load_state_dict(state)
+        self.controller.load_state(rest["controller"])
+        torch.set_rng_state(rest["random"])
+        return self
+
     def end(self):
         return {
             "weights": digest(self.model.state_dict()),
@@ -132,6 +151,18 @@ def test_three_mutations_in_a_loop_of_ones_own(loop):
     assert sorted(held) == sorted(map(id, training.model.parameters()))
     assert sum(training.losses[-4:]) < sum(training.losses[:4])
     assert [line["epoch"] for line in training.controller.history] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("loop", list(LOOPS))
+@pytest.mark.parametrize("at", [3, 5, 6, 12, 20])
+def test_stopped_and_restored_it_ends_bit_for_bit_as_one_that_was_not(tmp_path, loop, at):
+    changes = {"care": {"rewarm": {"steps": 4}, "decay_grace": 3}}
+    whole = Training(config(**changes), **LOOPS[loop]).run(STEPS)
+    Training(config(**changes), **LOOPS[loop]).run(at).save(tmp_path / "saved")
+    torch.manual_seed(999)
+    resumed = Training(config(**changes), **LOOPS[loop]).restore(tmp_path / "saved")
+    assert resumed.controller.loop.step == at
+    assert resumed.run(STEPS, begin=at).end() == whole.end()
 
 
 def test_the_state_is_that_of_one_schedule_and_one_policy():
@@ -305,3 +336,53 @@ def test_a_compiled_model_is_taken_by_what_is_underneath():
     compiled = torch.compile(model, backend="eager")
     loop = Loop(compiled, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=X[:4])
     assert loop.model is model
+
+
+@pytest.mark.parametrize("at", [None, 7, 13])
+def test_a_loop_under_accelerate(tmp_path, at):
+    accelerate = pytest.importorskip("accelerate")
+
+    def loop(evolution):
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = net()
+        model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.01))
+        controller = MutationController(evolution, Loop(model, optimizer, example_inputs=X[:8]))
+        return accelerator, model, optimizer, controller
+
+    def run(parts, steps, begin=0):
+        accelerator, model, optimizer, controller = parts
+        if begin == 0:
+            torch.manual_seed(1)
+        for number in range(begin, steps):
+            rows = slice(16 * number, 16 * number + 16)
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(X[rows]), Y[rows])
+            accelerator.backward(loss)
+            controller.before_step()
+            optimizer.step()
+            controller.after_step(loss)
+            if controller.due:
+                controller.mutate()
+        return parts
+
+    care = {"care": {"rewarm": {"steps": 4}}}
+    parts = loop(config(**care))
+    if at is None:
+        run(parts, STEPS)
+        assert [record.status for record in parts[3].lineage] == ["applied"] * 3
+        held = [id(p) for group in parts[2].param_groups for p in group["params"]]
+        assert sorted(held) == sorted(map(id, parts[1].parameters()))
+        return
+    whole = run(loop(config(**care)), STEPS)
+    _, model, optimizer, controller = run(parts, at)
+    evolve.save(tmp_path / "saved", model, optimizer, controller.lineage)
+    torch.save({"controller": controller.state(), "random": torch.get_rng_state()}, tmp_path / "rest.pt")
+    resumed = loop(config(**care))
+    evolve.restore(tmp_path / "saved", resumed[1], resumed[2])
+    rest = torch.load(tmp_path / "rest.pt", weights_only=True)
+    resumed[3].load_state(rest["controller"])
+    torch.set_rng_state(rest["random"])
+    run(resumed, STEPS, begin=at)
+    assert digest(resumed[1].state_dict()) == digest(whole[1].state_dict())
+    assert optimizer_digest(resumed[1], resumed[2]) == optimizer_digest(whole[1], whole[2])
+    assert resumed[3].lineage.digest() == whole[3].lineage.digest()
