@@ -58,7 +58,8 @@ def _numbers(line: bytes) -> Metrics | None:
         return None
     if not isinstance(values, dict):
         return None
-    return {key: value for key, value in values.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
+    return {key: value for key, value in numbers.items() if isinstance(value, float) or abs(value) < 2**63}
 
 
 def _curves(metrics: list[Metrics]) -> list[RenderableType]:

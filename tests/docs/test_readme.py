@@ -61,6 +61,12 @@ def test_loading(capsys):
     assert not names["model"].training
 
 
+def test_saving_by_hand():
+    names = run(python("evolve.save("))
+    assert names["records"][0].message == names["result"].record.message
+    assert len(names["optimizer"].param_groups[0]["params"]) == len(list(names["model"].parameters())) > 4
+
+
 def test_the_operator_example():
     names = run(python("@evolve.operator"))
     assert names["ok"], names["message"]
@@ -74,7 +80,7 @@ def test_wider_and_narrower():
 
 
 def test_no_python_block_is_left_out():
-    assert len(blocks(README, "python")) == 5
+    assert len(blocks(README, "python")) == 6
 
 
 def test_every_operator_is_in_the_table():

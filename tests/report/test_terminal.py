@@ -1,0 +1,102 @@
+"""`evolve report` survives what it finds in a folder, and a terminal obeys none of it."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from evolve.cli import app
+from evolve.lineage import Lineage, Record
+from evolve.report.printable import one_line, printable
+from evolve.report.terminal import run_report
+
+LINE = {"epoch": 1, "step": 4, "train_loss": 0.5, "val_loss": 0.6, "val_accuracy": 0.7, "params": 100}
+
+
+def record(**changes):
+    fields = {"operator": "widen", "site": "0", "status": "applied", "message": "Widened.", "preserves": "exact"}
+    return Record(**{**fields, "params_before": 10, "params_after": 20, "success": True, **changes})
+
+
+def folder(tmp_path, metrics=(LINE,), records=()):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (tmp_path / "lineage.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in records), encoding="utf-8")
+    return tmp_path
+
+
+def shown(path):
+    console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
+    console.print(run_report(path))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\u2029", "\x0b", "\x0c", "\x1c", "\x1e", "\r", "\n"])
+def test_a_message_may_hold_whatever_unicode_calls_an_end_of_a_line(tmp_path, end):
+    written = [record(message=f"one{end}two"), record(message="three")]
+    folder(tmp_path, records=written)
+    assert Lineage.read(tmp_path / "lineage.jsonl") == written
+    assert "three" in shown(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), float("-inf"), "text", None, [], True, 10**400],
+    ids=lambda value: str(value)[:9],
+)
+@pytest.mark.parametrize("key", ["train_loss", "val_loss", "val_accuracy", "params", "epoch"])
+def test_any_value_in_the_metrics(tmp_path, key, value):
+    text = shown(folder(tmp_path, [LINE, {**LINE, key: value}, LINE, {**LINE, key: value}], [record()]))
+    assert "1 mutations applied" in text
+
+
+def test_a_curve_shows_where_there_was_no_number(tmp_path):
+    text = shown(folder(tmp_path, [{**LINE, "val_loss": v} for v in (1.0, float("nan"), 2.0, float("inf"), 3.0)]))
+    assert "▁?▄?█" in text or "▁?▅?█" in text
+    assert "1.0000" in text
+
+
+@pytest.mark.parametrize("rest", ['{"epoch": 2, "st', "{", "\xff"])
+def test_half_a_line_at_the_end_is_left_out(tmp_path, rest):
+    folder(tmp_path, records=[record()])
+    for name in ("metrics.jsonl", "lineage.jsonl"):
+        with (tmp_path / name).open("a", encoding="latin-1") as file:
+            file.write(rest)
+    assert "1 mutations applied" in shown(tmp_path)
+
+
+def test_lines_that_are_none_are_told(tmp_path):
+    folder(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("{}}\n[]\n" + json.dumps(LINE) + "\n")
+    assert "2 lines of metrics.jsonl are unreadable" in shown(tmp_path)
+    (tmp_path / "lineage.jsonl").write_text('{"no": 1}\n')
+    told = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert told.exit_code == 1
+    assert "lineage.jsonl, line 1" in told.output
+    assert isinstance(told.exception, SystemExit)
+
+
+STEERING = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\x08", "\x7f", "\u202e", "\x00", "\x1b]8;;http://x\x1b\\"]
+
+
+@pytest.mark.parametrize("text", STEERING)
+def test_nothing_of_a_folder_steers_the_terminal(tmp_path, text):
+    fields = ("operator", "site", "message", "reason")
+    folder(tmp_path, records=[record(**dict.fromkeys(fields, f"a{text}b"))])
+    out = shown(tmp_path)
+    assert not set(text) & set(out) - set(map(chr, range(32, 127)))
+    assert out.count(one_line(f"a{text}b").replace("\n", "")) >= 1
+
+
+@pytest.mark.parametrize("text", STEERING)
+def test_nor_does_an_error_message(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": f"x{text}", "data": "digits"}))
+    told = CliRunner().invoke(app, ["validate", str(tmp_path / "config.yaml")])
+    assert told.exit_code == 2
+    assert not set(text) & set(told.output) - set(map(chr, range(32, 127)))
+
+
+def test_plain_text_stays_as_it_is():
+    assert printable("max|Δ| = 0 → 16\n\tnäher") == "max|Δ| = 0 → 16\n\tnäher"
