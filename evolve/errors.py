@@ -6,6 +6,7 @@ Every message says what was asked, what was found and what to do next.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -65,3 +66,33 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def writable(text: str) -> str:
+    """Returns a text that can be written to any file or terminal.
+
+    Control characters, lone surrogates and line separators other than a newline are escaped; tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in _UNWRITABLE and c not in "\n\t" else c for c in text)
+
+
+_UNWRITABLE = {"Cc", "Cs", "Zl", "Zp"}
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def text_of(error: BaseException) -> str:
+    """Returns what an error says, also where it fails to say it."""
+    try:
+        return writable(str(error))
+    except Exception as fault:  # an error of somebody else's: its text is not worth another one
+        return f"(its text cannot be shown: {type(fault).__name__})"
+
+
+def described(error: BaseException) -> str:
+    """Returns the class of an error and what it says."""
+    return f"{type(error).__name__}: {text_of(error)}"

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from evolve.errors import EvolveError
+from evolve.errors import EvolveError, writable
 
 Status = Literal["applied", "not_applicable", "rejected", "failed", "rolled_back"]
 Preserves = Literal["exact", "approximate", "no"]
@@ -28,6 +28,8 @@ VOLATILE: dict[str, Any] = {
 
 # A metric may be no number: JSON has no word for that, and null could not be read back.
 _CONFIG = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+Text = Annotated[str, AfterValidator(writable)]  # of whatever origin: it can be written, and a line stays one
 
 
 class TensorSpec(BaseModel):
@@ -52,11 +54,11 @@ class Weighed(BaseModel):
 
     model_config = _CONFIG
 
-    operator: str
-    site: str | None = None
+    operator: Text
+    site: Text | None = None
     value: float | None = None
-    note: str = ""
-    region: str = ""
+    note: Text = ""
+    region: Text = ""
 
 
 class Reasons(BaseModel):
@@ -71,8 +73,8 @@ class Reasons(BaseModel):
 
     model_config = _CONFIG
 
-    policy: str
-    by: str
+    policy: Text
+    by: Text
     chosen: Weighed
     others: list[Weighed] = Field(default_factory=list)
     seconds: float = 0.0
@@ -96,7 +98,7 @@ class Verdict(BaseModel):
 
     kept: bool
     steps: int
-    metric: str
+    metric: Text
     before: float | None
     promised: float | None
     bound: float | None
@@ -130,6 +132,18 @@ class _Origin:
 
     def __reduce__(self) -> tuple[type[_Origin], tuple[()]]:
         return _Origin, ()
+
+
+class Note(BaseModel):
+    """What a training loop may add to the record of a mutation; the fields are those of `Record`."""
+
+    model_config = _CONFIG
+
+    epoch: int | None = None
+    step: int | None = None
+    metrics_before: dict[Text, float] | None = None
+    reason: Text | None = None
+    choice: Reasons | None = None
 
 
 class Record(BaseModel):
@@ -172,15 +186,15 @@ class Record(BaseModel):
     time: str = ""
     epoch: int | None = None
     step: int | None = None
-    operator: str
-    site: str = ""
-    root: str = ""
+    operator: Text
+    site: Text = ""
+    root: Text = ""
     options: dict[str, Any] = Field(default_factory=dict)
     plan: dict[str, Any] = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
     status: Status
-    message: str
-    reason: str | None = None
+    message: Text
+    reason: Text | None = None
     choice: Reasons | None = None
     inputs: list[TensorSpec] | None = None
     preserves: Preserves
@@ -189,11 +203,11 @@ class Record(BaseModel):
     params_after: int
     flops_before: int | None = None
     flops_after: int | None = None
-    metrics_before: dict[str, float] | None = None
+    metrics_before: dict[Text, float] | None = None
     seconds: float = 0.0
     memory_before: int | None = None
     memory_after: int | None = None
-    traceback: str | None = None
+    traceback: Text | None = None
     verdict: Verdict | None = None
     success: bool = False
     _origin: _Origin = PrivateAttr(default_factory=_Origin)
@@ -207,6 +221,15 @@ class Record(BaseModel):
     def origin(self) -> object:
         """The module that was mutated, in the process that did it and while it lives; else None."""
         return self._origin()
+
+    def __repr__(self) -> str:
+        operator, site = _cut(self.operator, 30), _cut(self.site, 40)
+        return f"<{self.index}: {operator} at '{site}' {self.status}: {_cut(self.message, 80)}>"
+
+
+def _cut(text: str, most: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 class Lineage:
@@ -251,7 +274,7 @@ class Lineage:
         changes = {
             "status": "rolled_back",
             "success": False,
-            "message": f"{record.message} {reason}",
+            "message": writable(f"{record.message} {reason}"),
             "params_after": record.params_before,
             "flops_after": record.flops_before,
         }

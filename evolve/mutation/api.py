@@ -14,10 +14,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, did_you_mean
+from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, described, did_you_mean, text_of
 from evolve.lineage import Record, Status
 from evolve.mutation.attempt import Attempt, carry_out, refuse_unworkable
 from evolve.mutation.limits import Limits
+from evolve.mutation.recording import applied, check_call, no_exit, opened, refused
 from evolve.mutation.verify import first_look
 from evolve.operators import Change, MutationOperator, operators
 from evolve.runtime.exclusive import exclusive
@@ -62,6 +63,9 @@ class MutationResult:
         """One of applied, not_applicable, rejected, failed, rolled_back (memory ran out)."""
         return self.record.status
 
+    def __repr__(self) -> str:
+        return f"MutationResult({self.record!r})"
+
     def __iter__(self) -> Iterator[Any]:
         return iter((self.success, self.message))
 
@@ -103,7 +107,7 @@ def mutate(
             (`widen` with init gradmax, `narrow` with criterion taylor).
         limits: Caps; a mutation past one is refused with the figure.
         strict: Raise where the answer would be `(False, message)`; an operator's own error as it was.
-        note: `epoch`, `step`, `metrics_before` and `reason` for the record.
+        note: `epoch`, `step`, `metrics_before`, `reason` and `choice` for the record.
         **options: The operator's options.
 
     Returns:
@@ -111,76 +115,58 @@ def mutate(
 
     Raises:
         UnknownNameError: If no operator has this name.
-        EvolveError: If the operator has no such options, or `optimizer` is none.
+        EvolveError: If an argument is none that `mutate` knows; nothing has been touched then.
         MutationError: With `strict`, if the mutation was refused.
     """
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
+    check_call(model, site, seed, loss, limits, strict)
     acting = create_operator(operator, options)
     optimizer = as_optimizers(optimizer)
+    given = {**opened(acting, note), "operator": operator, "time": moment.isoformat(timespec="milliseconds")}
     model = underneath(model)
     change = Change("")
     with preserved_rng(), torch._C._DisableFuncTorch():  # inside of vmap nothing can be drawn, nor is anything changed
         drawn = int(torch.randint(2**31 - 1, (), device="cpu")) if seed is None else seed
     attempt = Attempt(site or "", drawn, count_parameters(model))
     memory_before = memory_in_use(model)
-    status: Status = "applied"
-    trace = cause = None
+    cause: Exception | None = None
     try:
         refuse_unworkable(model)
         # Tensors that are made in inference mode could never be trained.
-        with torch.inference_mode(False), Transaction(model, optimizer):
+        with torch.inference_mode(False), Transaction(model, optimizer), no_exit(operator):
             message, change = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
+            record = applied(given, attempt, message)
     except Exception as error:
         status, message = _answer(error)
-        if status == "failed":
-            trace = traceback.format_exc()
-            cause = error if strict else None
+        trace = traceback.format_exc() if status == "failed" else None
+        cause = error if status == "failed" else None
+        record = refused(given, attempt, status, message, trace)
     torch.clear_autocast_cache()  # a surrounding autocast goes on, with other weights
     free_memory()
-    record = Record(
-        time=moment.isoformat(timespec="milliseconds"),
-        operator=operator,
-        site=attempt.site,
-        options=acting.options.model_dump(mode="json"),
-        plan=attempt.plan,
-        seed=attempt.seed,
-        status=status,
-        success=status == "applied",
-        message=message,
-        inputs=attempt.inputs,
-        preserves=acting.preserves,
-        max_abs_diff=attempt.max_abs_diff,
-        params_before=attempt.params_before,
-        params_after=attempt.params_after if status == "applied" else attempt.params_before,
-        flops_before=attempt.flops_before,
-        flops_after=attempt.flops_after if status == "applied" else attempt.flops_before,
-        seconds=time.perf_counter() - started,
-        memory_before=memory_before,
-        memory_after=memory_in_use(model),
-        traceback=trace,
-        **(note or {}),
-    )
-    logger.info("%s at '%s': %s. %s", operator, record.site, status, message)
-    if cause is not None:
+    measured = {"seconds": time.perf_counter() - started, "memory_before": memory_before}
+    record = record.model_copy(update={**measured, "memory_after": memory_in_use(model)})
+    logger.info("%s at '%s': %s. %s", operator, record.site, record.status, record.message)
+    if strict and cause is not None:
         raise cause
-    if strict and status != "applied":
-        raise MutationError(message)
+    if strict and not record.success:
+        raise MutationError(record.message)
     return MutationResult(record.made_on(model), change.cuts, change.redrawn)
 
 
 def _answer(error: Exception) -> tuple[Status, str]:
     """What an attempt that ended in an error has come to."""
+    text = text_of(error)
     if out_of_memory(error):
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = text.splitlines()[0] if text else type(error).__name__
         return "rolled_back", (
             f"Memory ran out during the mutation ({what}); everything is as before. Give evolution.limits "
             "(params, activation_bytes) so that such a mutation is refused beforehand."
         )
     if isinstance(error, NotApplicable):
-        return "not_applicable", str(error)
+        return "not_applicable", text
     if isinstance(error, RejectedError):
-        return "rejected", str(error)
-    return "failed", f"{type(error).__name__}: {error}"
+        return "rejected", text
+    return "failed", text if isinstance(error, MutationError) else described(error)
 
 
 def underneath(model: nn.Module) -> nn.Module:
@@ -208,7 +194,7 @@ def create_operator(name: str, options: Mapping[str, Any]) -> MutationOperator:
                 lines.append(f"there is no option '{key}'.{did_you_mean(key, known)}")
             else:
                 message = fault["msg"].removeprefix("Value error, ")
-                lines.append(f"option '{key}': {message}. Found {fault['input']!r}.")
+                lines.append(f"option '{key}': {message}. Found {ascii(fault['input'])[:80]}.")
         raise EvolveError(f"Operator '{name}': {' '.join(lines)} Its options: {', '.join(known) or 'none'}.") from error
 
 
@@ -230,5 +216,5 @@ def sites(model: nn.Module, operator: str, *, example_inputs: Any = None, **opti
     model = underneath(model)
     refuse_unworkable(model)
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
-    with preserved_rng(0):  # an operator may draw while it looks
+    with preserved_rng(0), no_exit(operator):  # an operator may draw while it looks
         return acting.sites(model, first_look(model, inputs, 0))

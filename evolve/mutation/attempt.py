@@ -13,6 +13,7 @@ from evolve.errors import NotApplicable, RejectedError
 from evolve.lineage import TensorSpec
 from evolve.mutation.health import Health
 from evolve.mutation.limits import Limits
+from evolve.mutation.plain import json_value
 from evolve.mutation.verify import Verification, first_look, reject_if
 from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
@@ -69,7 +70,7 @@ def carry_out(
     carrier = Carrier(model, optimizer)
     table = carrier.before
     with preserved_rng(attempt.seed), making_parts_for(model):
-        attempt.plan = operator.plan(model, site, before)
+        attempt.plan = _recordable(operator, operator.plan(model, site, before))
         change = operator.apply(model, site, attempt.plan)
     changed = changes_of(model, table, change.cuts)
     remarks = [gradients.put_back(changed)]
@@ -110,6 +111,17 @@ def _new_parameters(
     others = len(ParameterTable(model).by_name) != len(table.by_name)
     # Other widths alone break no backward pass of autograd's own.
     return new if new or others or backward_hooks(model) else None
+
+
+def _recordable(operator: MutationOperator, plan: Any) -> dict[str, Any]:
+    """Returns the plan as a replay will read it, so that the change is made from nothing else."""
+    if not isinstance(plan, dict):
+        raise RejectedError(f"The plan of '{operator.name}' is a {type(plan).__name__}; a plan is a dictionary.")
+    try:
+        found: dict[str, Any] = json_value(plan, "plan")
+    except ValueError as error:
+        raise RejectedError(f"The plan of '{operator.name}' cannot be recorded: {error}") from error
+    return found
 
 
 def _without_optimizer(model: nn.Module, before: ParameterTable, changed: Sequence[Changed]) -> str:

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from evolve.errors import EvolveError, NotApplicable, RejectedError, UnknownNameError
 from evolve.lineage import Record
 from evolve.mutation.api import create_operator, underneath
+from evolve.mutation.recording import no_exit
 from evolve.operators import Change
 from evolve.runtime.device import making_parts_for
 from evolve.runtime.exclusive import exclusive
@@ -83,7 +84,7 @@ def _applied(whole: nn.Module, record: Record, optimizers: Optimizers) -> Change
         raise UnknownNameError(f"{error} Record {record.index} needs it: import or list its plugin first.") from error
     carrier, gradients = Carrier(model, optimizers), Gradients(model)
     try:
-        with preserved_rng(record.seed), making_parts_for(model):
+        with preserved_rng(record.seed), making_parts_for(model), no_exit(record.operator):
             change = acting.apply(model, resolve(model, record.site, groups=acting.on_groups), record.plan)
     except NotApplicable as error:
         raise EvolveError(

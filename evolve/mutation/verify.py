@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from evolve.errors import NotApplicable, RejectedError
+from evolve.errors import NotApplicable, RejectedError, described
 from evolve.mutation.compare import (
     Difference,
     difference,
@@ -77,9 +77,7 @@ class Verification:
             if out_of_memory(error):
                 raise
             self._trains = False
-            self.remarks.append(
-                f"Train mode was not compared: the model itself fails in it ({type(error).__name__}: {error})."
-            )
+            self.remarks.append(f"Train mode was not compared: the model itself fails in it ({described(error)}).")
             return None
         self.before["train"] = found.outputs
         return found
@@ -111,7 +109,7 @@ class Verification:
         except Exception as error:  # whatever a user's forward makes of the change
             if out_of_memory(error):
                 raise
-            raise RejectedError(f"The changed model does not run: {type(error).__name__}: {error}") from error
+            raise RejectedError(f"The changed model does not run: {described(error)}") from error
 
     def flops_after(self) -> int | None:
         """Returns the FLOPs of one sample in eval mode.
@@ -230,7 +228,7 @@ def first_look(
         if out_of_memory(error):
             raise
         shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
-        fault = f"{type(error).__name__}: {error}"
+        fault = described(error)
         raise NotApplicable(
             f"The model fails on example inputs of shape {shapes} before any change: {fault}"
         ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from evolve.errors import text_of
 from evolve.runtime.device import devices_of
 
 
@@ -34,7 +35,7 @@ def out_of_memory(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(cause, RuntimeError) and any(words in str(cause).lower() for words in _EXHAUSTED):
+        if isinstance(cause, RuntimeError) and any(words in text_of(cause).lower() for words in _EXHAUSTED):
             return True
         cause = cause.__cause__
     return False

@@ -15,7 +15,7 @@ from torch import nn
 import evolve.structure.axes.rules_compute
 import evolve.structure.axes.rules_index
 import evolve.structure.axes.rules_layout  # noqa: F401 - importing the rules files them
-from evolve.errors import NotApplicable, did_you_mean
+from evolve.errors import NotApplicable, described, did_you_mean
 from evolve.runtime.exclusive import exclusive
 from evolve.structure.axes.algebra import Axis
 from evolve.structure.axes.flow import Flow
@@ -183,9 +183,7 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
             known = (key, Analysis(model, inputs))
         except Exception as error:  # whatever a user's forward raises
             shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors)
-            raise NotApplicable(
-                f"The model fails on inputs of shape {shapes}: {type(error).__name__}: {error}"
-            ) from error
+            raise NotApplicable(f"The model fails on inputs of shape {shapes}: {described(error)}") from error
         if not any(tape.real for tape in known[1].tapes):  # a forward that looks at values may read others next time
             _MEMO[model] = known
     return known[1]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from evolve.errors import NotApplicable
+from evolve.errors import NotApplicable, described
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes.algebra import Axis
@@ -294,7 +294,7 @@ def _run_on_fakes(
         except _DepartureError as departure:
             return departure.with_traceback(None)  # which holds every frame that it came through
         except Exception as error:  # whatever a user's forward raises when sizes do not fit
-            return rehearsal.departure(len(rehearsal.tape.ops), f"{type(error).__name__}: {error}")
+            return rehearsal.departure(len(rehearsal.tape.ops), described(error))
         finally:
             fakes += rehearsal.let_go()
         shapes = [tuple(tensor.shape) for tensor in output_tensors(outputs)]

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from evolve.runtime.generators import preserved_rng
+from evolve.structure.attributes import TensorAttributes
 from evolve.structure.containers import SIMPLE, Kept
 from evolve.structure.gradients import kept_gradients
 
@@ -51,33 +52,34 @@ class ModuleState:
             valued += [*held, *grads]  # a backward pass adds to gradients in place
         values = {id(tensor): copied(tensor, device) for tensor in valued}
         tensors = {id(tensor): tensor for tensor in (*held, *valued)}
-        self._tensors = [(t, _data_of(t), values.get(key), t.requires_grad) for key, t in tensors.items()]
+        self._tensors = [(t, _data_of(t), values.get(key)) for key, t in tensors.items()]
+        self._attributes = [TensorAttributes(tensor) for tensor in (*held, *buffers)]
 
     def restore(self) -> None:
         """Puts everything back, bit for bit; objects keep their identity."""
-        for module, cls, attributes, tables in self._modules:
+        for module, cls, own, tables in self._modules:
             if module.__class__ is not cls:
                 module.__class__ = cls
             live = vars(module)
-            if not _same(live, attributes):
+            if not _same(live, own):
                 live.clear()
-                live.update(attributes)
+                live.update(own)
             for key, copy in tables.items():
-                table = attributes[key]
+                table = own[key]
                 if table or copy:
                     table.clear()
                     table.update(copy)
         self._kept.restore()
         for module, training in self._modes:
             module.training = training
+        for attributes in self._attributes:
+            attributes.restore()
         with torch.no_grad():
-            for tensor, data, values, requires_grad in self._tensors:
+            for tensor, data, values in self._tensors:
                 if values is not None:
                     put_back(data, values)
                 if _elsewhere(tensor, data):  # a forward may give a parameter other data, too, such as fake ones
                     exchange(tensor, data)
-                if tensor.requires_grad != requires_grad:
-                    tensor.requires_grad_(requires_grad)
 
 
 def _own(modules: Iterable[nn.Module], table: str) -> list[Tensor]:

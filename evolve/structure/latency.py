@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evolve.errors import NotApplicable
+from evolve.errors import NotApplicable, described
 from evolve.runtime.device import devices_of
 from evolve.runtime.exclusive import exclusive
 from evolve.structure.gradients import without_gradients
@@ -65,9 +65,7 @@ def latency(
     try:
         whole, parts = without_gradients(model, run)
     except Exception as error:  # whatever a user's forward raises
-        raise NotApplicable(
-            f"The model fails where its latency is measured: {type(error).__name__}: {error}"
-        ) from error
+        raise NotApplicable(f"The model fails where its latency is measured: {described(error)}") from error
     called = dict.fromkeys(name for run in parts for name in run)
     by_module = {name: median(run[name] for run in parts if name in run) for name in called}
     return {**by_module, "": median(whole[_WARM_UP:])}

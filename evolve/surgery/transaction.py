@@ -8,6 +8,7 @@ from types import TracebackType
 from torch import nn
 
 from evolve.runtime.generators import preserved_rng
+from evolve.runtime.settings import ProcessSettings
 from evolve.structure.isolation import ModuleState
 from evolve.surgery.optimizer import Optimizers, OptimizerState, as_optimizers
 
@@ -15,9 +16,10 @@ from evolve.surgery.optimizer import Optimizers, OptimizerState, as_optimizers
 class Transaction:
     """Remembers model and optimizer on entry; an exception, or `rollback()`, puts them back bit for bit.
 
-    Weights, buffers, gradients, classes, attributes, modes, optimizer groups and state are covered, and the random
-    number generators of Python, NumPy, torch and the model's devices, which are as before on every exit. Takes the
-    memory of one more copy of parameters, buffers, gradients and optimizer state while it is open.
+    Weights, buffers, gradients, classes, attributes, modes, hooks, optimizer groups and state are covered. The random
+    number generators of Python, NumPy, torch and its accelerator are as before on every exit; settings that concern the
+    whole process (`ProcessSettings`) on the exit of a transaction that was rolled back. Takes the memory of one more
+    copy of parameters, buffers, gradients and optimizer state while it is open.
 
     Args:
         model: The root module.
@@ -37,6 +39,7 @@ class Transaction:
         with ExitStack() as stack:
             stack.enter_context(preserved_rng())  # which other threads wait for
             self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+            self._rolled_back, self._settings = False, ProcessSettings()
             self._state = ModuleState(self.model, parameters=True)
             self._optimizer_state = OptimizerState(as_optimizers(self.optimizer))
             self._stack = stack.pop_all()
@@ -44,6 +47,7 @@ class Transaction:
 
     def rollback(self) -> None:
         """Puts everything back. May be called once or more often while the transaction is open."""
+        self._rolled_back = True
         for parameter in self.model.parameters():
             parameter.grad = None
         self._state.restore()
@@ -57,4 +61,6 @@ class Transaction:
         with self._stack:
             if error is not None:
                 self.rollback()
-            del self._gradients, self._state, self._optimizer_state
+            if self._rolled_back:
+                self._settings.restore()
+            del self._gradients, self._settings, self._state, self._optimizer_state

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from evolve.errors import described
 from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import out_of_memory
 from evolve.surgery.optimizer.layers import all_layers, groups_of, held_by
@@ -204,8 +205,7 @@ class Trial:
         except Exception as error:  # whatever it is, it is what we want to know
             if out_of_memory(error):
                 raise
-            lines = str(error).splitlines() or [""]  # some print whole parameters
-            return f"{type(error).__name__}: {lines[0][:200]}"
+            return described(error).splitlines()[0][:200]  # some print whole parameters
         return None
 
 
