@@ -55,6 +55,13 @@ def check_outputs(
             assert within, f"{where}: in {mode} mode the output{leaf.path} changed by {leaf.relative:g} relative"
 
 
+def check_alike(outputs: Mapping[str, list[Part]], rebuilt: Mapping[str, list[Part]], where: str) -> None:
+    """What replay builds computes the same, bit for bit."""
+    for mode, expected in outputs.items():
+        alike = not structure_faults(expected, rebuilt[mode]) and difference(expected, rebuilt[mode]).relative == 0
+        assert alike, f"{where}: in {mode} mode what replay builds computes something else"
+
+
 def check_grad_modes(model: nn.Module, example_inputs: Any, where: str) -> None:
     """With and without gradients the changed model is the same function, also once its new parts have moved.
 
