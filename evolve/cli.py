@@ -46,7 +46,7 @@ def main(
 
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that win over the file's, such as training.epochs=3.")
+    list[str] | None, typer.Argument(help="Settings that override the file's, such as training.epochs=3.")
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")]
 Trust = Annotated[
@@ -71,7 +71,7 @@ def run(
 
 @app.command(epilog="Example: evolve resume runs/quickstart")
 def resume(folder: RunFolder, trust: Trust = False) -> None:
-    """Go on with a run that was stopped, as if it never had been."""
+    """Continue a stopped run as if it had never stopped."""
     with _told():
         from evolve.errors import CheckpointError
         from evolve.evolver.evolver import Evolver
@@ -83,7 +83,7 @@ def resume(folder: RunFolder, trust: Trust = False) -> None:
         if anew and is_recorded(folder):
             raise CheckpointError(f"'{folder}' holds a run, {BEGIN_ANEW}")
         if anew:
-            typer.echo(f"'{folder}' has no checkpoint yet: the run begins anew.")
+            typer.echo(f"'{folder}' has no checkpoint yet: the run starts from the beginning.")
         config = first_config(folder, trust=trust) if anew else saved_config(open_newest(folder), trust=trust)
         moved = config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
         evolver = Evolver.from_config(moved)
@@ -128,7 +128,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Show what a model is made of and costs, what of it can change, what cannot and why."""
+    """Show a model's structure and costs, what can change in it, and what cannot and why."""
     with _told():
         from rich.console import Console
 
@@ -137,7 +137,7 @@ def inspect(
         from evolve.report.inspect_view import inspection_view, sites_view
         from evolve.runtime.device import resolve_device
 
-        with redirect_stdout(sys.stderr):  # what a user's model prints is no part of the answer
+        with redirect_stdout(sys.stderr):  # what a user's model prints is not part of the answer
             opened = open_model(target, option or [], device=resolve_device(device), trust=trust)
             with _hinted("If its input is the reason, give the shape: --shape 2,3,224,224."):
                 facts = inspect_model(
@@ -171,7 +171,7 @@ def operators(
 
 @app.command(epilog="Example: evolve report runs/quickstart")
 def report(folder: RunFolder) -> None:
-    """Show a run: its curve, its mutations with their reasons, its parameters over time."""
+    """Show a run: its curves, its mutations with their reasons, its parameters over time."""
     with _told():
         from rich.console import Console
 
@@ -242,9 +242,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
     sizes = [size.strip() for size in text.split(",")]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        message = (
-            f"--shape {text} is no shape; write whole numbers from 1 with commas between, batch first: 2,3,224,224."
-        )
+        message = f"--shape {text} is not a shape; write sizes separated by commas, batch first: 2,3,224,224."
         raise ConfigError([Fault((), Place("command line"), message)])
     return tuple(map(int, sizes))
 

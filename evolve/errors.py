@@ -15,15 +15,15 @@ class EvolveError(Exception):
 
 
 class UnknownNameError(EvolveError):
-    """A name that no registry entry, site or setting bears."""
+    """A name that no registry entry, site or setting has."""
 
 
 class UntrustedCodeError(UnknownNameError):
-    """An import path in a run folder that nobody said to trust; nothing was imported."""
+    """An import path in a run folder that was not trusted; nothing was imported."""
 
 
 class DuplicateNameError(EvolveError):
-    """Two things want the same name in one registry."""
+    """Two items claim the same name in one registry."""
 
 
 class NotApplicable(EvolveError):  # noqa: N818 - an answer that an operator gives, not a fault
@@ -35,7 +35,7 @@ class NotYetApplicable(NotApplicable):
 
 
 class RejectedError(EvolveError):
-    """A change that was made and did not keep its word; `mutate` turns it into an answer."""
+    """A change that broke its own declaration; `mutate` turns it into an answer."""
 
 
 class MutationError(EvolveError):
@@ -43,7 +43,7 @@ class MutationError(EvolveError):
 
 
 class MisfitError(EvolveError):
-    """Model, data and configuration do not go together; found before the first step."""
+    """Model, data and configuration do not fit each other; found before the first step."""
 
 
 class DataError(EvolveError):

@@ -57,7 +57,7 @@ def import_callable(path: str, kind: str, trusted: bool = True) -> Callable[...,
         item = getattr(item, part)
     if not callable(item):
         raise UnknownNameError(
-            f"'{path}' is a {type(item).__name__}, not something to call. Name a function or a class for the {kind}."
+            f"'{path}' is a {type(item).__name__}, which cannot be called. Name a function or a class for the {kind}."
         )
     origin = inspect.unwrap(item.func if isinstance(item, partial) else item)
     if str(getattr(origin, "__module__", "")).partition(".")[0] in sys.stdlib_module_names:
@@ -77,7 +77,7 @@ def import_module(name: str, kind: str) -> ModuleType:
         return importlib.import_module(name)
     except EvolveError:
         raise
-    except Exception as error:  # a user's module may raise anything; whatever it is, the user is told
+    except Exception as error:  # a user's module may raise anything; whatever it is, it is reported
         raise UnknownNameError(
             f"Unknown {kind}: cannot import '{name}' ({type(error).__name__}: {error}). Looked in {Path.cwd()} and the "
             "installed packages."

@@ -78,14 +78,14 @@ class Registry(Generic[T]):
         """Returns a decorator that files its subject under `name`.
 
         Raises:
-            DuplicateNameError: If another item already bears the name.
+            DuplicateNameError: If another item already has the name.
         """
 
         def add(item: T) -> T:
             known = self._items.get(name)
             if known is not None and not _same_definition(known, item):
                 raise DuplicateNameError(
-                    f"Cannot register {self.kind} '{name}': {known!r} already bears that name. Choose another name."
+                    f"Cannot register {self.kind} '{name}': the name already belongs to {known!r}. Choose another one."
                 )
             if isinstance(item, type) and issubclass(item, Registered):
                 item.name = name
@@ -102,7 +102,7 @@ class Registry(Generic[T]):
         """Returns the item called `name`.
 
         Raises:
-            UnknownNameError: If no built-in item, plugin or entry point bears the name.
+            UnknownNameError: If no built-in item, plugin or entry point has the name.
         """
         if name not in self._items:
             for point in entry_points(group=self.group):

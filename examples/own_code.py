@@ -1,4 +1,4 @@
-"""A model, data and a mutation operator of one's own, for `configs/own_model.yaml`."""
+"""A model, data and a mutation operator of your own, for `configs/own_model.yaml`."""
 
 import math
 
@@ -9,7 +9,7 @@ import evolve
 
 
 class SpiralNet(nn.Module):
-    """An ordinary model: nothing of evolve in it."""
+    """An ordinary model that knows nothing of evolve."""
 
     def __init__(self, hidden: int = 32) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def damped_layer(model: nn.Module, site: str, context: evolve.Context) -> tuple[
     """Appends a damped layer to a Sequential."""
     chain = model.get_submodule(site)
     if not isinstance(chain, nn.Sequential) or context.shapes is None:
-        return False, f"'{site}' is no Sequential that the probe batch came by. Name one as the site."
+        return False, f"'{site}' is no Sequential that the probe batch reached. Name one as the site."
     width = context.shapes[1][-1]
     chain.append(DampedLayer(width, context.options.get("scale", 0.0)))
     return True, f"Appended a damped layer of width {width} to '{site}'."

@@ -1,4 +1,4 @@
-"""The YAML that evolve speaks: PyYAML without its traps, for reading and for writing."""
+"""The YAML dialect of evolve: PyYAML without its traps, for reading and for writing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATTERNS = {
 # PyYAML writes these line breaks and marks unescaped into single quotes and cannot read them back.
 _UNQUOTABLE = re.compile("[\x85\u2028\u2029\ufeff]")
 
-# From the text of a scalar to its value; a text that is none of the kind raises KeyError or ValueError.
+# From the text of a scalar to its value; a text of another kind raises KeyError or ValueError.
 READERS: dict[str, Callable[[str], Any]] = {
     "null": lambda text: {"": None, "~": None, "null": None}[text.lower()],
     "bool": lambda text: {"true": True, "false": False}[text.lower()],

@@ -54,7 +54,7 @@ class ConfigError(EvolveError):
         super().__init__("\n".join([f"{count} in {files}:", *(f"  {fault}" for fault in self.faults)]))
 
 
-class OptionFaults(ValueError):  # noqa: N818 - several faults, told to pydantic as one error
+class OptionFaults(ValueError):  # noqa: N818 - several faults, reported to pydantic as one error
     """Raised by a section's validator that found several faults; each lies at a path below the section."""
 
     def __init__(self, faults: Sequence[tuple[KeyPath, str]]) -> None:

@@ -24,7 +24,7 @@ _MOST_NODES = 20_000
 
 
 _TOO_LONG = f"is longer than {_MOST_BYTES // 1024} KiB, which no configuration is. Is it the right file?"
-_TOO_DEEP = f"is nested deeper than {_DEEPEST} levels; write it flatter."
+_TOO_DEEP = f"is nested deeper than {_DEEPEST} levels; flatten it."
 
 
 class _TooLargeError(Exception):
@@ -42,7 +42,7 @@ class _Composer(Loader):
         self._nodes += 1
         self._depth += 1
         if self._nodes > _MOST_NODES:
-            raise _TooLargeError(f"holds more than {_MOST_NODES} keys and values; write fewer.")
+            raise _TooLargeError(f"holds more than {_MOST_NODES} keys and values, too many for a configuration.")
         if self._depth > 2 * _DEEPEST:
             raise _TooLargeError(_TOO_DEEP)
         node: yaml.Node | None = super().compose_node(parent, index)
@@ -64,9 +64,9 @@ class _Reader:
         self.places[path] = Place(self.file, node.start_mark.line + 1)
         self._values += 1
         if self._values > _MOST_VALUES:
-            raise _TooLargeError(f"aliases or lists make more than {_MOST_VALUES} values of it; write fewer.")
+            raise _TooLargeError(f"expands to more than {_MOST_VALUES} values by aliases or lists; shorten it.")
         if any(node is outer for outer in self._open):
-            return self._fault(node, path, "an alias refers to what it lies in; write the value out.")
+            return self._fault(node, path, "this alias refers to a value that contains it; write the value out.")
         if len(self._open) > _DEEPEST:
             raise _TooLargeError(_TOO_DEEP)
         self._open.append(node)
@@ -90,11 +90,11 @@ class _Reader:
                 continue
             if key_node.tag != PREFIX + "str":
                 found = key_node.value if isinstance(key_node, yaml.ScalarNode) else "(a list or mapping)"
-                self._fault(key_node, path, f"the key {found!s:.40} is no text; write it in quotes or choose a name.")
+                self._fault(key_node, path, f"the key {found!s:.40} is not text; quote it or choose another name.")
                 continue
             key = key_node.value
             if key in lines:
-                self._fault(key_node, (*path, key), f"the key stands here and in line {lines[key]}; keep one.")
+                self._fault(key_node, (*path, key), f"this key is already set in line {lines[key]}; keep one of them.")
                 continue
             lines[key] = line
             inner = (*path, key)
@@ -113,7 +113,7 @@ class _Reader:
             if isinstance(part, yaml.MappingNode):
                 result.update(self.value(part, path) or {})
             else:
-                self._fault(part, path, "'<<' takes in a mapping or a list of mappings; this is neither.")
+                self._fault(part, path, "'<<' merges a mapping or a list of mappings; this is neither.")
         return result
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
@@ -126,7 +126,7 @@ class _Reader:
             message = f"{text} could mean {plain} or an octal number; write {plain}, or '{text}' for text."
             return self._fault(node, path, message)
         if _SURROGATE.search(text):
-            return self._fault(node, path, f"{text!r:.40} holds half a character; write the whole one.")
+            return self._fault(node, path, f"{text!r:.40} contains half of a surrogate pair; write the character.")
         try:
             return READERS[kind](text)
         except (KeyError, ValueError):  # `!!int abc`, or more digits than Python reads
@@ -195,11 +195,11 @@ def _compose(text: str, file: str) -> yaml.Node | Fault:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else None
-        problem = error.problem or "is no YAML"
+        problem = error.problem or "is not YAML"
         if "'\\t'" in problem or (mark and _starts_with_tab(text, mark.line)):
             problem = "a tab stands where YAML wants spaces; indent with spaces"
         elif problem == "but found another document":
-            problem = "a second document begins; keep one in a file"
+            problem = "a second document starts here; a file may hold only one"
         return Fault((), Place(file, line), f"{problem}.")
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1

@@ -31,7 +31,7 @@ class _Finder(Protocol):
 
 
 def check_options(config: Named, registry: _Finder) -> None:
-    """Holds a section's name and options against the registry.
+    """Checks a section's name and options against the registry.
 
     Raises:
         OptionFaults: With every fault, and where in the section it lies.

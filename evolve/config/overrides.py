@@ -1,4 +1,4 @@
-"""Settings of the command line, put over those of the file."""
+"""Settings from the command line, which override those of the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INDEX = re.compile("[0-9]{1,9}")
 def apply_overrides(
     raw: dict[str, Any], places: Places, overrides: Sequence[str]
 ) -> tuple[dict[str, Any], Places, list[Fault]]:
-    """Returns values, places and faults with settings such as "training.epochs=3" put over the file's.
+    """Returns values, places and faults with settings such as "training.epochs=3" applied on top.
 
     Numbers in a path stand for positions in a list; values are read as YAML.
     """
@@ -26,7 +26,13 @@ def apply_overrides(
         path_text, equals, value_text = override.partition("=")
         path: KeyPath = tuple(int(p) if _INDEX.fullmatch(p) else p for p in path_text.strip().split("."))
         if not equals or "" in path:
-            faults.append(Fault((), Place(COMMAND_LINE), f"'{override}' is no setting; write key.sub=value."))
+            faults.append(
+                Fault(
+                    (),
+                    Place(COMMAND_LINE),
+                    f"'{override}' is not a setting; write key=value, such as training.epochs=3.",
+                )
+            )
             continue
         parsed, _, more = parse_yaml(f"value: {value_text}", COMMAND_LINE)
         faults += [Fault(path, Place(COMMAND_LINE), fault.message) for fault in more]

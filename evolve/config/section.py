@@ -51,7 +51,7 @@ def is_trusted(info: ValidationInfo) -> bool:
 def signature_faults(
     function: Callable[..., Any], options: Mapping[str, Any], skip: Container[str] = (), *, finite: bool = False
 ) -> list[tuple[KeyPath, str]]:
-    """Holds options against a signature, values against annotations that a YAML file can satisfy.
+    """Checks options against a signature, and values against annotations that a YAML file can satisfy.
 
     Args:
         function: What is to be called with the options.
@@ -71,7 +71,7 @@ def signature_faults(
     faults: list[tuple[KeyPath, str]] = []
     for key in options:
         if key in skip:
-            faults.append(((key,), f"'{key}' is given by evolve itself; leave it out."))
+            faults.append(((key,), f"'{key}' is set by evolve; leave it out."))
         elif key not in known and not anything:
             allowed = f"Known: {', '.join(known)}." if known else "There are none."
             faults.append(((key,), f"unknown option '{key}'.{did_you_mean(key, known)} {allowed}"))

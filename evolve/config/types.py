@@ -1,4 +1,4 @@
-"""Type annotations in plain words, and values held against them."""
+"""Type annotations in plain words, and values checked against them."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ class Batches(ABC):
     @property
     @abstractmethod
     def samples(self) -> int:
-        """How many samples an epoch holds."""
+        """How many samples an epoch has."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many batches an epoch holds."""
+        """How many batches an epoch has."""
 
     @abstractmethod
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -93,7 +93,7 @@ class TensorBatches(Batches):
 
     @property
     def samples(self) -> int:
-        """How many samples an epoch holds."""
+        """How many samples an epoch has."""
         return len(self.inputs)
 
     def __len__(self) -> int:
@@ -117,7 +117,7 @@ class TensorBatches(Batches):
 
 
 def check_size(samples: int, batch_size: int) -> None:
-    """Refuses data without samples and batches without size.
+    """Rejects empty data and batch sizes below 1.
 
     Raises:
         DataError: If either is less than one.

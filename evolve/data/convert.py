@@ -1,4 +1,4 @@
-"""Takes data in the forms that people have it in."""
+"""Accepts data in the forms that people have it in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled data set: small handwritten digits, for examples and tests that need no network."""
+"""The bundled data set: small handwritten digits, for examples and tests without a network."""
 
 from __future__ import annotations
 

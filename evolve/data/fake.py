@@ -1,4 +1,4 @@
-"""A made-up data set that can be learned, for tests and for trying a model out."""
+"""A synthetic data set that can be learned, for tests and for trying out a model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fake(
         noise: Standard deviation of the noise; the pattern's is 1.
 
     Raises:
-        DataError: If there are fewer samples than classes, or `augment` is asked for what is no image.
+        DataError: If there are fewer samples than classes, or `augment` is set for samples that are not images.
     """
     if not 0 < num_classes <= samples:
         raise DataError(f"Data set 'fake' needs at least one sample for each class: samples={samples}, {num_classes=}.")

@@ -161,7 +161,7 @@ def _find_images(root: Path, val_fraction: float, split_seed: int) -> tuple[list
     held = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
     if held is None:
         raise DataError(
-            f"'{root.absolute()}' has a folder 'train' but none of held-out images. "
+            f"'{root.absolute()}' has a folder 'train' but no folder of held-out images. "
             f"Add one of: {', '.join(_VAL_NAMES)}."
         )
     classes, train_images = _list_images(root / "train")
@@ -201,7 +201,7 @@ def _images_in(folder: Path) -> Iterator[str]:
 
 
 def _counts(name: str) -> bool:
-    """False for what tools leave in folders: `.ipynb_checkpoints`, `._cat.jpg`, `__MACOSX`."""
+    """False for what tools leave behind in folders: `.ipynb_checkpoints`, `._cat.jpg`, `__MACOSX`."""
     return not name.startswith(".") and name not in _LEFT_BY_TOOLS
 
 

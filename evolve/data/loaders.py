@@ -63,7 +63,7 @@ class LoaderBatches(Batches):
 
     @property
     def samples(self) -> int:
-        """How many samples an epoch holds."""
+        """How many samples an epoch has."""
         return self._samples
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class IterableBatches(Batches):
     """Batches of a user's own DataLoader, which keeps its order, its workers and its collation.
 
     Order and randomness are the loader's: give it a seeded `generator` for runs that repeat. A resume in mid-epoch
-    reads the loader up to the batch. A sampler with `set_epoch` is told the epoch.
+    reads the loader up to the batch. A sampler with `set_epoch` is given the epoch.
 
     Args:
         loader: Yields `(inputs, targets)`, or sequences that begin with them.
@@ -120,7 +120,7 @@ class IterableBatches(Batches):
 
     @property
     def samples(self) -> int:
-        """How many samples an epoch holds, as far as the loader tells."""
+        """How many samples an epoch has, as far as the loader knows."""
         size = self.loader.batch_size or 1
         if self.loader.drop_last:
             return self._batches * size
@@ -142,7 +142,7 @@ class IterableBatches(Batches):
         if set_epoch is not None:
             set_epoch(epoch)
         loader = self.loader
-        if self._passes and loader.persistent_workers:  # it has one iterator, and would begin the running pass anew
+        if self._passes and loader.persistent_workers:  # it has one iterator, and would restart the running pass
             loader = copy.copy(loader)
             loader._iterator = None
         self._passes += 1
@@ -173,7 +173,7 @@ class IterableBatches(Batches):
             shapes = ", ".join(str(tuple(part.shape)) for part in inputs[:4])
             raise DataError(
                 f"The batches of this DataLoader have different shapes ({shapes}), so the probe batch of {n} samples "
-                f"cannot be put together. Give it a batch_size of at least {n}, or pad all batches to one shape."
+                f"cannot be assembled. Give it a batch_size of at least {n}, or pad all batches to one shape."
             ) from error
 
     @contextmanager
@@ -214,7 +214,7 @@ def collate(samples: list[Any]) -> Any:
         return default_collate(samples)
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
         raise DataError(
-            f"Samples cannot be put together to a batch: {_differences(samples) or error} Pad or crop them in the data "
+            f"Samples cannot be collated into a batch: {_differences(samples) or error} Pad or crop them in the data "
             "set, or pass a DataLoader with a collate_fn that does."
         ) from error
 

@@ -1,4 +1,4 @@
-"""Data sets by name: the registry, and the way from a config's words to a `Data`."""
+"""Data sets by name: the registry, and how a configuration becomes a `Data`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Data:
     Attributes:
         train: What is trained on.
         val: What is held out.
-        num_classes: How many classes there are, or None where targets are no class numbers.
+        num_classes: How many classes there are, or None where targets are not class numbers.
         input_shape: Shape of one input, without the batch.
     """
 
@@ -60,7 +60,7 @@ def find_data(name: str, trusted: bool = True) -> Callable[..., Any]:
         trusted: Whether it comes from the user; an import path that does not is refused.
 
     Raises:
-        UnknownNameError: If nothing bears the name, or its module cannot be imported.
+        UnknownNameError: If the name is unknown, or its module cannot be imported.
     """
     if is_import_path(name) and name not in datasets:
         return import_callable(name, datasets.kind, trusted)
@@ -76,7 +76,7 @@ def build_data(
     `batch_size`, `augment` and `seed` where it has parameters of these names, and the options.
 
     Raises:
-        UnknownNameError: If nothing bears the name.
+        UnknownNameError: If the name is unknown.
         DataError: If the options do not fit, or the data is missing or malformed.
     """
     source = find_data(name)

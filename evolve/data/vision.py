@@ -1,4 +1,4 @@
-"""The classic data sets that torchvision can fetch, held in memory as bytes."""
+"""The classic data sets that torchvision downloads, kept in memory as bytes."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class Evolver:
 
         Raises:
             NonFiniteLossError: If the loss became NaN or infinite; likewise NonFiniteModelError for the model.
-            MisfitError: If model, data and configuration do not go together.
+            MisfitError: If model, data and configuration do not fit together.
             EvolveError: If the run folder holds another run, is in use by one or cannot be written to.
         """
         if not self._begun:  # before the folder is made

@@ -25,7 +25,7 @@ class OutputConfig(Section):
         dir: The run folder; null writes nothing.
         checkpoint_every: Epochs between checkpoints; the end of the run and a stop are always saved.
         keep: Checkpoints to keep.
-        overwrite: Remove a run that lies in the folder already, instead of refusing to start.
+        overwrite: Remove an existing run from the folder instead of refusing to start.
     """
 
     dir: str | None = None
@@ -55,7 +55,7 @@ class RunResult:
         params_from: Parameters at the start; likewise `params_to`.
         folder: Where the run lies, if anywhere.
         progress: Which part of the budget is spent, from 0 to 1.
-        finished: Whether all of it is.
+        finished: Whether the whole budget is spent.
         signal: The signal that stopped the run, if one did.
     """
 

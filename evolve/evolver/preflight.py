@@ -1,4 +1,4 @@
-"""What is checked once model and data are there, before the first step: sites, metrics, FLOPs."""
+"""What is checked once model and data exist, before the first step: sites, metrics, FLOPs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Faults = Iterator[tuple[KeyPath, str]]
 
 
 def check_run(config: EvolutionConfig, state: TrainState, train: Batches, val: Batches) -> None:
-    """Holds configuration, model and data against each other; nothing is changed.
+    """Checks that configuration, model and data fit each other; nothing is changed.
 
     Raises:
         MisfitError: With the cause.
@@ -38,7 +38,7 @@ def check_run(config: EvolutionConfig, state: TrainState, train: Batches, val: B
 
 
 def check_evolution(config: EvolutionConfig, state: TrainState, probe: Batch, metrics: Collection[str]) -> None:
-    """Holds the evolution that a configuration asks for against the model and what the run measures.
+    """Checks the configured evolution against the model and against what the run measures.
 
     Args:
         config: When, what and how far to mutate.
@@ -131,6 +131,6 @@ def _objection(operator: str, options: dict[str, Any], site: str, state: TrainSt
         logger.info("%s at '%s' does not apply yet: %s", operator, site, error)
     except NotApplicable as error:
         return f"'{operator}' does not apply at '{site}': {error}"
-    except Exception as error:  # somebody's own operator may raise anything; the attempt itself will record it
+    except Exception as error:  # a plugin may raise anything; the attempt itself will record it
         logger.warning("%s at '%s' fails as it plans: %s: %s", operator, site, type(error).__name__, error)
     return None

@@ -215,7 +215,7 @@ def _parsed(cls: type[S], text: str, file: Path, trust: bool) -> S:
 
 
 def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: set[str]) -> Callable[..., Any]:
-    """Holds a section's name and options against what the name stands for, and returns that."""
+    """Checks a section's name and options against what the name stands for, and returns that."""
     try:
         function = find(config.name)
     except UnknownNameError as error:
@@ -230,7 +230,7 @@ def _let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
     """Takes the file's budget out where the command line gives one."""
     training = raw.get("training")
     if not isinstance(training, dict):
-        return  # the section's own check tells of it
+        return  # the section's own check reports it
     told = [unit for unit in UNITS if places.get(("training", unit)) == Place(COMMAND_LINE)]
     for unit in UNITS:
         if told and unit not in told:
@@ -242,7 +242,7 @@ def _load_plugins(raw: Mapping[str, Any], places: Places, path: str | Path) -> l
     faults: list[Fault] = []
     for index, plugin in enumerate(listed if isinstance(listed, list) else []):
         if not isinstance(plugin, str):
-            continue  # the section's own check tells of it
+            continue  # the section's own check reports it
         try:
             load_plugins([plugin])
         except EvolveError as error:

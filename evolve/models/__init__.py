@@ -1,4 +1,4 @@
-"""Built-in models, and the way from a name to a model."""
+"""Built-in models, and how a name becomes a model."""
 
 from __future__ import annotations
 

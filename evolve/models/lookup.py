@@ -1,4 +1,4 @@
-"""From a name in a config to the function that builds the thing.
+"""From a name in a configuration to the function that builds the model.
 
 A name is a registry name (`simple_cnn`), a torchvision model (`torchvision:resnet18`) or an import path
 (`my_package.my_models:MyNet`). Nothing is ever evaluated: a path is imported and its attribute is read.
@@ -30,7 +30,7 @@ def find_model(name: str, trusted: bool = True) -> Callable[..., nn.Module]:
         trusted: Whether the name comes from the user; an import path that does not is refused.
 
     Raises:
-        UnknownNameError: If nothing bears the name, its module cannot be imported, or what bears it builds no model.
+        UnknownNameError: If the name is unknown, cannot be imported, or does not build a model.
     """
     if name.startswith(_TORCHVISION):
         return _find_torchvision(name.removeprefix(_TORCHVISION))
@@ -43,8 +43,8 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     """Builds the model called `name` with the given options.
 
     Raises:
-        UnknownNameError: If nothing bears the name.
-        EvolveError: If the options do not fit, or what was built is no `nn.Module`.
+        UnknownNameError: If the name is unknown.
+        EvolveError: If the options do not fit, or the result is not an `nn.Module`.
     """
     builder = find_model(name)
     if faults := signature_faults(builder, options):
@@ -69,7 +69,7 @@ def _builder(name: str, item: Callable[..., Any]) -> Callable[..., nn.Module]:
         UnknownNameError: If it builds no model.
     """
     if inspect.isclass(item):
-        found = None if issubclass(item, nn.Module) else "a class that is no nn.Module"
+        found = None if issubclass(item, nn.Module) else "a class that is not an nn.Module"
     elif inspect.isbuiltin(item):
         found = "a function that is not written in Python"
     else:

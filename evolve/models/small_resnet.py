@@ -72,7 +72,7 @@ class SmallResNet(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the weights of the convolutions; all else is as its layers draw it."""
+        """Draws the weights of the convolutions; everything else keeps its layers' default initialisation."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -107,7 +107,7 @@ class OperatorFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All of it; `as_json` gives the same keys.
+    """Everything known about a model; `as_json` gives the same keys.
 
     Attributes:
         version: Of this form.
@@ -116,8 +116,8 @@ class Inspection:
         inputs: Shapes of the batch that it was run on.
         modules: Every module, outermost first; the first is the model itself.
         groups: What can change.
-        pins: What cannot, with the reason.
-        unreached: Parameters that the batch does not come by: nothing is known of them.
+        pins: What cannot change, with the reason.
+        unreached: Parameters that the batch does not reach: nothing is known about them.
         operators: Where each operator applies.
         mutations: What an evolved model went through: applied records, as in `lineage.jsonl`.
     """

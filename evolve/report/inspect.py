@@ -55,7 +55,7 @@ def inspect_model(
     model = inner if isinstance(inner, nn.Module) else model
     names = [operator] if operator is not None else operators.names()
     for one in names:
-        operators.get(one)  # a name that is not known is told before the work
+        operators.get(one)  # an unknown name is reported before the work starts
     inputs = Inputs(tuple(_example(model, shape) for shape in shapes)) if shapes else infer_inputs(model)
     if inputs is None:
         raise NotApplicable(f"No input is known that a {type(model).__name__} runs on.")
@@ -153,6 +153,6 @@ def _operator(model: nn.Module, name: str, seen: Probe) -> OperatorFacts:
             return OperatorFacts(name, acting.preserves, acting.sites(model, seen), "")
     except NotApplicable as error:
         return OperatorFacts(name, acting.preserves, [], str(error))
-    except Exception as error:  # somebody's own operator may raise anything; the rest is worth showing
+    except Exception as error:  # a plugin may raise anything; the rest is still worth showing
         logger.debug("%s fails on its search for sites.", name, exc_info=True)
         return OperatorFacts(name, acting.preserves, [], f"It fails: {type(error).__name__}: {error}")

@@ -108,7 +108,7 @@ def _cannot(facts: Inspection) -> list[RenderableType]:
             f"{place.name}[{place.axis}]" if whole else f"{place.name}[{place.axis}] in part"
         )
     if facts.unreached:
-        reasons["this input does not come by it"] = facts.unreached
+        reasons["this input does not reach it"] = facts.unreached
     count = len(facts.pins) + len(facts.unreached)
     table = _table("", "why, axes of")
     for reason, places in sorted(reasons.items(), key=lambda item: -len(item[1])):

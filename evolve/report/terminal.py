@@ -29,7 +29,7 @@ def run_report(folder: Path) -> Group:
     """
     if not (folder / "lineage.jsonl").is_file():
         raise EvolveError(
-            f"'{folder}' is no run folder: it has no lineage.jsonl. Give the folder that `evolve run` named."
+            f"'{folder}' is not a run folder: it has no lineage.jsonl. Give the folder that `evolve run` printed."
         )
     records = Lineage.read(folder / "lineage.jsonl")
     metrics, unreadable = _read_metrics(folder / "metrics.jsonl")
@@ -64,7 +64,7 @@ def _numbers(line: bytes) -> Metrics | None:
 
 def _curves(metrics: list[Metrics]) -> list[RenderableType]:
     if not metrics:
-        return [Text("No epoch was finished yet.")]
+        return [Text("No epoch has finished yet.")]
     table = Table(box=None, pad_edge=False, show_header=True)
     for heading in ("", f"epoch 1-{len(metrics)}", "first", "best", "last"):
         table.add_column(

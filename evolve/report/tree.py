@@ -1,4 +1,4 @@
-"""The modules of a model as a tree with shapes and costs; what repeats is told once."""
+"""The modules of a model as a tree with shapes and costs; what repeats is shown once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Node:
     Attributes:
         label: Its name within its parent.
         facts: What is known of it.
-        alike: What has to be equal for two siblings to be told in one line: all but names and times.
+        alike: What has to be equal for two siblings to share a line: everything but names and times.
     """
 
     label: str

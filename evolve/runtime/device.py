@@ -26,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise EvolveError(f"Device '{name}' is not at hand: {reason} Use 'auto', 'cpu', 'cuda' or 'mps'.") from error
+        raise EvolveError(f"Device '{name}' is not available: {reason} Use 'auto', 'cpu', 'cuda' or 'mps'.") from error
     return device
 
 

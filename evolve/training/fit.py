@@ -1,4 +1,4 @@
-"""Whether model, loss and data go together: found out before the first step, and told with its cause."""
+"""Whether model, loss and data fit together, checked before the first step."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _EXAMPLES = 8  # training samples that the model is run on in train mode
 
 
 def check_data(state: TrainState, train: Batches, val: Batches) -> list[str]:
-    """Runs the model on training and validation data, so that a misfit is told before a run begins.
+    """Runs the model on training and validation data, so that a misfit is reported before a run begins.
 
-    Data in memory are looked through as a whole, others at their first batch. Nothing of the model is changed.
+    Data in memory is checked as a whole, other data by its first batch. Nothing of the model is changed.
 
     Returns:
         What can be measured on the data: "loss" and, where targets are class numbers, "accuracy".
 
     Raises:
-        MisfitError: If model, loss and data do not go together, with the cause.
+        MisfitError: If model, loss and data do not fit together, with the cause.
         DataError: If the data cannot be read.
     """
     examples = train.examples(_EXAMPLES)
@@ -59,7 +59,7 @@ def check_fit(state: TrainState, batch: Batch) -> list[str]:
         What can be measured: "loss" and, where targets are class numbers, "accuracy".
 
     Raises:
-        MisfitError: If model, loss and batch do not go together, with the cause.
+        MisfitError: If model, loss and batch do not fit together, with the cause.
     """
     targets = to_device(state, batch[1])
     spoiled = [f for f in map(_not_finite, batch, ("inputs", "targets")) if f]
@@ -100,7 +100,7 @@ def _advice(state: TrainState, inputs: Tensor) -> str:
 
 
 def _check_outputs(state: TrainState, outputs: Any, targets: Tensor) -> None:
-    """Holds outputs and targets against what torch's losses take."""
+    """Checks outputs and targets against what torch's losses take."""
     name = loss_name(state.loss)
     if not isinstance(outputs, Tensor):
         if name:

@@ -31,7 +31,7 @@ class TrainState:
 
     Attributes:
         model: The network, in place.
-        forward: What is called in its stead: the model, or its compiled form.
+        forward: What is called in its place: the model, or its compiled form.
         finite: Knows which of the model's tensors may be NaN or infinite, as they were so from the beginning.
         new_parameters: New parts of its parameters that are cared for.
         epoch: Epochs finished.

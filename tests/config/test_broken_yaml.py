@@ -64,7 +64,7 @@ BROKEN = {
     "missing data option": (edit("name: digits", "name: image_folder"), [(4, "data.options", "'root' is missing")]),
     "option that evolve gives": (
         edit("  batch_size: 32", "  options: {batch_size: 3}"),
-        [(6, "given by evolve itself")],
+        [(6, "set by evolve")],
     ),
     "unknown optimizer": (edit("name: SGD", "name: sgd"), [(8, "optimizer.name", "Unknown optimizer 'sgd'", "SGD")]),
     "unknown optimizer option": (
@@ -128,7 +128,7 @@ BROKEN = {
         [(23, "plugins[0]", "cannot import 'no_such_plugin'")],
     ),
     "plugin that fails": (edit("plugins: []", "plugins: [failing_plugin]"), [(23, "plugins[0]", "ZeroDivisionError")]),
-    "a key that is a number": (edit("  batch_size: 32", "  3: 32"), [(6, "data", "the key 3 is no text")]),
+    "a key that is a number": (edit("  batch_size: 32", "  3: 32"), [(6, "data", "the key 3 is not text")]),
     "a tab": (edit("  batch_size", "\tbatch_size"), [(6, "tab")]),
     "an unclosed bracket": (edit("{params: 300000}", "{params: 300000"), [(21, "expected")]),
     "python tag": (edit("small_resnet", "!!python/object:os.system x"), [(2, "tag", "not allowed")]),
@@ -186,7 +186,7 @@ def test_missing_file_and_folder(tmp_path, monkeypatch):
     [
         ("training.epoch=3", ["command line: training.epoch: unknown key", "Did you mean 'epochs'?"]),
         ("training.epochs=many", ["command line: training.epochs: has to be a whole number", "'many'"]),
-        ("training.epochs", ["is no setting; write key.sub=value"]),
+        ("training.epochs", ["is not a setting; write key=value, such as training.epochs=3"]),
         ("evolution.operators.7.name=deepen", ["there is no entry 7; the list has 2"]),
         ("training.epochs.deep=3", ["'epochs' is 1, which has no 'deep'"]),
         ("optimizer.options.lr=[1", ["command line", "optimizer.options.lr"]),

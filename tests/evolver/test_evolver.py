@@ -283,7 +283,7 @@ def test_run_report_and_load(tmp_path):
     assert "holds a run already" in again.stderr
     wrong = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert wrong.exit_code == 1
-    assert "is no run folder" in wrong.stderr
+    assert "is not a run folder" in wrong.stderr
     assert CliRunner().invoke(app, ["resume", str(tmp_path / "none")]).exit_code == 1
 
 
@@ -327,7 +327,7 @@ def test_operators_and_schema():
     [
         ("output.dir=/proc/nowhere/run", "/proc/nowhere"),
         ("optimizer.options.lr=-1", "SGD refuses its options"),
-        ("training.device=tpu", "Device 'tpu' is not at hand"),
+        ("training.device=tpu", "Device 'tpu' is not available"),
         ("model.options.width=-1", "Model 'small_resnet' cannot be built with the options"),
     ],
 )

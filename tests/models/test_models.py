@@ -65,7 +65,8 @@ def test_torchvision_and_import_paths():
         ),
         ("evolve.models:SimpleCN", "'evolve.models' has no 'SimpleCN'. Did you mean 'SimpleCNN'"),
         ("evolve.models:", "neither a known name nor an import path 'module:name'"),
-        ("math:pi", "is a float, not something to call"),
+        ("math:pi", "is part of Python itself"),
+        ("helpers.misfits:FEATURES", "is a int, which cannot be called"),
     ],
 )
 def test_unknown_names_say_what_to_do(name, message):
@@ -77,5 +78,5 @@ def test_unknown_names_say_what_to_do(name, message):
 def test_wrong_options_and_results_are_told():
     with pytest.raises(EvolveError, match=r"Model 'simple_cnn': unknown option.*Did you mean 'num_classes'"):
         build_model("simple_cnn", num_clases=3)
-    with pytest.raises(EvolveError, match=r"built a Fraction, not an nn\.Module"):
-        build_model("fractions:Fraction")
+    with pytest.raises(EvolveError, match=r"built a tuple, not an nn\.Module"):
+        build_model("helpers.misfits:no_module")

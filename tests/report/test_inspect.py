@@ -177,7 +177,7 @@ def test_what_is_not_called_and_what_is_called_twice():
     assert (called.calls, called.flops, called.parameters) == (2, 2 * 2 * 9, 12)
     lines = text(inspection_view(facts))
     assert any(re.search(r"unused Linear +not called +6 +· +·", line) for line in lines)
-    at = next(number for number, line in enumerate(lines) if "this input does not come by it" in line)
+    at = next(number for number, line in enumerate(lines) if "this input does not reach it" in line)
     assert lines[at].split()[0] == "2"
     assert lines[at + 1].strip() == "unused.weight, unused.bias"
 
@@ -468,18 +468,18 @@ def test_images_of_the_size_that_torchvision_uses():
         (["runs/none"], 1, ["There is no file or folder 'runs/none'"]),
         (["none.yaml"], 2, ["none.yaml: there is no such file"]),
         (["inspected_models:Too"], 1, ["'inspected_models' has no 'Too'", "Did you mean 'Two'?"]),
-        (["inspected_models:three"], 1, ["is a int, not something to call"]),
+        (["inspected_models:three"], 1, ["is a int, which cannot be called"]),
         (["builtins:dict"], 1, ["built a dict, not an nn.Module"]),
         (["torchvision:resnet19"], 1, ["Unknown torchvision model 'resnet19'", "Did you mean"]),
         (["."], 1, ["No whole checkpoint", "run folder"]),
         (["simple_cnn", "--option", "classes=3"], 1, ["unknown option 'classes'", "num_classes"]),
-        (["simple_cnn", "--option", "num_classes"], 2, ["command line", "'num_classes' is no setting"]),
+        (["simple_cnn", "--option", "num_classes"], 2, ["command line", "'num_classes' is not a setting"]),
         (["simple_cnn", "--option", "num_classes=[3"], 2, ["command line", "num_classes"]),
-        (["simple_cnn", "--shape", "1x3"], 2, ["--shape 1x3 is no shape", "2,3,224,224"]),
-        (["simple_cnn", "--shape", "0,3"], 2, ["--shape 0,3 is no shape"]),
+        (["simple_cnn", "--shape", "1x3"], 2, ["--shape 1x3 is not a shape", "2,3,224,224"]),
+        (["simple_cnn", "--shape", "0,3"], 2, ["--shape 0,3 is not a shape"]),
         (["simple_cnn", "--shape", "2,4,32,32"], 1, ["fails on inputs of shape (2, 4, 32, 32)", "--shape"]),
         (["simple_cnn", "--operator", "wide"], 1, ["Unknown operator 'wide'", "Did you mean 'widen'?"]),
-        (["simple_cnn", "--device", "nowhere"], 1, ["Device 'nowhere' is not at hand"]),
+        (["simple_cnn", "--device", "nowhere"], 1, ["Device 'nowhere' is not available"]),
         (["simple_cnn", "--device", "meta", "--latency"], 1, ["meta device computes nothing"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("simple_cnn",) else None,

@@ -169,7 +169,7 @@ def test_class_weights_are_those_of_torch(dtype):
         ({"name": "cross_entropy", "options": {"reduction": "none"}}, "mean or sum"),
         ({"name": "cross_entropy", "options": {"reduction": "avg"}}, "mean or sum"),
         ({"name": "cross_entropy", "options": {"wieght": [1.0]}}, "Did you mean 'weight'"),
-        ({"name": "cross_entropy", "options": {"target": 3}}, "given by evolve"),
+        ({"name": "cross_entropy", "options": {"target": 3}}, "set by evolve"),
         ({"name": "huber_loss", "options": {"delta": True}}, "expected number"),
         ({"name": "huber_loss", "options": {"delta": float("inf")}}, "finite"),
         ({"name": "kl_div", "options": {"log_target": 1}}, "expected true or false"),

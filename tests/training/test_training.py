@@ -235,10 +235,10 @@ def test_plateau_schedule_looks_at_the_validation_loss():
 
 
 def test_refusals_name_what_to_do():
-    with pytest.raises(EvolveError, match="Device 'gpu' is not at hand"):
+    with pytest.raises(EvolveError, match="Device 'gpu' is not available"):
         resolve_device("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(EvolveError, match=r"Device 'cuda' is not at hand.*Use 'auto'"):
+        with pytest.raises(EvolveError, match=r"Device 'cuda' is not available.*Use 'auto'"):
             resolve_device("cuda")
     with pytest.raises(EvolveError, match="Did you mean 'RMSprop'"):
         optimizer_class("RMSProp")
