@@ -13,7 +13,7 @@ from typing_extensions import Self
 from evolve.errors import NotApplicable, NotYetApplicable
 from evolve.lineage import Preserves
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
-from evolve.operators.regroup import Regrouping, Remake, groups_at, regroup, regroup_plan, structure_of, told
+from evolve.operators.regroup import Regrouping, Remake, groups_at, listed, regroup, regroup_plan, structure_of, told
 from evolve.operators.slots import SlotIndex, SlotPositions
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes.groups import Group
@@ -77,7 +77,7 @@ class Narrow(MutationOperator):
         if self.options.criterion == "redundant":
             held = _Tensors(model, analysis)
             found = [group for group in found if _Members(held, group).redundant()]
-        return [group.name for group in found]
+        return listed(model, analysis, found)
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles which go, and whom their readers turn to."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from evolve.structure.dry_run import CannotFollow, rehearse
 from evolve.structure.probe import Probe, count_parameters
 from evolve.structure.settings import Setting, change_settings
 from evolve.structure.sites import EVERYWHERE, Site
+from evolve.structure.together import that_follow, together
 from evolve.surgery.attach import part_from_nested_tensors
 from evolve.surgery.layout import Move, holds, layout_of, members, moved
 from evolve.surgery.resize import Cut, resize
@@ -29,11 +31,25 @@ Filler = Callable[[str, int, bool, Tensor, tuple[int, ...]], Tensor]
 def groups_at(model: nn.Module, site: Site, probe: Probe) -> tuple[Analysis, list[Group]]:
     """Returns the structure of the model and the group that a site names, or all that can change for "*".
 
+    What one integer of the forward ties to the group comes with it.
+
     Raises:
         NotApplicable: If there is no such group, it cannot change, or the model cannot be run.
     """
     analysis = structure_of(model, probe)
-    return analysis, analysis.changeable if site.name == EVERYWHERE else [analysis.group(site.name)]
+    if site.name == EVERYWHERE:
+        return analysis, analysis.changeable
+    return analysis, together(model, analysis, analysis.group(site.name))
+
+
+def listed(model: nn.Module, analysis: Analysis, groups: Sequence[Group]) -> list[str]:
+    """Returns the names of groups that can change as the model stands; of those that change together the first."""
+    found = []
+    for group in that_follow(model, analysis, groups):
+        with suppress(NotApplicable):  # a layer like one of its own was not reached
+            _with_all_in_sight(model, analysis, [Regrouping(group, ())])
+            found.append(group.name)
+    return found
 
 
 def structure_of(model: nn.Module, probe: Probe) -> Analysis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.gradmax import steepest
-from evolve.operators.regroup import Regrouping, Remake, groups_at, regroup, regroup_plan, structure_of, told
+from evolve.operators.regroup import Regrouping, Remake, groups_at, listed, regroup, regroup_plan, structure_of, told
 from evolve.structure.axes.groups import Group
 from evolve.structure.probe import Probe
 from evolve.structure.sites import EVERYWHERE, Site
@@ -72,8 +72,8 @@ class Widen(MutationOperator):
 
     def sites(self, model: nn.Module, probe: Probe) -> list[str]:
         """Returns the groups of channels, units and heads that this init can widen."""
-        groups = structure_of(model, probe).changeable
-        return [group.name for group in groups if self._objection(group) is None]
+        analysis = structure_of(model, probe)
+        return listed(model, analysis, [group for group in analysis.changeable if self._objection(group) is None])
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles the new size, what is copied, in which shares, and the settings that follow."""
@@ -83,16 +83,22 @@ class Widen(MutationOperator):
             groups = [group for group in groups if self._objection(group) is None]
         if not groups or (objections and site.name != EVERYWHERE):
             raise NotApplicable(objections[0] if objections else "No group of the model can change.")
+        sizes = [self.new_size(group) for group in groups]
+        if site.name != EVERYWHERE:  # several groups are counted by one integer then
+            sizes = [max(sizes)] * len(groups)
         if self.options.init == "gradmax":
             if site.name == EVERYWHERE:
                 raise NotApplicable("init: gradmax finds directions for one group at a time. Name one as the site.")
-            self._directions = steepest(model, analysis, groups[0], probe, self.new_size(groups[0]) - groups[0].size)
-        return regroup_plan(model, analysis, [self._wider(group) for group in groups])
+            self._directions = steepest(model, analysis, groups[0], probe, sizes[0] - groups[0].size)
+        plan = regroup_plan(model, analysis, [self._wider(*each) for each in zip(groups, sizes, strict=True)])
+        remark = self._more_than_asked(groups, sizes)
+        return {**plan, "remark": remark} if remark else plan
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Resizes every tensor of the group."""
         added, cuts = regroup(model, plan, self._fill)
-        return Change(f"Widened {told(plan)} ({added:+,} parameters).", added, cuts)
+        remark = f" {plan['remark']}" if "remark" in plan else ""
+        return Change(f"Widened {told(plan)} ({added:+,} parameters).{remark}", added, cuts)
 
     def _fill(self, name: str, axis: int, reads: bool, old: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Values of new units, where they are made and where they are read."""
@@ -102,8 +108,21 @@ class Widen(MutationOperator):
             return self._directions[name, axis]
         return _random(old, shape)
 
-    def _wider(self, group: Group) -> Regrouping:
-        size = self.new_size(group)
+    def _more_than_asked(self, groups: Sequence[Group], sizes: Sequence[int]) -> str:
+        """Says which groups got more than was asked for because only whole copies keep the function."""
+        asked = [self._asked(group) for group in groups]
+        more = [(group, size, wish) for group, size, wish in zip(groups, sizes, asked, strict=True) if size != wish]
+        more = [each for each in more if each[0].statistic and self.options.init == "split"]
+        if not more:
+            return ""
+        group, size, wish = more[0]
+        others = f" Likewise {len(more) - 1} other groups." if len(more) > 1 else ""
+        return (
+            f"'{group.name}' has {size} instead of the {wish} that were asked for: {group.statistic}, so that only "
+            f"whole copies of all {group.size} keep the function.{others}"
+        )
+
+    def _wider(self, group: Group, size: int) -> Regrouping:
         old, new = list(range(group.size)), size - group.size
         if self.options.init == "split":
             source = old * math.ceil(size / group.size)
@@ -131,10 +150,13 @@ class Widen(MutationOperator):
             )
         return None
 
+    def _asked(self, group: Group) -> int:
+        options = self.options
+        return group.size + options.add if options.add else math.ceil(group.size * (options.factor or 2.0) - 1e-9)
+
     def new_size(self, group: Group) -> int:
         """Returns how many channels, units or heads the group is to have."""
-        options, multiple = self.options, self.options.multiple_of
-        wanted = group.size + options.add if options.add else math.ceil(group.size * (options.factor or 2.0) - 1e-9)
+        options, multiple, wanted = self.options, self.options.multiple_of, self._asked(group)
         if options.init == "split" and group.statistic:
             copies = math.ceil(wanted / group.size)
             while copies * group.size % multiple:

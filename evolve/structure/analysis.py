@@ -58,6 +58,7 @@ class Analysis:
         drops: Whether dropout may be at work in train mode.
         flow: The axes of every tensor.
         groups: What can change together, groups that cannot (with the reason) included.
+        together: By name of a group those that have to change with it, or why it cannot; filled by `together.py`.
     """
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
@@ -76,6 +77,7 @@ class Analysis:
             self.flow.follow(tape)
         self.groups: list[Group] = find_groups(model, self.flow)
         self._by_name = {group.name: group for group in self.groups}
+        self.together: dict[str, list[str] | NotApplicable] = {}
         self._elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
         self._names = list(modules)
 
@@ -106,6 +108,8 @@ class Analysis:
             NotApplicable: If there is none, or if its size cannot change.
         """
         group = self._by_name.get(name)
+        if group is None or (group.fixed and ":" not in name):
+            group = self._made_at(name) or group
         if group is None:
             known = [group.name for group in self.changeable]
             raise NotApplicable(
@@ -115,6 +119,20 @@ class Analysis:
         if group.fixed:
             raise NotApplicable(f"The {group.size} positions of '{name}' cannot change: {group.fixed}.")
         return group
+
+    def _made_at(self, name: str) -> Group | None:
+        """Returns the one group that a layer, or a layer inside it, makes with others; None where it makes none.
+
+        Raises:
+            NotApplicable: If it makes several.
+        """
+        inside = f"{name}." if name else ""
+        makers = ((group, slot) for group in self.changeable for slot in group.slots if not slot.reads)
+        found = list(dict.fromkeys(group for group, slot in makers if slot.name.startswith(inside))) if inside else []
+        if len(found) > 1:
+            names = ", ".join(f"'{group.name}'" for group in found[:5])
+            raise NotApplicable(f"'{name}' makes several groups of channels or units: {names}. Name one of them.")
+        return found[0] if found else None
 
     def shape_of(self, source: str, sizes: Mapping[Axis, int]) -> Shape:
         """Returns the shape of a parameter or buffer if plain axes had other sizes."""

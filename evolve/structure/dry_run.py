@@ -29,6 +29,7 @@ from evolve.structure.isolation import undisturbed
 from evolve.structure.outputs import output_tensors
 from evolve.structure.settings import Setting, Sizes, change_settings, changed_sources, known_settings, read_setting
 from evolve.structure.tracing.hooks import leave_out
+from evolve.structure.tracing.lines import line_of
 from evolve.structure.tracing.recorder import Recorder, plain_operations
 from evolve.structure.tracing.tape import Op, Tape, Value
 
@@ -40,11 +41,12 @@ class CannotFollow(NotApplicable):
 
     Attributes:
         axes: The plain axes of other sizes that are at work where it was seen.
+        module: Dotted name of the module whose forward it was seen in.
     """
 
-    def __init__(self, message: str, axes: set[Axis]) -> None:
+    def __init__(self, message: str, axes: set[Axis], module: str) -> None:
         super().__init__(message)
-        self.axes = axes
+        self.axes, self.module = axes, module
 
 
 class _DepartureError(Exception):
@@ -152,10 +154,12 @@ def _rehearse(model: nn.Module, analysis: Analysis, sizes: Sizes, *, together: b
         while departure is not None:
             repaired = _repaired(model, analysis, script, sizes, settings, departure, together)
             if repaired is None:
+                module = departure.modules[0] if departure.modules else ""
+                whose = f"'{module}'" if module else f"the model ({type(model).__name__})"
                 raise CannotFollow(
-                    f"The forward of '{departure.modules[0] if departure.modules else ''}' keeps a size that cannot "
-                    f"follow: {departure.reason}.",
+                    f"The forward of {whose} keeps a size that cannot follow: {departure.reason}.",
                     departure.axes,
+                    module,
                 )
             settings, departure = repaired
     return _changed(model, settings)
@@ -292,9 +296,10 @@ def _run_on_fakes(
             with fake, rehearsal, rehearsal.modules():
                 outputs = model(*args, **kwargs)
         except _DepartureError as departure:
+            departure.reason += line_of(departure)
             return departure.with_traceback(None)  # which holds every frame that it came through
         except Exception as error:  # whatever a user's forward raises when sizes do not fit
-            return rehearsal.departure(len(rehearsal.tape.ops), described(error))
+            return rehearsal.departure(len(rehearsal.tape.ops), f"{described(error)}{line_of(error)}")
         finally:
             fakes += rehearsal.let_go()
         shapes = [tuple(tensor.shape) for tensor in output_tensors(outputs)]

@@ -1,0 +1,169 @@
+"""What one integer ties is one group, and `sites` lists nothing that is then refused."""
+
+import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import evolve
+
+X = torch.randn(3, 5, 12)
+
+
+class Paths(nn.Module):
+    """Two ways through heads that one integer counts; their results are joined as one tensor of that many heads."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.counted = heads
+        self.one, self.other = nn.Linear(12, 8), nn.Linear(12, 24)
+        self.out = nn.Linear(32, 12)
+
+    def heads(self):
+        return self.counted
+
+    def forward(self, x):
+        n, length, _ = x.shape
+        one, other = torch.relu(self.one(x)), torch.tanh(self.other(x))
+        one, other = one.view(n, length, -1, 4), other.view(n, length, -1, 12)
+        both = torch.cat([one.flatten(2), other.flatten(2)], -1)
+        return self.out(both.view(n, length, self.heads() * 16))
+
+
+class Configured(Paths):
+    def heads(self):
+        return self.counted.heads
+
+
+class Nested(Paths):
+    def heads(self):
+        return self.counted["model"].heads
+
+
+@dataclass
+class Config:
+    heads: int
+
+
+class Derived(Paths):
+    """Keeps the product."""
+
+    def __init__(self, heads):
+        super().__init__(heads)
+        self.whole = heads * 16
+
+    def heads(self):
+        return self.whole // 16
+
+
+MODELS = {
+    "attribute": lambda: Paths(2),
+    "config": lambda: Configured(Config(2)),
+    "namespace": lambda: Configured(SimpleNamespace(heads=2)),
+    "config in a dictionary": lambda: Nested({"model": Config(2)}),
+    "product": lambda: Derived(2),
+    "three ways": lambda: nn.Sequential(Paths(2), nn.Tanh(), Paths(2)),
+}
+
+
+@pytest.mark.parametrize("operator", ["widen", "narrow"])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_one_integer_counts_changes_together(name, operator):
+    torch.manual_seed(0)
+    model = MODELS[name]()
+    before = model(X)
+    places = evolve.sites(model, operator, example_inputs=X)
+    assert places
+    for place in places:
+        child = copy.deepcopy(model)
+        result = evolve.mutate(child, operator, site=place, example_inputs=X)
+        assert result, f"{place}: {result.message}"
+        if operator == "widen":
+            assert torch.allclose(child(X), before, atol=1e-5)
+        rebuilt = copy.deepcopy(model)
+        evolve.replay(rebuilt, [result.record])
+        rebuilt.load_state_dict(child.state_dict())
+        assert torch.equal(rebuilt(X), child(X))
+
+
+class Written(nn.Module):
+    """Has the numbers of its heads in its code."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(12, 8), nn.Linear(8, 6), nn.Linear(6, 12)
+
+    def forward(self, x):
+        y = self.one(x).view(3, 5, 2, 4).flatten(2)
+        return self.out(torch.relu(self.two(y)))
+
+
+def test_sites_list_nothing_that_cannot_follow():
+    model = Written()
+    places = evolve.sites(model, "widen", example_inputs=X)
+    assert places == ["two"]
+    assert evolve.mutate(model, "widen", site="two", example_inputs=X)
+    refused = evolve.mutate(model, "widen", site="one", example_inputs=X)
+    assert not refused
+    assert "the model (Written)" in refused.message
+    assert "line" in refused.message
+    assert ".view(3, 5, 2, 4)" in refused.message
+
+
+def test_conv_bert():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 24, "embedding_size": 24, "intermediate_size": 32}
+    heads = {"num_attention_heads": 4, "head_ratio": 2, "conv_kernel_size": 3, "num_hidden_layers": 2}
+    torch.manual_seed(0)
+    model = transformers.ConvBertModel(transformers.ConvBertConfig(**sizes, **heads, max_position_embeddings=16)).eval()
+    tokens = torch.randint(0, 50, (2, 7))
+    places = evolve.sites(model, "widen", example_inputs=tokens)
+    assert sorted(place.rpartition(".")[2] for place in places) == ["dense", "dense", "key", "key"]
+    before = model(tokens).last_hidden_state
+    for place in places:
+        child = copy.deepcopy(model)
+        assert evolve.mutate(child, "widen", site=place, example_inputs=tokens), place
+        assert torch.allclose(child(tokens).last_hidden_state, before, atol=1e-5)
+    other = places[0].replace("key", "conv_kernel_layer")
+    assert evolve.mutate(model, "widen", site=other, example_inputs=tokens)
+
+
+class Scaled(nn.Module):
+    """A block whose group bears the name of a layer inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.ModuleDict({"conv": nn.Conv1d(12, 6, 1), "norm": nn.BatchNorm1d(6)})
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.block["norm"](self.block["conv"](x.transpose(1, 2)))
+        return self.out(torch.relu(y).mean(-1))
+
+
+@pytest.mark.parametrize("name", ["block.conv", "block.norm", "block"])
+def test_a_group_goes_by_the_name_of_any_layer_that_makes_it(name):
+    torch.manual_seed(0)
+    ok, message = evolve.mutate(Scaled().eval(), "widen", site=name, example_inputs=X)
+    assert ok
+    assert "Widened 'block.conv' from 6 to 12" in message
+
+
+def test_a_layer_that_makes_several_groups_is_asked_which():
+    model = nn.Sequential(nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 7), nn.ReLU()), nn.Linear(7, 2))
+    ok, message = evolve.mutate(model, "widen", site="0", example_inputs=X)
+    assert not ok
+    assert "'0.0'" in message
+    assert "'0.2'" in message
+
+
+def test_more_than_was_asked_for_is_said():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    ok, message = evolve.mutate(model, "widen", site="0", factor=1.5, example_inputs=X)
+    assert ok
+    assert "has 16 instead of the 12 that were asked for" in message
+    assert "instead of" not in evolve.mutate(model, "widen", site="0", factor=2, example_inputs=X).message
