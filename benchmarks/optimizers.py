@@ -108,7 +108,7 @@ class Training:
             if "lr" not in group:
                 continue
             rates.append((group, group["lr"], float(group["lr"])))
-            self._rate(group, 0.0)
+            self._rate(group, self.subject.least)
         self.steps(count)
         for group, rate, value in rates:
             group["lr"] = rate

@@ -27,12 +27,14 @@ class Subject:
         make: Builds what is passed to `mutate` (an optimizer or a list) over a model.
         closure: Whether `step` takes one.
         graph: Whether the backward pass keeps its graph, for optimizers that look at curvature.
+        least: Its least learning rate: some divide by it.
     """
 
     name: str
     make: Make
     closure: bool = False
     graph: bool = False
+    least: float = 0.0
 
 
 def subjects() -> list[Subject]:
@@ -82,9 +84,11 @@ def _pairs() -> Iterator[Subject]:
 
 def _timm() -> Iterator[Subject]:
     apex_or_cuda = ("bnb", "fused")
-    for name in timm.optim.list_optimizers():
-        if name.startswith(apex_or_cuda) or (name[0] == "c" and name[1:] in timm.optim.list_optimizers()):
-            continue  # the cautious variants keep the same state
+    names = set(timm.optim.list_optimizers())
+    for name in sorted(names):
+        variant = (name[0] == "c" and name[1:] in names) or (name[-1] in "cw" and name[:-1] in names - {"adam"})
+        if name.startswith(apex_or_cuda) or variant:
+            continue  # cautious and decoupled variants keep the same state
         second = "hessian" in name
         make = partial(timm.optim.create_optimizer_v2, opt=name, lr=1e-3, momentum=0.9)
         yield Subject(f"timm {name}", make, graph=second)
@@ -119,7 +123,8 @@ def _pytorch_optimizer() -> Iterator[Subject]:
             make = cls
         elif name in matrices_alone:
             make = partial(_beside_adamw, cls)
-        yield Subject(f"pytorch_optimizer {name}", make, closure=closure, graph=graph)
+        least = 1e-9 if name in {"asgd", "bsam", "gravity"} else 0.0
+        yield Subject(f"pytorch_optimizer {name}", make, closure=closure, graph=graph, least=least)
 
 
 def _beside_adamw(cls: type, model: nn.Module) -> list[Any]:

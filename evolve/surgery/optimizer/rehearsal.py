@@ -31,6 +31,8 @@ class Rehearsal:
         self._drift = trial.drift()
         self._modes = trial.modes_fault()
         self._old = {id(p) for p in stepped(optimizers)}
+        before = self._unmoved()
+        self._at_rest = set() if isinstance(before, str) else {id(p) for p in before}
 
     def faults(self) -> list[str]:
         """Returns what is wrong after the change: an error, parameters that stay where they are, or that move alone."""
@@ -39,7 +41,21 @@ class Rehearsal:
         return self._steps() or self._unasked()
 
     def _steps(self) -> list[str]:
-        """Whether it steps all parameters, also new ones that get no gradient at first."""
+        """Whether it steps all parameters that it stepped before, and new ones."""
+        unmoved = self._unmoved()
+        if isinstance(unmoved, str):
+            return [f"the optimizer fails in its next steps ({unmoved})"]
+        unmoved = [p for p in unmoved if id(p) not in self._at_rest]
+        if not unmoved or len(unmoved) == len(stepped(self._optimizers)):
+            return []
+        shape = tuple(unmoved[0].shape)
+        return [f"the optimizer would not move {len(unmoved)} parameters (the first of shape {shape})"]
+
+    def _unmoved(self) -> list[Parameter] | str:
+        """Returns the parameters that a few steps leave where they are, or the error that there is.
+
+        New parameters get no gradient in the first step, as behind a gate that is closed.
+        """
         with self._trial.taken_back() as ins:
             for group in groups_of(self._optimizers):
                 if float(group.get("lr", 1.0)) == 0:
@@ -50,19 +66,16 @@ class Rehearsal:
             marks = [self._mark(p) for p in parameters]
             fault = self._trial.fault_in(lambda: self._trial.steps(ins, 1.0, RARELY, new))
             moved = _moved(parameters, values)
-            if not fault and not all(moved):  # some wait until they have seen ten gradients
+            if fault is None and new and not all(moved):  # some wait until they have seen ten gradients
                 fault = self._trial.fault_in(lambda: self._trial.steps(ins, 1.0, LATEST - RARELY))
                 moved = _moved(parameters, values)
             if fault is not None:
-                return [f"the optimizer fails in its next steps ({fault})"]
+                return fault
             # A step may be lost in the digits of a parameter: then its state tells, if that goes for old ones, too.
             if any(id(p) in self._old and not there for p, there in zip(parameters, moved, strict=True)):
                 changed = [self._mark(p) != mark for p, mark in zip(parameters, marks, strict=True)]
                 moved = [there or also for there, also in zip(moved, changed, strict=True)]
-        if any(moved) and not all(moved):
-            shape = tuple(parameters[moved.index(False)].shape)
-            return [f"the optimizer would not move {moved.count(False)} parameters (the first of shape {shape})"]
-        return []
+        return [p for p, there in zip(parameters, moved, strict=True) if not there]
 
     def _unasked(self) -> list[str]:
         """Whether it moves old parameters though there is next to nothing to be learned."""
