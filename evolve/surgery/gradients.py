@@ -46,7 +46,7 @@ class Gradients:
             if gradient is not None and change.new.requires_grad:
                 change.new.grad = _carried(gradient, change)
                 followed += change.new.grad is not None
-        return f"Gradients of {followed} parameters that were being accumulated were cut along." if followed else ""
+        return f"Gradients of {followed} parameters were cut along." if followed else ""
 
 
 def _carried(gradient: Tensor, change: Changed) -> Tensor | None:

@@ -281,7 +281,7 @@ def test_accumulated_gradients_are_those_of_the_wide_model():
     model = nn.Sequential(*mlp(), nn.Linear(3, 2)).double()
     (model(x) - y).square().mean().backward()
     result = evolve.mutate(model, "widen", site="0", add=5, example_inputs=x, seed=5)
-    assert "Gradients of 3 parameters that were being accumulated were cut along." in result.message
+    assert "Gradients of 3 parameters were cut along." in result.message
     carried = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     (model(x) - y).square().mean().backward()

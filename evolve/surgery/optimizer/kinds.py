@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from evolve.runtime.memory import out_of_memory
 from evolve.structure.tracing.tape import Shape
 from evolve.surgery.optimizer.layers import all_layers
-from evolve.surgery.optimizer.places import Owned, Path, places_of, tensors_in
+from evolve.surgery.optimizer.places import Owned, Path, as_float, places_of, tensors_in
 from evolve.surgery.optimizer.rehearsal import Rehearsal
 from evolve.surgery.optimizer.trial import RARELY, StandIn, Trial
 
@@ -137,7 +137,7 @@ class Kinds:
                     if out_of_memory(error):
                         raise
                     return
-                seen.append({key: _as_float(value) for key, value in self._entries().items()})
+                seen.append({key: as_float(value) for key, value in self._entries().items()})
                 self._stand = ins
         once, twice = seen  # what the steps have not made keeps what the numbers say
         by_path: dict[Path, list[tuple[int, Tensor, Tensor]]] = {}
@@ -223,7 +223,7 @@ class Kinds:
         for (owner, path), value in self._entries().items():
             own = parameters.get(owner)
             if own is not None and own.shape == value.shape:
-                value = _as_float(value).to(own.device)
+                value = as_float(value).to(own.device)
                 found = sums.setdefault(path, [0.0, 0.0, 0.0])
                 for position, term in enumerate((value * own, value.square(), own.square())):
                     found[position] += float(term.sum())
@@ -255,11 +255,3 @@ def _likeness(value: Tensor, stand: StandIn, axes: tuple[int, ...]) -> float:
         size, profile = size - size.mean(), profile - profile.mean()
         total += float((size * profile).sum() / (size.norm() * profile.norm()).clamp(min=1e-12))
     return total
-
-
-def _as_float(value: Tensor) -> Tensor:
-    value = value.detach()
-    if hasattr(value, "dequantize") and type(value) is not Tensor and not isinstance(value, Parameter):
-        value = value.dequantize()
-    value = value.to_dense() if value.layout != torch.strided else value
-    return value.abs().float().clone() if value.is_complex() else value.float().clone()

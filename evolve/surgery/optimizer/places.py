@@ -255,3 +255,12 @@ def hidden_tensors(value: Any) -> bool:
     """Whether there are tensors in objects that we cannot look into, such as the projector of GaLore."""
     shown = {id(tensor) for _, tensor in tensors_in(value)}
     return any(isinstance(thing, Tensor) and id(thing) not in shown and thing.dim() for thing in reachable(value))
+
+
+def as_float(value: Tensor) -> Tensor:
+    """Returns the values of any tensor, quantised and sparse ones too, as new floats; of complex ones the size."""
+    value = value.detach()
+    if hasattr(value, "dequantize") and type(value) is not Tensor and not isinstance(value, Parameter):
+        value = value.dequantize()
+    value = value.to_dense() if value.layout != torch.strided else value
+    return value.abs().float().clone() if value.is_complex() else value.float().clone()

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from evolve.surgery.optimizer.layers import all_layers, groups_of
-from evolve.surgery.optimizer.places import tensors_in
+from evolve.surgery.optimizer.places import as_float, tensors_in
 from evolve.surgery.optimizer.trial import RARELY, Trial, set_rate, stepped
 
 LATEST = 24  # steps within which a new parameter is to move
@@ -92,7 +92,7 @@ class Rehearsal:
         found: list[Any] = []
         for layer in all_layers(self._optimizers):
             state = layer.state.get(parameter)
-            found += [(path, float(value.detach().float().abs().sum())) for path, value in tensors_in(state)]
+            found += [(path, float(as_float(value).abs().sum())) for path, value in tensors_in(state)]
             if isinstance(state, Mapping):
                 found += [(key, value) for key, value in state.items() if isinstance(value, (int, float))]
         return found
