@@ -103,12 +103,14 @@ class Training:
 
     def still(self, count: int) -> float:
         """Makes steps at learning rate zero; returns how far the outputs have moved."""
+        if not self.subject.still:
+            return 0.0
         before, rates = self.outputs(), []
         for group in groups_of(self.each):
             if "lr" not in group:
                 continue
             rates.append((group, group["lr"], float(group["lr"])))
-            self._rate(group, self.subject.least)
+            self._rate(group, 0.0)
         self.steps(count)
         for group, rate, value in rates:
             group["lr"] = rate

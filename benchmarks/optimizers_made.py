@@ -27,14 +27,14 @@ class Subject:
         make: Builds what is passed to `mutate` (an optimizer or a list) over a model.
         closure: Whether `step` takes one.
         graph: Whether the backward pass keeps its graph, for optimizers that look at curvature.
-        least: Its least learning rate: some divide by it.
+        still: Whether it can be stepped at learning rate zero: some divide by it.
     """
 
     name: str
     make: Make
     closure: bool = False
     graph: bool = False
-    least: float = 0.0
+    still: bool = True
 
 
 def subjects() -> list[Subject]:
@@ -123,8 +123,8 @@ def _pytorch_optimizer() -> Iterator[Subject]:
             make = cls
         elif name in matrices_alone:
             make = partial(_beside_adamw, cls)
-        least = 1e-9 if name in {"asgd", "bsam", "gravity"} else 0.0
-        yield Subject(f"pytorch_optimizer {name}", make, closure=closure, graph=graph, least=least)
+        still = name not in {"asgd", "gravity"}
+        yield Subject(f"pytorch_optimizer {name}", make, closure=closure, graph=graph, still=still)
 
 
 def _beside_adamw(cls: type, model: nn.Module) -> list[Any]:
