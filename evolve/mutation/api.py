@@ -16,7 +16,7 @@ from torch import nn
 
 from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, described, did_you_mean, text_of
 from evolve.lineage import Record, Status
-from evolve.mutation.attempt import Attempt, carry_out, refuse_unworkable
+from evolve.mutation.attempt import Attempt, carry_out
 from evolve.mutation.limits import Limits
 from evolve.mutation.recording import applied, check_call, no_exit, opened, refused
 from evolve.mutation.verify import first_look
@@ -26,6 +26,7 @@ from evolve.runtime.generators import preserved_rng
 from evolve.runtime.memory import free_memory, memory_in_use, out_of_memory
 from evolve.structure.inputs import as_inputs, infer_inputs
 from evolve.structure.probe import OutputLoss, count_parameters
+from evolve.structure.unworkable import refuse_unworkable
 from evolve.surgery.optimizer import Optimizers, as_optimizers
 from evolve.surgery.resize import Cut
 from evolve.surgery.transaction import Transaction

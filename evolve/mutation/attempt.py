@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from evolve.errors import NotApplicable, RejectedError
@@ -19,7 +18,6 @@ from evolve.operators import Change, MutationOperator
 from evolve.operators.regroup import structure_of
 from evolve.runtime.device import making_parts_for
 from evolve.runtime.generators import preserved_rng
-from evolve.structure.analysis import refuse_lazy
 from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import as_inputs, infer_inputs
 from evolve.structure.probe import OutputLoss, Probe, count_parameters
@@ -146,22 +144,3 @@ def _check_count(change: Change, before: int, after: int) -> None:
         raise RejectedError(
             f"The operator said {change.params_added:+,} parameters; the model has {after - before:+,}."
         )
-
-
-def refuse_unworkable(model: nn.Module) -> None:
-    name = type(model).__name__
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) or "FullyShardedDataParallel" in name:
-        raise NotApplicable(
-            f"A {name} fixes its parameters when it is made. Mutate the model inside (`.module`) on every rank with "
-            "the same seed, then wrap it again."
-        )
-    if isinstance(model, torch.jit.ScriptModule):
-        raise NotApplicable("A ScriptModule cannot be changed. Mutate the Python model and script it again.")
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise NotApplicable("Inside a transform of torch.func (vmap, grad) no model can be changed. Mutate outside.")
-    refuse_lazy(model)
-    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.device.type == "meta":
-            raise NotApplicable(
-                f"'{key}' is on the meta device and has no values. Call `model.to_empty(...)` and load."
-            )

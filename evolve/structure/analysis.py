@@ -28,6 +28,7 @@ from evolve.structure.tracing.flops import flops_if
 from evolve.structure.tracing.hooks import observing_hooks
 from evolve.structure.tracing.record import record
 from evolve.structure.tracing.tape import Op, Shape, Tape, Value
+from evolve.structure.unworkable import refuse_lazy, refuse_wrapped
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
     if isinstance(example_inputs, Inputs):
         inputs = example_inputs
     else:
+        refuse_wrapped(model)
         refuse_lazy(model)
         found = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
         if found is None:
@@ -205,17 +207,6 @@ def analyse(model: nn.Module, example_inputs: Any = None) -> Analysis:
         if not any(tape.real for tape in known[1].tapes):  # a forward that looks at values may read others next time
             _MEMO[model] = known
     return known[1]
-
-
-def refuse_lazy(model: nn.Module) -> None:
-    """Refuses a model that gets its shapes when it is run first, which makes other parameters of them.
-
-    Raises:
-        NotApplicable: If a parameter or buffer has no shape yet.
-    """
-    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if nn.parameter.is_lazy(tensor):
-            raise NotApplicable(f"'{key}' is lazy and has no shape yet. Run the model once first.")
 
 
 def _drops(module: nn.Module) -> bool:

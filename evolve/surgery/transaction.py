@@ -10,6 +10,7 @@ from torch import nn
 from evolve.runtime.generators import preserved_rng
 from evolve.runtime.settings import ProcessSettings
 from evolve.structure.isolation import ModuleState
+from evolve.structure.unworkable import refuse_wrapped
 from evolve.surgery.optimizer import Optimizers, OptimizerState, as_optimizers
 
 
@@ -25,6 +26,9 @@ class Transaction:
         model: The root module.
         optimizer: Its optimizer, if there is one, or several; those inside others are covered too.
 
+    Raises:
+        NotApplicable: On entry, if the model is wrapped, sharded or exported.
+
     Example:
         >>> with evolve.transaction(model, optimizer) as change:
         ...     ok, message = evolve.mutate(model, "residual", optimizer=optimizer)
@@ -36,6 +40,7 @@ class Transaction:
         self.optimizer = optimizer
 
     def __enter__(self) -> Transaction:
+        refuse_wrapped(self.model)
         with ExitStack() as stack:
             stack.enter_context(preserved_rng())  # which other threads wait for
             self._gradients = [(parameter, parameter.grad) for parameter in self.model.parameters()]
