@@ -150,14 +150,12 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Places, list[Fault]]:
     whole = Place(str(path))
     try:
         with file.open("rb") as opened:
-            content = opened.read(_MOST_BYTES + 4)  # one character more than there may be
-        text = content.decode("utf-8-sig", errors="strict" if len(content) <= _MOST_BYTES else "replace")
+            content = opened.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8-sig") if len(content) <= _MOST_BYTES else None
     except FileNotFoundError:
         near = sorted(file.parent.glob("*.y*ml")) if file.parent.is_dir() else []
         have = f" In that folder: {', '.join(p.name for p in near[:8])}." if near else ""
         return {}, {}, [Fault((), whole, f"there is no such file.{have}")]
-    except IsADirectoryError:
-        return {}, {}, [Fault((), whole, "is a folder; give a YAML file in it.")]
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         byte = error.object[error.start]
@@ -166,13 +164,15 @@ def load_yaml(path: str | Path) -> tuple[dict[str, Any], Places, list[Fault]]:
     except ValueError as error:  # a NUL character in the name
         return {}, {}, [Fault((), whole, f"cannot be a file name: {error}.")]
     except OSError as error:
-        return {}, {}, [Fault((), whole, f"cannot be read: {error.strerror}.")]
-    return parse_yaml(text, str(path))
+        is_folder = isinstance(error, IsADirectoryError)
+        message = "is a folder; give a YAML file in it." if is_folder else f"cannot be read: {error.strerror}."
+        return {}, {}, [Fault((), whole, message)]
+    return ({}, {}, [Fault((), whole, _TOO_LONG)]) if text is None else parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, file: str) -> tuple[dict[str, Any], Places, list[Fault]]:
     """Reads YAML text; `file` is what faults call it. Returns as `load_yaml`."""
-    if len(text) > _MOST_BYTES:
+    if len(text.encode(errors="replace")) > _MOST_BYTES:
         return {}, {}, [Fault((), Place(file), _TOO_LONG)]
     node = _compose(text, file)
     if isinstance(node, Fault):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from evolve import Evolver, OutputConfig, TrainingConfig
 from evolve.cli import app
 from evolve.config import ConfigError
 from evolve.errors import CheckpointError, EvolveError, NonFiniteModelError
-from evolve.training.checkpoint import newest_checkpoint
+from evolve.evolver.run_config import saved_config
+from evolve.training.checkpoint import newest_checkpoint, open_newest
 
 ROOT = Path(__file__).parents[2]
 
@@ -281,6 +283,35 @@ def test_killed_before_the_first_checkpoint(tmp_path):
     for path in records:
         path.write_text("")
     assert invoke("run", file).exit_code == 0
+
+
+# The configuration has a digest, too; what was edited in it counts.
+
+
+def test_a_configuration_that_was_spoilt_is_told_and_not_used(tmp_path, caplog):
+    assert invoke("run", write_config(tmp_path)).exit_code == 0
+    run = tmp_path / "run"
+    checkpoint, content = open_newest(run), (run / "config.yaml").read_bytes()
+    whole = saved_config(checkpoint, trust=False)
+    assert caplog.text == ""
+    places = random.Random(0).sample(range(len(content) * 8), 150)
+    spoilt = [bytearray(content) for _ in places]
+    for text, place in zip(spoilt, places, strict=True):
+        text[place // 8] ^= 1 << place % 8
+    for text in (*spoilt, b"", content[:100], content[:-20]):
+        (run / "config.yaml").write_bytes(text)
+        caplog.clear()
+        assert saved_config(checkpoint, trust=False) == whole
+        assert "is damaged; the copy in" in caplog.text
+        assert isinstance(evolve.load(run), nn.Module)
+
+
+def test_a_configuration_that_was_edited_counts(tmp_path, caplog):
+    assert invoke("run", write_config(tmp_path)).exit_code == 0
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("epochs: 1", "epochs: 12"))
+    assert saved_config(open_newest(tmp_path / "run"), trust=False).training.epochs == 12
+    assert "was changed since the last checkpoint" in caplog.text
 
 
 # A run folder is data.

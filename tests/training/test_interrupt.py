@@ -1,0 +1,37 @@
+"""Ctrl-C is answered at once, also while an operator hangs; a second one stops it."""
+
+import logging
+import os
+import signal
+import time
+
+import pytest
+
+from evolve.training.interrupt import Interrupt
+
+
+def until(condition):
+    end = time.monotonic() + 2
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_answered_while_the_step_still_runs(caplog, number):
+    before = signal.getsignal(number)
+    with caplog.at_level(logging.WARNING), Interrupt() as interrupt:
+        os.kill(os.getpid(), number)
+        until(lambda: caplog.records)
+        assert interrupt.signal == number
+        assert signal.Signals(number).name in caplog.text
+        assert "A second one stops it at once" in caplog.text
+        assert signal.getsignal(number) is before
+
+
+def test_the_second_interrupts_what_hangs():
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Interrupt():  # noqa: PT012 - the second signal ends the sleep
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+    assert time.monotonic() - started < 10
