@@ -121,7 +121,7 @@ class RunFolder:
 
 # What `run` and `resume` say of a run of which there are records and no checkpoint.
 BEGIN_ANEW = (
-    "but no checkpoint of it: it was stopped before it saved one, or they were deleted. Begin anew elsewhere "
+    "but no checkpoint of it: it was stopped before it saved one, or they were deleted. Start again elsewhere "
     "(output.dir=...), or over its records (output.overwrite=true)."
 )
 

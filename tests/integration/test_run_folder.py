@@ -278,7 +278,7 @@ def test_killed_before_the_first_checkpoint(tmp_path):
         path.write_text("")
     resumed = invoke("resume", run)
     assert resumed.exit_code == 0, resumed.output
-    assert "begins anew" in resumed.output
+    assert "starts from the beginning" in resumed.output
     shutil.rmtree(run / "checkpoints")
     for path in records:
         path.write_text("")
