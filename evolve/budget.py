@@ -89,7 +89,9 @@ class Budget:
         return math.ceil(lengths[self.unit])
 
     def __str__(self) -> str:
-        return f"{self.amount:g} FLOPs" if self.unit == "flops" else f"{self.amount:,g} {self.unit}"
+        if self.unit == "flops":
+            return f"{self.amount:g} FLOPs"
+        return f"{self.amount:,g} {self.unit if self.amount != 1 else self.unit.removesuffix('s')}"
 
 
 def whole(count: float) -> int:
