@@ -192,9 +192,9 @@ def _check_weights(tensors: Mapping[str, Tensor], name: str, outputs: Tensor) ->
         where = f"training.loss.options.{option}"
         if name in OF_CLASSES or name == "multilabel_soft_margin_loss":
             if tensor.shape != outputs.shape[1:2]:
+                size = "x".join(map(str, tensor.shape))
                 raise MisfitError(
-                    f"{where} has {'x'.join(map(str, tensor.shape))} entries and the model {outputs.shape[1]} outputs: give one "
-                    "number for each class."
+                    f"{where} has {size} entries and the model {outputs.shape[1]} outputs: give one number for each class."
                 )
         elif name and not _spreads(tensor.shape, outputs.shape):
             raise MisfitError(

@@ -26,7 +26,7 @@ def epoch_lines(metrics: Mapping[str, Any], budget: Budget, width: int = WIDTH) 
 def where(epoch: int, progress: float, budget: Budget) -> str:
     """Says which epoch it is, of how many or, where epochs are not the budget, which part of it is spent."""
     if budget.unit != "epochs":
-        return f"epoch {epoch:>3} {progress:>4.0%}"
+        return f"epoch {epoch:>3} {progress:>6.1%}"
     epochs = f"{budget.amount:g}"
     return f"epoch {epoch:>{len(epochs)}}/{epochs}"
 

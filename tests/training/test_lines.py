@@ -19,7 +19,7 @@ def test_an_epoch_is_one_line():
     assert epoch_lines(METRICS, Budget("epochs", 15)) == [expected]
     assert len(expected) <= 80
     regression = {key: value for key, value in METRICS.items() if "accuracy" not in key}
-    part = "epoch   3  20%  train 0.7811  val 0.1397  lr 0.049  77.8k params  0.4s"
+    part = "epoch   3  20.0%  train 0.7811  val 0.1397  lr 0.049  77.8k params  0.4s"
     assert epoch_lines(regression, Budget("flops", 1e9)) == [part]
 
 
