@@ -194,7 +194,7 @@ def _check_weights(tensors: Mapping[str, Tensor], name: str, outputs: Tensor) ->
             if tensor.shape != outputs.shape[1:2]:
                 size = "x".join(map(str, tensor.shape))
                 raise MisfitError(
-                    f"{where} has {size} entries and the model {outputs.shape[1]} outputs: give one number for each class."
+                    f"{where} has {size} entries and the model {outputs.shape[1]} outputs: give one for each class."
                 )
         elif name and not _spreads(tensor.shape, outputs.shape):
             raise MisfitError(

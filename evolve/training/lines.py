@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from evolve.budget import Budget
@@ -87,8 +87,11 @@ def _short(rate: float) -> str:
     return f"{rate:.2g}" if not rate or rate >= 1e-3 else f"{rate:.1e}".replace("e-0", "e-").replace(".0e", "e")
 
 
-def _packed(parts: Iterable[str], width: int) -> list[str]:
-    """Joins parts by two spaces, in as few lines as hold them."""
+def _packed(parts: list[str], width: int) -> list[str]:
+    """Joins parts by two spaces, or by one where that saves a line; what is still too long goes to further lines."""
+    for gap in ("  ", " "):
+        if len(gap.join(parts)) <= width:
+            return [gap.join(parts)]
     lines: list[str] = []
     for part in parts:
         if lines and len(lines[-1]) + 2 + len(part) <= width:

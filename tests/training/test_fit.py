@@ -67,7 +67,7 @@ MISFITS = {
     "a loss that fails": ("good", LINEAR, "helpers.misfits:raising", ["KeyError", "lost", "training.loss"]),
     "too few weights": (
         "good", LINEAR, {"name": "cross_entropy", "options": {"weight": [1.0, 5.0]}},
-        ["options.weight has 2 entries", "3 outputs", "each class"],
+        ["options.weight has 2 entries", "3 outputs", "one for each class"],
     ),
     "too many weights": (
         "good", LINEAR, {"name": "nll_loss", "options": {"weight": [1, 2, 3, 4]}}, ["options.weight", "3 outputs"]
