@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 import evolve
 from evolve.surgery.optimizer.layers import all_layers, as_optimizers, groups_of, reachable
+from evolve.surgery.optimizer.places import as_float
 
 STEPS, STILL, AFTER = 30, 8, 20
 MUTATIONS: dict[str, dict[str, Any]] = {
@@ -155,7 +156,7 @@ class Training:
                 if isinstance(p, nn.Parameter) and isinstance(state, dict):
                     for key, value in state.items():
                         if isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point():
-                            found.setdefault(str(key), {})[id(p)] = value.detach().float()
+                            found.setdefault(str(key), {})[id(p)] = as_float(value)
         return {key: values for key, values in found.items() if key in _OF_WEIGHTS or self._alike(values)}
 
     def _alike(self, values: dict[int, Tensor]) -> bool:
