@@ -149,7 +149,7 @@ def _wrappers() -> Iterator[Subject]:
     for pullback in ("none", "reset", "pullback"):
         make = partial(_over_sgd, po.Lookahead, pullback_momentum=pullback)
         yield Subject(f"pytorch_optimizer Lookahead {pullback} (SGD)", make)
-    for cls in (po.SAM, po.GSAM, po.LookSAM, po.FriendlySAM):
+    for cls in (po.SAM, po.LookSAM, po.FriendlySAM):
         yield Subject(f"pytorch_optimizer {cls.__name__} (AdamW)", partial(_sharp, cls), closure=True)
     wsam = "pytorch_optimizer WSAM (AdamW)"
     yield Subject(wsam, lambda m: po.WSAM(m, m.parameters(), torch.optim.AdamW), closure=True)
