@@ -27,6 +27,7 @@ from evolve.surgery.transaction import Transaction
 from evolve.testing.functions import check_alike, check_grad_modes, check_outputs, outputs_of
 from evolve.testing.moments import check_moments
 from evolve.testing.snapshot import ModelSnapshot, settings_of
+from evolve.testing.threads import check_threads
 from evolve.testing.zoo import ZOO, Subject
 
 
@@ -52,6 +53,7 @@ def check_operator(
         for name, subject in (ZOO if zoo is None else zoo).items()
     )
     assert applied, f"'{operator}' applied nowhere in the zoo"
+    check_threads(operator, ZOO if zoo is None else zoo, options)
     return applied
 
 

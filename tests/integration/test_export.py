@@ -183,3 +183,28 @@ def test_an_encoder_that_was_not_changed_inside_stays_fused():
     assert [layer.activation_relu_or_gelu for layer in model[0].layers] == [1, 1]
     assert evolve.mutate(model, "residual", site="0.layers.1.linear1", example_inputs=tokens)
     assert [layer.activation_relu_or_gelu for layer in model[0].layers] == [1, 0]
+
+
+INSERTED = [("residual", "features"), ("deepen", "features.0")]
+RESIZED = [("widen", "features.0"), ("kernel", "features.0"), ("narrow", "features.0")]
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("operator", "site"), [*INSERTED, *RESIZED])
+def test_what_docs_say_of_tracing_and_scripting(operator, site):
+    model, inputs = built("chain")
+    expected = changed(model, inputs, (operator, site, {}))(inputs)
+    assert close(torch.jit.trace(model, inputs)(inputs), expected)
+    assert close(torch.export.export(model, (inputs,)).module()(inputs), expected)
+    resized = (operator, site) in RESIZED
+    assert (b"evolve.blocks" not in pickle.dumps(model)) == resized
+    if resized:
+        assert close(torch.jit.script(model)(inputs), expected)
+        assert close(torch.fx.symbolic_trace(model)(inputs), expected)
+        return
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.jit.script(model)
+    if operator == "residual":
+        with pytest.raises(torch.fx.proxy.TraceError):
+            torch.fx.symbolic_trace(model)
