@@ -1,13 +1,31 @@
-"""What goes wrong in a step that a mutation can be blamed for."""
+"""What goes wrong in a step that a mutation can be blamed for, and the way back to before it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from evolve.errors import NonFiniteLossError
 from evolve.training.finite import nonfinite
+from evolve.training.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """What was before a mutation.
+
+    Attributes:
+        snapshot: All that training moves.
+        timing: The state of the schedule.
+        epochs: Lines of the history.
+    """
+
+    snapshot: Snapshot
+    timing: dict[str, Any]
+    epochs: int
 
 
 def non_finite(model: nn.Module, loss: float, step: int) -> NonFiniteLossError | None:

@@ -6,14 +6,14 @@ import logging
 import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from evolve.care import NewParameters
-from evolve.errors import NonFiniteLossError
-from evolve.evolver.blame import non_finite, one_line
+from evolve.errors import EvolveError, NonFiniteLossError
+from evolve.evolver.arguments import check_arguments, numbers, one_value, saved_records
+from evolve.evolver.blame import WayBack, non_finite, one_line
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.fit import check_loop
 from evolve.evolver.loop import Loop
@@ -28,29 +28,14 @@ from evolve.training.events import (
     BestImproved,
     Callback,
     EpochEnded,
+    Event,
     EventStream,
     MutationTried,
     Run,
     VerdictGiven,
 )
-from evolve.training.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _WayBack:
-    """What was before a mutation.
-
-    Attributes:
-        snapshot: All that training moves.
-        timing: The state of the schedule.
-        epochs: Lines of the history.
-    """
-
-    snapshot: Snapshot
-    timing: dict[str, Any]
-    epochs: int
 
 
 class MutationController:
@@ -94,6 +79,7 @@ class MutationController:
         run: Run | None = None,
         stopping: Callable[[], bool] | None = None,
     ) -> None:
+        check_arguments(config, loop)
         self.config = config
         self.loop = loop
         self.lineage = Lineage()
@@ -106,7 +92,7 @@ class MutationController:
         self._run: Run = run or self
         self._stop_asked = False
         self._told_to_stop = stopping
-        self._back: _WayBack | None = None  # until the first step after a mutation is made, and its probation is over
+        self._back: WayBack | None = None  # until the first step after a mutation is made, and its probation is over
         self._records: list[int] = []  # of that mutation and of what followed it
         check_loop(config, loop, self._timing.schedule)
 
@@ -150,32 +136,42 @@ class MutationController:
             outcome: The training loss of the step, or the error that it ended in.
             metrics: Where the step was the last of its epoch: what was measured, such as `{"val_loss": 0.3}`.
 
+        Raises:
+            EvolveError: If the loss or a metric is no number.
+
         Returns:
             Whether the training has gone back: model, optimizers and all that `Loop.also` names are as they were then.
             Where an error was given and this is False, the error is not the mutation's: raise it.
         """
         if isinstance(outcome, Exception):
             return self._survive(outcome)
-        if self._back is not None:  # else nobody waits for the value of the loss
-            loss = float(outcome.detach()) if isinstance(outcome, Tensor) else outcome
-            if fault := non_finite(self.model, loss, self.loop.step):
-                return self._survive(fault)
+        measured = None if metrics is None else numbers(metrics)
+        loss = one_value(outcome)
+        # Without a mutation to blame nobody waits for the value of the loss.
+        if self._back is not None and (fault := non_finite(self.model, float(loss), self.loop.step)):
+            return self._survive(fault)
         self.new_parameters.after_step()
-        self.loop.count(metrics is not None)
+        self.loop.count(measured is not None)
         if not self.testing:
             self._back = None  # the first step after a mutation went well
-        if metrics is not None:
-            self.end_epoch(metrics)
+        if measured is not None:
+            self.end_epoch(measured)
         if self.loop.progress < 1:
-            clock = Clock(self.loop.epoch, self.loop.step, metrics is not None, self.history, self.loop.progress)
+            clock = Clock(self.loop.epoch, self.loop.step, measured is not None, self.history, self.loop.progress)
             self._timing.ask(clock)
         return self.probation is not None and self._carry_out(self.probation.verdict())
 
     def mutate(self) -> list[Record]:
-        """Makes the mutation that is due, or one that is asked for; returns the records of all attempts."""
+        """Makes the mutation that is due, or one that is asked for; returns the records of all attempts.
+
+        Raises:
+            EvolveError: If another one is still on probation.
+        """
+        if self.testing:
+            raise EvolveError("A mutation is on probation. Train on until its verdict before you ask for another one.")
         reason = self._timing.take()
         first, policy = len(self.lineage), self.proposer.policy.state()
-        back = _WayBack(self.loop.snapshot([self.new_parameters]), self._timing.state(), len(self.history))
+        back = WayBack(self.loop.snapshot([self.new_parameters]), self._timing.state(), len(self.history))
         if self.probation:
             self.probation.remember(self.history, self.lineage)
         failed = self._attempt(reason)
@@ -188,13 +184,15 @@ class MutationController:
             applied = []
         if self.probation:
             self.probation.begin(applied, self.proposer.ahead)
-        if applied:
+        if applied and self._back is not None:  # no step was made since the one before: they stand or fall together
+            self._records = self._records + applied
+        elif applied:
             self._back, self._records = back, applied
         elif len(self.lineage) == first and self._stopping():  # broken off: a resumed run makes it anew
             self.proposer.policy.load_state(policy)
             self._timing.due = reason
-        for record in (records := self.lineage.records[first:]):
-            self.events.emit(MutationTried(self._run, record))
+        records = self.lineage.records[first:]
+        self.events.emit(*(MutationTried(self._run, record) for record in records))
         return records
 
     def _attempt(self, reason: str) -> str | None:
@@ -220,9 +218,8 @@ class MutationController:
         logger.warning("%s %s: %s", what, when, error)
         traceback.clear_frames(error.__traceback__)  # they hold what the step had computed
         self._go_back()
-        for index in self._records:
-            record = self.lineage.take_back(index, f"{what} {when}: taken back.")
-            self.events.emit(MutationTried(self._run, record))
+        records = [self.lineage.take_back(index, f"{what} {when}: taken back.") for index in self._records]
+        self.events.emit(*(MutationTried(self._run, record) for record in records))
         return True
 
     def _carry_out(self, verdict: Verdict | None) -> bool:
@@ -230,14 +227,13 @@ class MutationController:
         if verdict is None or self.probation is None:
             return False
         records = [self.lineage.judge(index, verdict) for index in self.probation.records]
-        for record in records:
-            self.events.emit(MutationTried(self._run, record))
-        self.events.emit(VerdictGiven(self._run, verdict, records))
         if verdict.kept:
             self.probation.begin([])
             self._back = None
         else:
             self._go_back()
+        tried = (MutationTried(self._run, record) for record in records)
+        self.events.emit(*tried, VerdictGiven(self._run, verdict, records))
         return not verdict.kept
 
     def _go_back(self) -> None:
@@ -263,10 +259,11 @@ class MutationController:
         line = {**known, "params": count_parameters(self.model), **metrics}
         earlier = [old["val_loss"] for old in self.history if math.isfinite(old.get("val_loss", math.nan))]
         self.history.append(line)
-        self.events.emit(EpochEnded(self._run, line))
+        told: list[Event] = [EpochEnded(self._run, line)]
         loss, best = line.get("val_loss", math.nan), min(earlier, default=None)
         if math.isfinite(loss) and (best is None or loss < best):
-            self.events.emit(BestImproved(self._run, "val_loss", loss, best))
+            told.append(BestImproved(self._run, "val_loss", loss, best))
+        self.events.emit(*told)
 
     def _stopping(self) -> bool:
         return self._stop_asked if self._told_to_stop is None else self._told_to_stop()
@@ -287,26 +284,34 @@ class MutationController:
     def state(self) -> dict[str, Any]:
         """Returns what a training that is taken up again needs, as plain values and tensors.
 
-        Model and optimizers are not in it: `evolve.save` keeps those. Not to be called while `testing` is true, as the
-        way back is in memory alone.
+        Model and optimizers are not in it: `evolve.save` keeps those.
+
+        Raises:
+            EvolveError: While a mutation is on probation, as the way back is in memory alone.
         """
+        if self.testing:
+            raise EvolveError("A mutation is on probation, and its way back cannot be saved. Save after its verdict.")
         return {
             **self.decisions(),
             "loop": self.loop.counts(),
             "history": [dict(line) for line in self.history],
             "records": [record.model_dump_json() for record in self.lineage],
             "new_parameters": self.new_parameters.state_dict(),
+            "callbacks": self.events.state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned, once the model's records are replayed and its weights are loaded.
 
         Raises:
-            CheckpointError: If it is of another schedule or another policy.
+            CheckpointError: If it is of another schedule or policy, is damaged, or the model is not the one that its
+                records lead to.
         """
+        records = saved_records(state, self.model)
         self.load_decisions(state)
         self.loop.take_counts(state["loop"])
         self.history[:] = [dict(line) for line in state["history"]]
-        self.lineage.records[:] = [Record.model_validate_json(record) for record in state["records"]]
+        self.lineage.records[:] = records
         self.new_parameters.load_state_dict(state["new_parameters"])
+        self.events.load_state(state["callbacks"])
         self._back = None

@@ -82,8 +82,40 @@ class Loop:
         self.seed = seed
         self._epoch = self._step = 0
         self._evaluate = evaluate
-        self._also = list(also)
+        self._also = list(also) if isinstance(also, Iterable) else [also]
         self._steps = steps
+        self._check()
+
+    def _check(self) -> None:
+        """Refuses arguments that would fail at the first mutation only.
+
+        Raises:
+            EvolveError: With the argument, what was found and what it has to be.
+        """
+
+        def refuse(argument: str, found: Any, wanted: str) -> None:
+            raise EvolveError(f"Loop({argument}=...) takes {wanted}; found '{type(found).__name__}'.")
+
+        if not isinstance(self.model, nn.Module):
+            refuse("model", self.model, "an nn.Module")
+        held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(parameter) in held for parameter in self.model.parameters()):
+            raise EvolveError(
+                "A Loop needs the optimizer that trains the model, or all of them; none of what was given holds a "
+                "parameter of it."
+            )
+        for argument, function in (("loss", self.loss), ("evaluate", self._evaluate)):
+            if function is not None and not callable(function):
+                refuse(argument, function, "a function")
+        for part in self._also:
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                refuse("also", part, "things with state_dict and load_state_dict")
+        if self.ema is not None and not hasattr(self.ema, "follow"):
+            refuse("ema", self.ema, "an average with follow(model, cuts, redrawn), such as evolve.care.EMA")
+        if self._steps is not None and (type(self._steps) is not int or self._steps < 1):
+            raise EvolveError(f"Loop(steps=...) takes a whole number from 1; found {self._steps!r}.")
+        if type(self.seed) is not int:
+            refuse("seed", self.seed, "a whole number")
 
     @property
     def epoch(self) -> int:

@@ -163,35 +163,40 @@ class EventStream:
     """Hands each event to all who listen, in the order in which they came.
 
     Args:
-        callbacks: Those who listen.
+        callbacks: Those who listen; one alone may stand for itself.
+
+    Raises:
+        EvolveError: If one cannot be called.
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self._own: list[Callback] = []
-        self.callbacks = list(callbacks)
+        self.callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        wrong = [callback for callback in self.callbacks if not callable(callback)]
+        if wrong:
+            raise EvolveError(f"A callback is a function that takes an event; found {wrong[0]!r}.")
 
     def listen(self, callback: Callback) -> None:
         """Adds a part of the library that listens; it hears of each event before the user's callbacks do."""
         self._own.append(callback)
 
-    def emit(self, event: Event) -> None:
-        """Tells everybody.
+    def emit(self, *events: Event) -> None:
+        """Tells everybody of events, in their order.
 
         Raises:
-            EvolveError: If a callback of the user's fails.
+            EvolveError: If a callback of the user's fails; the others have heard of all events then.
         """
-        for own in self._own:
-            own(event)
-        for callback in self.callbacks:
-            try:
-                callback(event)
-            except EvolveError:
-                raise
-            except Exception as error:  # a user's callback may raise anything
-                raise EvolveError(
-                    f"The callback {callback_name(callback)} failed on {type(event).__name__}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+        fault: EvolveError | None = None
+        for event in events:
+            for own in self._own:
+                own(event)
+            for callback in self.callbacks:
+                try:
+                    callback(event)
+                except Exception as error:  # a user's callback may raise anything
+                    fault = fault or _failed(callback, event, error)
+        if fault is not None:
+            raise fault
 
     def state(self) -> list[Any]:
         """Returns what the user's callbacks remember, as JSON values; None for those that remember nothing."""
@@ -202,6 +207,14 @@ class EventStream:
         for callback, remembered in zip(self.callbacks, state, strict=False):
             if remembered is not None and hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(remembered)
+
+
+def _failed(callback: Callback, event: Event, error: Exception) -> EvolveError:
+    fault = EvolveError(
+        f"The callback {callback_name(callback)} failed on {type(event).__name__}: {type(error).__name__}: {error}"
+    )
+    fault.__cause__ = error
+    return fault
 
 
 def callback_name(callback: Callback) -> str:

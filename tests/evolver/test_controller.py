@@ -386,3 +386,124 @@ def test_a_loop_under_accelerate(tmp_path, at):
     assert digest(resumed[1].state_dict()) == digest(whole[1].state_dict())
     assert optimizer_digest(resumed[1], resumed[2]) == optimizer_digest(whole[1], whole[2])
     assert resumed[3].lineage.digest() == whole[3].lineage.digest()
+
+
+def test_two_mutations_before_a_step_go_back_together():
+    expected = Training(config(steps=[])).run(5).end()
+    training = Training(config(steps=[])).run(5)
+    training.controller.mutate()
+    training.controller.mutate()
+    assert [record.status for record in training.controller.lineage] == ["applied", "applied"]
+    assert training.controller.after_step(ValueError("no"))
+    assert [record.status for record in training.controller.lineage] == ["rolled_back", "rolled_back"]
+    assert {**training.end(), "log": None} == {**expected, "log": None}
+
+
+def test_while_one_is_on_probation_none_is_made_and_nothing_is_saved():
+    training = Training(config(steps=[5], probation={"steps": 4})).run(6)
+    for call in (training.controller.mutate, training.controller.state):
+        with pytest.raises(EvolveError, match="on probation"):
+            call()
+    training.run(9, begin=6)
+    assert training.controller.lineage.records[0].verdict is not None
+    training.controller.state()
+
+
+def test_a_state_needs_the_model_that_its_records_lead_to():
+    state = Training(config()).run(12).controller.state()
+    fresh = Training(config())
+    before = fresh.controller.state()
+    with pytest.raises(CheckpointError, match=r"Restore the model first"):
+        fresh.controller.load_state(state)
+    for damaged in ({}, None, {**state, "records": ["x"]}, {k: v for k, v in state.items() if k != "loop"}):
+        with pytest.raises(CheckpointError):
+            fresh.controller.load_state(damaged)
+    assert {**fresh.controller.state(), "new_parameters": 0} == {**before, "new_parameters": 0}
+
+
+def test_what_callbacks_remember_is_in_the_state():
+    class Counter:
+        count = 0
+
+        def __call__(self, event):
+            self.count += 1
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    training = Training(config(steps=[]))
+    training.controller.events.callbacks.append(Counter())
+    training.run(7)
+    other = Training(config(steps=[]))
+    other.controller.events.callbacks.append(Counter())
+    other.controller.load_state(training.controller.state())
+    assert other.controller.events.callbacks[0].count == training.controller.events.callbacks[0].count > 0
+
+
+@pytest.mark.parametrize("metrics", [{"val_loss": None}, {"val_loss": "x"}, [1], 0.3, {"val_loss": torch.ones(2)}])
+def test_metrics_that_are_no_numbers_leave_no_trace(metrics):
+    training = Training(config(steps=[])).run(3)
+    with pytest.raises(EvolveError, match="metric"):
+        training.controller.after_step(0.1, metrics)
+    assert (training.controller.loop.step, training.controller.history) == (3, [])
+    training.controller.after_step(torch.tensor(0.1), {"val_loss": torch.tensor(0.5)})
+    assert training.controller.history[0]["val_loss"] == 0.5
+
+
+@pytest.mark.parametrize("outcome", [None, torch.ones(2), KeyboardInterrupt(), "0.1"])
+def test_a_loss_that_is_no_number_is_told(outcome):
+    training = Training(config(steps=[3])).run(3)
+    with pytest.raises(EvolveError, match="a single number"):
+        training.controller.after_step(outcome)
+    assert training.controller.loop.step == 3
+
+
+def test_a_callback_that_fails_silences_no_other():
+    heard = []
+
+    def broken(event):
+        raise KeyError("lost")
+
+    training = Training(config(steps=[]))
+    training.controller.events.callbacks += [broken, heard.append]
+    with pytest.raises(EvolveError, match="broken failed on MutationTried"):
+        training.controller.mutate()
+    assert [event.record.status for event in heard] == ["applied"]
+
+
+WRONG = {
+    "no optimizer": ({"optimizer": []}, "holds a parameter"),
+    "another model's": ({"optimizer": torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)}, "holds a parameter"),
+    "loss": ({"loss": 3}, "Loop\\(loss"),
+    "evaluate": ({"evaluate": 3}, "Loop\\(evaluate"),
+    "steps": ({"steps": -1}, "whole number from 1"),
+    "no steps": ({"steps": 0}, "whole number from 1"),
+    "seed": ({"seed": "a"}, "Loop\\(seed"),
+    "also": ({"also": [3]}, "Loop\\(also"),
+    "ema": ({"ema": 3}, "Loop\\(ema"),
+    "model": ({"model": "m"}, "Loop\\(model"),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_arguments_of_a_loop_are_told_at_once(name):
+    changes, words = WRONG[name]
+    model = net()
+    arguments = {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "example_inputs": X[:4]}
+    with pytest.raises(EvolveError, match=words):
+        Loop(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("wrong", ["config", "loop", "callback"])
+def test_arguments_of_the_controller_are_told_at_once(wrong):
+    model = net()
+    loop = Loop(model, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=X[:4])
+    with pytest.raises(EvolveError, match="found"):
+        MutationController(
+            {} if wrong == "config" else config(),
+            model if wrong == "loop" else loop,
+            callbacks=[3] if wrong == "callback" else (),
+        )
