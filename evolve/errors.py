@@ -59,7 +59,7 @@ class NonFiniteLossError(EvolveError):
 
 
 class NonFiniteModelError(EvolveError):
-    """A parameter, buffer or averaged weight is NaN or infinite; nothing was saved."""
+    """A parameter, buffer, averaged weight or optimizer state is NaN or infinite; nothing was saved."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from evolve.errors import EvolveError, MutationError, RejectedError, did_you_mean, text_of
@@ -21,14 +21,43 @@ from evolve.operators import MutationOperator
 SEEDS = range(-(2**63), 2**64)  # what torch takes
 
 
+def check_model(model: Any) -> None:
+    """Checks that something is a model.
+
+    Raises:
+        EvolveError: If it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise EvolveError(f"model: expected an nn.Module. Found {_shown(model)}. Pass the model itself.")
+
+
+def as_records(records: Any) -> list[Record]:
+    """Returns records that were passed, as a list.
+
+    Raises:
+        EvolveError: If they are not a sequence of records.
+    """
+    found = f"'{type(records).__name__}'"
+    if isinstance(records, Iterable) and not isinstance(records, str | bytes | Mapping | BaseModel):
+        items = list(records)
+        wrong = next((index for index, item in enumerate(items) if not isinstance(item, Record)), None)
+        if wrong is None:
+            return items
+        if not hasattr(records, "record"):  # the result of a mutation unpacks, too
+            found = f"'{type(items[wrong]).__name__}' at index {wrong}"
+    raise EvolveError(
+        f"records: expected a sequence of Records, found {found}; pass result.record of each mutation, as in "
+        "[result.record]."
+    )
+
+
 def check_call(model: Any, site: Any, seed: Any, loss: Any, limits: Any, strict: Any) -> None:
     """Checks the arguments of `mutate`.
 
     Raises:
         EvolveError: If one is of another type or out of range.
     """
-    if not isinstance(model, nn.Module):
-        raise EvolveError(f"model: expected an nn.Module. Found {_shown(model)}.")
+    check_model(model)
     if site is not None and not isinstance(site, str):
         raise EvolveError(f"site: expected a dotted name such as 'features.0', or None. Found {_shown(site)}.")
     if seed is not None and (type(seed) is not int or seed not in SEEDS):

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from evolve.errors import EvolveError, NotApplicable, RejectedError, UnknownNameError
 from evolve.lineage import Record
 from evolve.mutation.api import create_operator, underneath
-from evolve.mutation.recording import no_exit
+from evolve.mutation.recording import as_records, check_model, no_exit
 from evolve.operators import Change
 from evolve.runtime.device import making_parts_for
 from evolve.runtime.exclusive import exclusive
@@ -54,9 +54,17 @@ def replay(
 
     Raises:
         UnknownNameError: If a record's operator is not registered: import the plugin first.
-        EvolveError: If a record does not fit the model, or the optimizers cannot follow.
+        EvolveError: If an argument is of another type, a record does not fit the model, or the optimizers cannot
+            follow.
     """
-    model, optimizers = underneath(model), as_optimizers(optimizer)
+    check_model(model)
+    follows = not isinstance(ema, type) and callable(getattr(ema, "follow", None))
+    if ema is not None and not isinstance(ema, AveragedModel) and not follows:
+        raise EvolveError(
+            f"ema: expected evolve.care.ema.EMA or torch's AveragedModel, found '{type(ema).__name__}'. Pass "
+            "EMA(model, decay), or None."
+        )
+    model, optimizers, records = underneath(model), as_optimizers(optimizer), as_records(records)
     twin = underneath(ema.module) if isinstance(ema, AveragedModel) else None
     done: list[Change] = []
     with Transaction(model, optimizers), Transaction(nn.Module() if twin is None else twin):

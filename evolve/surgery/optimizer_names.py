@@ -25,11 +25,11 @@ def optimizer_by_name(model: nn.Module, optimizer: Optimizers) -> dict[str, Any]
         optimizer: One optimizer or a sequence of several.
 
     Returns:
-        For one `{"groups": [{..., "params": names}], "state": {name: {...}}, "other": {...}, "attributes": {...},
-        "kept": {...}, "inside": [...]}`, where "other" is state under keys that are no parameters, "kept" what lists
-        and tables outside the state hold, and "inside" the same for optimizers within it; for several
-        `{"optimizers": [...]}`. All of it can be written by `torch.save` and read with `weights_only=True`, if the
-        optimizers' own state can.
+        For one `{"class": name, "groups": [{..., "params": names}], "state": {name: {...}}, "other": {...},
+        "attributes": {...}, "kept": {...}, "inside": [...]}`, where "other" is state under keys that are no
+        parameters, "kept" what lists and tables outside the state hold, and "inside" the same for optimizers within
+        it; for several `{"optimizers": [...]}`. All of it can be written by `torch.save` and read with
+        `weights_only=True`, if the optimizers' own state can.
 
     Raises:
         CheckpointError: If the optimizer holds parameters that the model does not have.
@@ -61,6 +61,7 @@ def _layer_by_name(
         if entry.layer is None and id(entry.owner) in names:
             kept.setdefault(".".join(entry.path), {})[names[id(entry.owner)]] = entry.value
     return {
+        "class": type(layer).__name__,
         "groups": [{**group, "params": [names[id(p)] for p in group["params"]]} for group in groups],
         "state": {names[id(p)]: dict(values) for p, values in state.items() if isinstance(p, Tensor)},
         "other": {key: value for key, value in state.items() if not isinstance(key, Tensor)},
@@ -78,7 +79,35 @@ def load_optimizer_by_name(model: nn.Module, optimizer: Optimizers, saved: Mappi
         saved: From `optimizer_by_name`.
 
     Raises:
-        CheckpointError: If the number of optimizers or groups, or parameters, do not fit. Nothing is changed then.
+        CheckpointError: If number or class of optimizers, groups or parameters do not fit. Nothing is changed then.
+    """
+    parameters = dict(model.named_parameters())
+    parts = []
+    for layers_and_parts in check_optimizers(optimizer, saved):
+        known: set[int] = set()
+        for layer, part in layers_and_parts:
+            groups = [group for group in layer.param_groups if id(group) not in known]
+            known |= {id(group) for group in groups}
+            _check(groups, part, parameters)
+            parts.append((layer, part, groups))
+    for layer, part, groups in parts:
+        _load_layer(layer, part, groups, parameters)
+
+
+def check_optimizers(
+    optimizer: Optimizers, saved: Mapping[str, Any]
+) -> list[list[tuple[Optimizer, Mapping[str, Any]]]]:
+    """Checks that optimizers are as many and of the same classes as those that were saved, with all inside them.
+
+    Args:
+        optimizer: One optimizer or a sequence of several.
+        saved: From `optimizer_by_name`.
+
+    Returns:
+        For each optimizer its layers, from the outside in, with what was saved of them.
+
+    Raises:
+        CheckpointError: If they are not.
     """
     optimizers = as_optimizers(optimizer)
     each: Sequence[Mapping[str, Any]] = saved.get("optimizers", [saved])
@@ -87,7 +116,6 @@ def load_optimizer_by_name(model: nn.Module, optimizer: Optimizers, saved: Mappi
             f"The checkpoint has {len(each)} optimizers, {len(optimizers)} were passed. Pass them as in the run that "
             "was saved, in the same order."
         )
-    parameters = dict(model.named_parameters())
     pairs = []
     for one, its in zip(optimizers, each, strict=True):
         found, parts = layers(one), [its, *its.get("inside", [])]
@@ -96,14 +124,47 @@ def load_optimizer_by_name(model: nn.Module, optimizer: Optimizers, saved: Mappi
                 f"The checkpoint's optimizer holds {len(parts) - 1} others inside, {type(one).__name__} holds "
                 f"{len(found) - 1}. Build it as in the run that was saved."
             )
-        known: set[int] = set()
         for layer, part in zip(found, parts, strict=True):
-            groups = [group for group in layer.param_groups if id(group) not in known]
-            known |= {id(group) for group in groups}
-            _check(groups, part, parameters)
-            pairs.append((layer, part, groups))
-    for layer, part, groups in pairs:
-        _load_layer(layer, part, groups, parameters)
+            if part["class"] != type(layer).__name__:
+                raise CheckpointError(
+                    f"The checkpoint has optimizer {part['class']}, this one has {type(layer).__name__}. Build it of "
+                    "the same class, with the same parameter groups, as in the run that was saved; pass several in the "
+                    "same order."
+                )
+        pairs.append(list(zip(found, parts, strict=True)))
+    return pairs
+
+
+def check_held(
+    model: nn.Module, optimizer: Optimizers, saved: Mapping[str, Any], base: Mapping[str, Parameter]
+) -> None:
+    """Checks that optimizers, carried through the mutations, hold the base model's parameters as those saved did.
+
+    Parameters that a mutation added are left out: who steps them may have been settled by hand.
+
+    Args:
+        model: After the mutations.
+        optimizer: One optimizer or a sequence of several.
+        saved: From `optimizer_by_name`.
+        base: The parameters, by name, from before the mutations.
+
+    Raises:
+        CheckpointError: If one holds more, fewer or others.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    old = set(base) | {names.get(id(parameter), "") for parameter in base.values()}
+    for pairs in check_optimizers(optimizer, saved):
+        held = old & {
+            names.get(id(p), "") for layer, _ in pairs for group in layer.param_groups for p in group["params"]
+        }
+        known = old & {name for _, part in pairs for group in part["groups"] for name in group["params"]}
+        if held != known:
+            what, names_of = ("does not hold", known - held) if known - held else ("also holds", held - known)
+            raise CheckpointError(
+                f"The checkpoint's {pairs[0][1]['class']} held {len(known)} parameters of the base model, the one that "
+                f"was passed has {len(held)}: it {what} '{min(names_of)}'. Build it over the same parameters as in "
+                "the run that was saved; pass several in the same order."
+            )
 
 
 def _check(groups: Sequence[Mapping[str, Any]], part: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> None:

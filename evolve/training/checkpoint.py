@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from evolve.errors import CheckpointError
 from evolve.lineage import Lineage, Record
 from evolve.runtime.generators import random_state, set_random_state
-from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
+from evolve.surgery.optimizer_names import check_optimizers, load_optimizer_by_name, optimizer_by_name
 from evolve.training import TrainState
+from evolve.training.finite import check_finite_optimizer
 from evolve.training.folder import REPLACED, DamagedError, check_whole, discard, stamp, write_text, written_whole
 from evolve.training.restoring import fitting, read_records, replay_bounded
-from evolve.training.tensors import load_tensors, read_model, read_state, write_model, write_state
+from evolve.training.tensors import extra_state, load_tensors, read_model, read_state, write_model, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +93,15 @@ def save_checkpoint(
         The checkpoint's folder; it appears only when all of it is on disk.
 
     Raises:
-        NonFiniteModelError: If the model is NaN or infinite; nothing was written.
+        NonFiniteModelError: If the model or the optimizer's state is NaN or infinite; nothing was written.
         CheckpointError: If it cannot be written.
     """
     state.finite.check(state.model, state.ema.shadow if state.ema else {})
     target = run / FOLDER / f"step-{state.step:08d}"
     if target.exists() and _fault(target):
         discard(target)  # what is damaged gives nothing to fall back to
+    saved = _state(state)
+    check_finite_optimizer(saved["optimizer"])
     content = {"version": _VERSION, **state.counts(), "finite": state.finite.state(), "progress": progress}
     with written_whole(target) as folder:
         write_text(folder / _RECORDS, "".join(record.model_dump_json() + "\n" for record in lineage))
@@ -106,7 +109,7 @@ def save_checkpoint(
         if config is not None:
             write_text(folder / CONFIG, config)
         write_model(state.model, folder / _WEIGHTS)
-        write_state(_state(state), folder / _STATE)
+        write_state(saved, folder / _STATE)
     others = [path for path in _paths(run) if path != target]
     if len(others) >= keep:
         whole = [path for path in others if _fault(path) is None]
@@ -173,7 +176,7 @@ def load_model(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False)
     """
     with fitting(checkpoint.path):
         replay_bounded(model, checkpoint.records, checkpoint.tensors)
-        load_tensors(model, checkpoint.tensors, checkpoint.path)
+        load_tensors(model, checkpoint.tensors, checkpoint.saved["extra"], checkpoint.path)
         if averaged and checkpoint.saved["ema"] is not None:
             shadow = checkpoint.saved["ema"]["shadow"]
             with torch.no_grad():
@@ -197,12 +200,12 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
         if (saved[name] is None) != (getattr(state, name) is None):
             has, lacks = ("this one has", "has none") if saved[name] is None else ("this one has none", "has one")
             raise CheckpointError(f"The run in {checkpoint.path} {lacks} ({word}), {has}. Build it as it was.")
-    for word, here in _kinds(state).items():
-        if saved["kinds"][word] != here:
-            was = saved["kinds"][word]
-            raise CheckpointError(
-                f"The run in {checkpoint.path} had {word} {was}, this one has {here}. Build it as it was."
-            )
+    check_optimizers(state.optimizer, saved["optimizer"])
+    was, here = saved["lr_schedule"], type(state.scheduler).__name__
+    if was != here:  # the state of another schedule would be taken up without a word
+        raise CheckpointError(
+            f"The run in {checkpoint.path} had lr_schedule {was}, this one has {here}. Build it as it was."
+        )
     load_model(checkpoint, state.model)
     with fitting(checkpoint.path):
         if state.config.channels_last:
@@ -222,14 +225,10 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
     return content.progress
 
 
-def _kinds(state: TrainState) -> dict[str, str]:
-    """Whose state it is: that of another optimizer or schedule would be taken up without a word."""
-    return {"optimizer": type(state.optimizer).__name__, "lr_schedule": type(state.scheduler).__name__}
-
-
 def _state(state: TrainState) -> dict[str, Any]:
     return {
-        "kinds": _kinds(state),
+        "lr_schedule": type(state.scheduler).__name__,
+        "extra": extra_state(state.model),
         "optimizer": optimizer_by_name(state.model, state.optimizer),
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
@@ -247,7 +246,9 @@ def _read(path: Path) -> Checkpoint:
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(str(error)) from error
     saved = read_state(path / _STATE)
-    missing = {"optimizer", "scheduler", "scaler", "ema", "new_parameters", "random"} - set(saved)
+    missing = {"optimizer", "lr_schedule", "extra", "scheduler", "scaler", "ema", "new_parameters", "random"} - set(
+        saved
+    )
     if missing:
         raise DamagedError(f"{_STATE} has no {', '.join(sorted(missing))}")
     return Checkpoint(path, content, read_records(path / _RECORDS), read_model(path / _WEIGHTS), saved, config)

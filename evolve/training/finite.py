@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from evolve.errors import NonFiniteModelError
 
@@ -60,6 +61,36 @@ def check_finite(model: nn.Module, averages: Mapping[str, Tensor]) -> None:
     buffers = {name: tensor for name, tensor in model.named_buffers() if tensor.is_floating_point()}
     infinite = [name for name in nonfinite(buffers.items()) if not buffers[name].isnan().any()]
     _refuse(_saved(model), averages, infinite)
+
+
+def check_finite_optimizer(saved: Mapping[str, Any]) -> None:
+    """Holds the state of optimizers against NaN and infinity; no optimizer of torch keeps an infinity on purpose.
+
+    Args:
+        saved: As `optimizer_by_name` returned it.
+
+    Raises:
+        NonFiniteModelError: If a tensor of the state is NaN or infinite.
+    """
+    tensors: list[tuple[str, Tensor]] = []
+    for one in saved.get("optimizers", [saved]):
+        for layer in (one, *one["inside"]):
+            for name, values in layer["state"].items():
+                for key, value in values.items():
+                    tensors += [(f"'{key}' of '{name}'", leaf) for leaf in _leaves(value)]
+            for key, value in (*layer["other"].items(), *layer["kept"].items()):
+                tensors += [(f"'{key}'", leaf) for leaf in _leaves(value)]
+    found = list(dict.fromkeys(nonfinite(tensors)))
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise NonFiniteModelError(
+            f"The optimizer's state has become NaN or infinite: {', '.join(found[:3])}{more}. It was not saved. Clip "
+            "gradients (training.grad_clip), or clear the optimizer's state of these parameters."
+        )
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def nonfinite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:

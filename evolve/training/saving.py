@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from evolve.care.ema import EMA
-from evolve.errors import CheckpointError
+from evolve.errors import CheckpointError, EvolveError
 from evolve.lineage import Record
 from evolve.mutation.api import underneath
+from evolve.mutation.recording import as_records, check_model
 from evolve.runtime.generators import random_state, set_random_state
 from evolve.structure.probe import count_parameters
 from evolve.surgery.optimizer import Optimizers, as_optimizers
-from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
+from evolve.surgery.optimizer_names import check_held, check_optimizers, load_optimizer_by_name, optimizer_by_name
 from evolve.surgery.transaction import Transaction
-from evolve.training.finite import check_finite
+from evolve.training.finite import check_finite, check_finite_optimizer
 from evolve.training.folder import REPLACED, DamagedError, check_whole, write_text, written_whole
 from evolve.training.restoring import fitting, read_records, replay_bounded
-from evolve.training.tensors import load_tensors, read_model, read_state, write_model, write_state
+from evolve.training.tensors import extra_state, load_tensors, read_model, read_state, write_model, write_state
 
 Averages: TypeAlias = EMA | AveragedModel
 
@@ -54,21 +55,25 @@ def save(
         ema: An average of the weights, `evolve.care.ema.EMA` or torch's `AveragedModel`.
 
     Raises:
-        NonFiniteModelError: If a parameter or an average is NaN or infinite, or a buffer is NaN.
+        NonFiniteModelError: If a parameter, an average or the optimizer's state is NaN or infinite, or a buffer is NaN.
+        EvolveError: If an argument is of another type.
         CheckpointError: If the records do not lead to this model, the folder holds something else, or it cannot be
             written.
     """
+    _check_arguments(model, ema)
     model = underneath(model)
     target = Path(os.path.abspath(path))
-    rooted = [_rooted(record, index, model) for index, record in enumerate(records)]
+    rooted = [_rooted(record, index, model) for index, record in enumerate(as_records(records))]
     _check_records(rooted, model)
     check_finite(model, _averages(ema))
-    state = {
+    state: dict[str, Any] = {
         "version": _VERSION,
         "optimizer": optimizer_by_name(model, as_optimizers(optimizer)),
-        "ema": None if ema is None else ema.state_dict(),
+        "ema": None if ema is None else {"class": _kind(ema), "state": ema.state_dict()},
+        "extra": extra_state(model),
         "random": random_state(),
     }
+    check_finite_optimizer(state["optimizer"])
     with written_whole(target) as folder:
         write_text(folder / _RECORDS, "".join(record.model_dump_json() + "\n" for record in rooted))
         write_model(model, folder / _WEIGHTS)
@@ -93,9 +98,12 @@ def restore(
         All records so far, to go on with: append those of further mutations, and pass them to `save`.
 
     Raises:
-        CheckpointError: If the folder is missing or damaged, or does not fit.
+        EvolveError: If an argument is of another type.
+        CheckpointError: If the folder is missing or damaged, or does not fit: optimizers and averages must be of the
+            classes that were saved, optimizers over the same parameters and in the same order.
         UnknownNameError: If a mutation was made by an operator that is not known: import its plugin first.
     """
+    _check_arguments(model, ema)
     model = underneath(model)
     folder = _whole(Path(os.path.abspath(path)))
     records, tensors, saved = _read(folder)
@@ -103,21 +111,42 @@ def restore(
     twin = ema.module if isinstance(ema, AveragedModel) else None
     if ema is not None and saved["ema"] is None:
         raise CheckpointError(f"'{folder}' was saved without an average of the weights. Pass no ema.")
+    if ema is not None and saved["ema"]["class"] != _kind(ema):
+        raise CheckpointError(
+            f"ema: '{folder}' was saved with {saved['ema']['class']}, passed {_kind(ema)}. Pass the kind saved."
+        )
     before = ema.state_dict() if isinstance(ema, EMA) else None
     try:
         with fitting(folder), Transaction(model, optimizers), nullcontext() if twin is None else Transaction(twin):
-            replay_bounded(model, records, tensors, optimizers, ema)
-            load_tensors(model, tensors, folder)
             if optimizer is not None:
+                check_optimizers(optimizers, saved["optimizer"])
+            base = dict(model.named_parameters())
+            replay_bounded(model, records, tensors, optimizers, ema)
+            load_tensors(model, tensors, saved["extra"], folder)
+            if optimizer is not None:
+                check_held(model, optimizers, saved["optimizer"], base)
                 load_optimizer_by_name(model, optimizers, saved["optimizer"])
             if ema is not None:
-                ema.load_state_dict(saved["ema"])
+                ema.load_state_dict(saved["ema"]["state"])
     except BaseException:
         if isinstance(ema, EMA) and before is not None:
             ema.load_state_dict(before)
         raise
     set_random_state(saved["random"])
     return records
+
+
+def _check_arguments(model: Any, ema: Any) -> None:
+    check_model(model)
+    if ema is not None and not isinstance(ema, EMA | AveragedModel):
+        raise EvolveError(
+            f"ema: expected evolve.care.ema.EMA or torch's AveragedModel, found '{type(ema).__name__}'. Pass "
+            "EMA(model, decay), or None."
+        )
+
+
+def _kind(ema: Averages) -> str:
+    return "EMA" if isinstance(ema, EMA) else "AveragedModel"
 
 
 def _read(folder: Path) -> tuple[list[Record], dict[str, Tensor], dict[str, Any]]:
@@ -128,7 +157,7 @@ def _read(folder: Path) -> tuple[list[Record], dict[str, Tensor], dict[str, Any]
         raise CheckpointError(f"'{folder}' is damaged: {error}.") from error
     if saved.get("version") != _VERSION:
         raise CheckpointError(f"'{folder}' has version {saved.get('version')!r}; this evolve reads version {_VERSION}.")
-    if missing := {"optimizer", "ema", "random"} - set(saved):
+    if missing := {"optimizer", "ema", "extra", "random"} - set(saved):
         raise CheckpointError(f"'{folder}' is damaged: {_STATE} has no {', '.join(sorted(missing))}.")
     return records, tensors, saved
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +13,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from evolve.errors import CheckpointError
+from evolve.errors import CheckpointError, described
 from evolve.training.folder import DamagedError
 
 _ALIASES = "aliases"
+_EXTRA = "_extra_state"  # torch's name, in a `state_dict`, for what `get_extra_state` returns
 
 
 def write_model(model: nn.Module, path: Path) -> None:
     """Writes parameters and buffers; tied tensors are written once, and the metadata says which names share them.
+
+    What `extra_state` returns is left to `write_state`.
 
     Raises:
         CheckpointError: If something in the model's state is no tensor, or one that cannot be written.
@@ -28,6 +32,8 @@ def write_model(model: nn.Module, path: Path) -> None:
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in model.state_dict().items():
+        if _is_extra(name, tensor):
+            continue
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             what = f"a tensor of layout {tensor.layout}" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise CheckpointError(f"'{name}' in the model's state is {what}; only dense tensors can be saved.")
@@ -38,6 +44,34 @@ def write_model(model: nn.Module, path: Path) -> None:
             seen[key] = name
             unique[name] = tensor.detach().cpu().contiguous().clone()
     save_file(unique, path, metadata={_ALIASES: json.dumps(aliases)})
+
+
+def extra_state(model: nn.Module) -> dict[str, Any]:
+    """Returns what modules give in `get_extra_state` that is no dense tensor, by its key in the `state_dict`.
+
+    Raises:
+        CheckpointError: If it could not be read again without running code.
+    """
+    extra = {name: value for name, value in model.state_dict().items() if _is_extra(name, value)}
+    for name, value in extra.items():
+        try:
+            file = io.BytesIO()
+            torch.save(value, file)
+            file.seek(0)
+            torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a class of anybody's may raise anything where it is pickled
+            module = name.removesuffix(_EXTRA).removesuffix(".")
+            where = f"module '{module}'" if module else "the model"
+            raise CheckpointError(
+                f"The extra state of {where} cannot be saved: {described(error).splitlines()[0]} Return tensors, "
+                "numbers, texts, lists and dicts from its get_extra_state()."
+            ) from error
+    return extra
+
+
+def _is_extra(name: str, value: Any) -> bool:
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return name.rpartition(".")[2] == _EXTRA and not dense
 
 
 def read_model(path: Path) -> dict[str, Tensor]:
@@ -55,14 +89,14 @@ def read_model(path: Path) -> dict[str, Tensor]:
         raise DamagedError(f"{path.name} is unreadable: {error}") from error
 
 
-def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Gives a model the tensors that were saved; every name and shape has to fit.
+def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], extra: Mapping[str, Any], source: Path) -> None:
+    """Gives a model the tensors and the extra state that were saved; every name and shape has to fit.
 
     Raises:
         CheckpointError: If one does not.
     """
     try:
-        model.load_state_dict(dict(tensors), strict=True)
+        model.load_state_dict({**tensors, **extra}, strict=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"The weights in {source} do not fit the model after its mutations were replayed: {error} Build the base "

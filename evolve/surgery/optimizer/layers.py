@@ -36,7 +36,7 @@ def as_optimizers(optimizer: Optimizers | None) -> list[Optimizer]:
     if not isinstance(given, Sequence) or not all(map(is_optimizer, given)):
         wrong = given if not isinstance(given, Sequence) else next(o for o in given if not is_optimizer(o))
         raise EvolveError(
-            f"optimizer= takes one optimizer or a sequence of several; found a {type(wrong).__name__}. Pass what has "
+            f"optimizer= takes one optimizer or a sequence of several; found '{type(wrong).__name__}'. Pass what has "
             "`param_groups` and `state`, such as optimizer=[muon, adamw]."
         )
     return list({id(one): one for one in given}.values())
