@@ -4,6 +4,9 @@ Language models, causal convolutions (TCN, WaveNet), autoregressive image models
 such an axis. No module says so, hence it is measured: inputs are disturbed from one position on, and the first output
 position that changes tells. Parameters are moved off their values meanwhile, since a
 layer that starts at zero hides what depends on it.
+
+A model that returns a loss, or the logits of all positions in one axis, has no axis of positions in its outputs. Then
+the last tensor inside the model that has one is watched instead.
 """
 
 from __future__ import annotations
@@ -12,14 +15,14 @@ import logging
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from evolve.structure.disturbance import Disturber, Place, changes, marginal, moved
+from evolve.structure.crops import Crops
+from evolve.structure.disturbance import Disturber, Place, changes, marginal, moved, outputs_inside
 from evolve.structure.fingerprint import fingerprint
 from evolve.structure.inputs import Inputs
 from evolve.structure.outputs import output_tensors
@@ -32,7 +35,9 @@ _IMAGE = 4  # axes of (N, C, H, W)
 
 @dataclass(frozen=True)
 class Order:
-    """An axis of an output that heeds the order of an input: position q sees nothing of the input behind q - margin.
+    """An axis of an output that heeds the order of an input.
+
+    Position q of the output sees nothing of the input behind q * stride - margin.
 
     Attributes:
         place: The positions of the input.
@@ -43,6 +48,8 @@ class Order:
         margin: Smallest distance from a position of the input to the first output position that it reaches. 1 or more
             where an output does not see its own position, as in a PixelCNN.
         spreads: Whether an output sees more than one position.
+        stride: Positions of the input for each one of the output.
+        module: Whose output it is; None for those of the model itself.
     """
 
     place: Place
@@ -52,6 +59,12 @@ class Order:
     size: int
     margin: int = 0
     spreads: bool = False
+    stride: int = 1
+    module: str | None = None
+
+    def bound(self, cut: int) -> int:
+        """Returns the first position that may change where the input changes from `cut` on."""
+        return -(-(cut + self.margin) // self.stride)
 
     def first(self, base: Sequence[Tensor], other: Sequence[Tensor]) -> int | None:
         """Returns the first position at which two runs differ, `size` for none, None where the output is another."""
@@ -79,7 +92,7 @@ class Order:
 def orders_of(model: nn.Module, seen: Probe) -> tuple[Order, ...]:
     """Returns the orders that the model's outputs heed; found anew only where the model or the inputs changed.
 
-    Costs nothing where no output has an axis like one of an input, and a few forward passes elsewhere.
+    Costs a few forward passes.
     """
     if seen.inputs is None:
         return ()
@@ -94,35 +107,57 @@ _MEMO: weakref.WeakKeyDictionary[nn.Module, tuple[Any, tuple[Order, ...]]] = wea
 
 
 def _remembered(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> tuple[Order, ...]:
-    candidates = [_candidates(inputs, number, outputs) for number in _readable(inputs)]
-    if not any(candidates):
+    if not _readable(inputs):
         return ()
     key = fingerprint(model, inputs)
     known = _MEMO.get(model)
     if known is None or known[0] != key:
-        known = key, _find(model, inputs, candidates)
+        known = key, _find(model, inputs, outputs)
         _MEMO[model] = known
     return known[1]
 
 
-def _find(model: nn.Module, inputs: Inputs, candidates: list[dict[Place, list[Order]]]) -> tuple[Order, ...]:
-    runs = Disturber(model, inputs)
-    found: list[Order] = []
+def _find(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> tuple[Order, ...]:
     with moved(model):
-        try:
-            base = runs.run()
-            for places in candidates:
-                found += _heeded(runs, base, places)
-        except Exception as error:  # whatever a user's forward raises on other values
-            logger.warning(
-                "Whether the outputs of a %s depend on later positions could not be tried: it does not run on other "
-                "values (%s: %s). Check it yourself if the model is causal.",
-                type(model).__name__,
-                type(error).__name__,
-                error,
-            )
-            return ()
-    return tuple(found)
+        for own in (False, True):
+            try:
+                return tuple(_measured(model, inputs, outputs, own))
+            except Exception as error:  # whatever a user's forward raises on other values
+                failed = error
+    logger.warning(
+        "Whether the outputs of a %s depend on later positions could not be tried: it does not run on other "
+        "values (%s: %s). Check it yourself if the model is causal.",
+        type(model).__name__,
+        type(failed).__name__,
+        failed,
+    )
+    return ()
+
+
+def _measured(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], own: bool) -> list[Order]:
+    candidates = [_candidates(inputs, number, outputs, own) for number in _readable(inputs)]
+    if any(candidates):
+        found = _tried(Disturber(model, inputs), candidates)
+        if found or any(_tells(order, outputs) for places in candidates for some in places.values() for order in some):
+            return found
+    for name, tensor in reversed(outputs_inside(model, inputs).items()):
+        inner = [_candidates(inputs, number, [tensor], own) for number in _readable(inputs)]
+        single = tensor.dim() > 2 and tensor.shape[1] == 1  # the logits of the last position alone
+        if any(inner) and not (single and any(is_sequence(inputs.tensors[number]) for number in _readable(inputs))):
+            found = _tried(Disturber(model, inputs, name), inner)
+            return [replace(order, module=name) for order in found if order.spreads]
+    return []
+
+
+def _tells(order: Order, outputs: Sequence[Tensor]) -> bool:
+    """Whether an output has an axis of several positions beside those of the batch and the channels."""
+    output = outputs[order.output]
+    return order.place.axes != (0,) and output.dim() > 2 and (output.dim() > 3 or output.shape[1] > 1)
+
+
+def _tried(runs: Disturber, candidates: list[dict[Place, list[Order]]]) -> list[Order]:
+    base = runs.run()
+    return [order for places in candidates if places for order in _heeded(runs, base, places)]
 
 
 def _readable(inputs: Inputs) -> list[int]:
@@ -132,7 +167,7 @@ def _readable(inputs: Inputs) -> list[int]:
     return varied or [i for i, _ in plain[:1]]
 
 
-def _candidates(inputs: Inputs, number: int, outputs: Sequence[Tensor]) -> dict[Place, list[Order]]:
+def _candidates(inputs: Inputs, number: int, outputs: Sequence[Tensor], own: bool) -> dict[Place, list[Order]]:
     """Returns what there is to try: places of an input, each with the axes of outputs that may heed it."""
     tensor = inputs.tensors[number]
     counts = not (tensor.is_floating_point() or tensor.is_complex())
@@ -142,7 +177,8 @@ def _candidates(inputs: Inputs, number: int, outputs: Sequence[Tensor]) -> dict[
         axes.insert(0, (tensor.dim() - 2, tensor.dim() - 1))
     if is_sequence(tensor):
         axes.append((0,))
-    found = {Place(number, place): _like(inputs, Place(number, place), outputs) for place in axes}
+    places = [Place(number, place, own) for place in axes]
+    found = {place: _like(inputs, place, outputs) for place in places}
     return {place: orders for place, orders in found.items() if orders}
 
 
@@ -166,9 +202,11 @@ def _like(inputs: Inputs, place: Place, outputs: Sequence[Tensor]) -> list[Order
             for axis, size in enumerate(shape):
                 if len(sizes) > 1 and shape[axis : axis + 2] == sizes:
                     found.append(Order(place, number, made_of, (axis, axis + 1), count))
-                longer = sequence and len(shape) > 2 and size > 1 and axis > 0 and place.axes != (0,)
-                if size == count or longer:
+                inner = len(shape) > 2 and size > 1 and axis > 0 and place.axes != (0,)
+                if size == count or (inner and sequence):
                     found.append(Order(place, number, made_of, (axis,), size))
+                if inner and size < count and count % size == 0 and len(sizes) == 1:
+                    found.append(Order(place, number, made_of, (axis,), size, stride=count // size))
     return found
 
 
@@ -200,20 +238,31 @@ def _held(runs: Disturber, base: Sequence[Tensor], place: Place, candidates: lis
         other = runs.run(place, cut)
         for order in list(distances):
             first = order.first(base, other)
-            if first is None or first < cut + order.size - count:
+            if first is None or first < _earliest(order, cut, count):
                 del distances[order]
             elif 0 < first < order.size:
-                distances[order].append(first - cut)
+                distances[order].append(first * order.stride - cut)
         if not distances:
             return []
     single = max(0, count // 2 - 1)
-    one = runs.run(place, single, single + 1)
+    strided = any(order.stride > 1 for order in distances)
+    ones = [runs.run(place, at, at + 1) for at in ((0, single, single + 1) if strided else (single,))]
     held = []
     for order, found in distances.items():
-        if found and (min(found) >= 0 or _begins_later(runs, order, count, found)):
-            spreads = order.count(base, one) > 1
-            held.append(Order(place, order.output, order.lead, order.axes, order.size, min(found), spreads))
+        reach = max(order.count(base, one) for one in (ones if order.stride > 1 else ones[-2:][:1]))
+        if order.stride > 1:
+            margin = 0 if found and min(found) >= 0 else 1 - order.stride
+            # A window that reaches as far ahead as behind, and not beyond its patch, touches two outputs at most.
+            if found and reach > (1 if margin == 0 else 2):
+                held.append(replace(order, margin=margin, spreads=True))
+        elif found and (min(found) >= 0 or _begins_later(runs, order, count, found)):
+            held.append(replace(order, margin=min(found), spreads=reach > 1))
     return held
+
+
+def _earliest(order: Order, cut: int, count: int) -> int:
+    """Returns the first position that may change in a causal model: one of a patch sees all of it."""
+    return cut // order.stride if order.stride > 1 else cut + order.size - count
 
 
 def _begins_later(runs: Disturber, order: Order, count: int, distances: list[int]) -> bool:
@@ -224,35 +273,9 @@ def _begins_later(runs: Disturber, order: Order, count: int, distances: list[int
     """
     if len(set(distances)) > 1 or len(distances) < 2:
         return False
-    with _Crops(count, order.size) as crops:
+    with Crops(count, order.size) as crops:
         runs.run()
     return bool(crops.found)
-
-
-class _Crops(TorchDispatchMode):
-    """Looks for slices that drop the first positions of a sequence.
-
-    Args:
-        count: Positions of the input.
-        size: Positions of the output.
-
-    Attributes:
-        found: Whether there was one.
-    """
-
-    def __init__(self, count: int, size: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count, self.size, self.found = count, size, False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs one operation and looks at it."""
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.slice.Tensor and args[0].dim() > 2:
-            dim = args[1] if len(args) > 1 else 0
-            before, after = args[0].shape[dim], out.shape[dim]
-            to_the_end = len(args) < 4 or args[3] is None or args[3] >= before
-            self.found |= to_the_end and self.size <= after < before <= self.count
-        return out
 
 
 def _mixes(runs: Disturber, base: Sequence[Tensor], place: Place, candidates: list[Order]) -> bool:
@@ -281,7 +304,7 @@ def leaks(model: nn.Module, inputs: Inputs, orders: Sequence[Order]) -> list[str
     """
     if not orders:
         return []
-    runs = Disturber(model, inputs)
+    runs = Disturber(model, inputs, orders[0].module)
     with moved(model):
         base = runs.run()
         for place in dict.fromkeys(order.place for order in orders):
@@ -289,7 +312,7 @@ def leaks(model: nn.Module, inputs: Inputs, orders: Sequence[Order]) -> list[str
                 other = runs.run(place, cut)
                 for order in (order for order in orders if order.place == place):
                     first = order.first(base, other)
-                    if first is not None and first < cut + order.margin and first < order.size:
+                    if first is not None and first < order.bound(cut) and first < order.size:
                         return [
                             f"the model is causal, and with this change position {first} of an output would come to "
                             f"depend on position {cut} of the input, which it must not see"

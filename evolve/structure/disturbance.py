@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
 from evolve.structure.outputs import copied_parts, output_tensors
+from evolve.structure.tracing.calls import watched_calls
 
 _MOVABLE = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _STEP = 0.5  # how far parameters are moved, relative to their spread
@@ -31,10 +33,12 @@ class Place:
     Attributes:
         tensor: Number of the tensor among `Inputs.tensors`.
         axes: One axis, such as that of a sequence, or two that are read row by row.
+        own: Whether disturbed values are the tensor's own in another order, for models that check their range.
     """
 
     tensor: int
     axes: tuple[int, ...]
+    own: bool = False
 
     def sizes(self, inputs: Inputs) -> tuple[int, ...]:
         """Returns the sizes of the axes."""
@@ -82,15 +86,16 @@ class Disturber:
     Args:
         model: The model.
         inputs: What it runs on.
+        module: Whose output is looked at; None for what the model itself gives.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, module: str | None = None) -> None:
+        self.model, self.inputs, self.module = model, inputs, module
         self._leaves, self._tree = tree_flatten((inputs.args, dict(inputs.kwargs)))
         self._numbers = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
 
     def run(self, place: Place | None = None, start: int = 0, stop: int | None = None) -> list[Tensor]:
-        """Returns the tensors that the model gives.
+        """Returns the tensors that the model gives, or that of the module: none if it was not called.
 
         Args:
             place: Where the inputs are disturbed; None leaves them as they are.
@@ -100,24 +105,54 @@ class Disturber:
         leaves = list(self._leaves)
         if place is not None:
             number = self._numbers[place.tensor]
-            leaves[number] = _disturbed(leaves[number], place.axes, start, stop)
+            leaves[number] = _disturbed(leaves[number], place, start, stop)
         args, kwargs = tree_unflatten(leaves, self._tree)
         inputs = Inputs(args, kwargs)
 
         def once() -> list[Tensor]:
             with undisturbed(self.model), preserved_rng(0), unfused(self.model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # recurrent layers say that their weights lie apart
-                return output_tensors(copied_parts(inputs.run(self.model.eval())))
+                if self.module is None:
+                    return output_tensors(copied_parts(inputs.run(self.model.eval())))
+                inside = _inside(self.model.eval(), inputs, self.module)
+                return [inside[self.module]] if self.module in inside else []
 
         return without_gradients(self.model, once)
 
 
-def _disturbed(tensor: Tensor, axes: tuple[int, ...], start: int, stop: int | None) -> Tensor:
+def outputs_inside(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Returns the last output of each submodule that gives a tensor, in the order of their calls."""
+    with undisturbed(model), preserved_rng(0), unfused(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return without_gradients(model, lambda: _inside(model.eval(), inputs, None))
+
+
+def _inside(model: nn.Module, inputs: Inputs, wanted: str | None) -> dict[str, Tensor]:
+    """Runs the model; a copy is made of the wanted output alone, which a later layer may overwrite."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    found: dict[str, Tensor] = {}
+
+    def noted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = module._call_impl(*args, **kwargs)
+        name = names.get(id(module))
+        if name is not None and isinstance(output, Tensor) and wanted in (None, name):
+            found.pop(name, None)
+            found[name] = output.detach() if wanted is None else output.detach().clone()
+        return output
+
+    with watched_calls(model, noted):
+        inputs.run(model)
+    return found
+
+
+def _disturbed(tensor: Tensor, place: Place, start: int, stop: int | None) -> Tensor:
+    axes = place.axes
     sizes = [tensor.shape[axis] for axis in axes]
     flat = torch.zeros(math.prod(sizes), dtype=torch.bool, device=tensor.device)
     flat[start:stop] = True
     shape = [size if axis in axes else 1 for axis, size in enumerate(tensor.shape)]
-    disturbed = torch.where(flat.view(shape), _others(tensor.detach()), tensor.detach())
+    others = _rearranged if place.own else _others
+    disturbed = torch.where(flat.view(shape), others(tensor.detach()), tensor.detach())
     return disturbed.requires_grad_(tensor.requires_grad)
 
 
@@ -132,6 +167,13 @@ def _others(tensor: Tensor) -> Tensor:
         return torch.where(tensor > 0, tensor - 1, tensor + 1)
     following: Tensor = known[(torch.searchsorted(known, tensor) + 1) % len(known)]
     return following
+
+
+def _rearranged(tensor: Tensor) -> Tensor:
+    """Returns the tensor's own values in another order."""
+    with preserved_rng(1):
+        order = torch.randperm(tensor.numel(), device=tensor.device)
+    return tensor.flatten()[order].view(tensor.shape)
 
 
 def changes(one: Tensor, other: Tensor) -> Tensor:

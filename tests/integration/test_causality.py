@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.causal import CAUSAL, GPT, TCN
+from helpers.causal import CAUSAL, GPT, TCN, Block, PaddedBefore, PixelCNN
 from torch import nn
 from torch.nn import functional as F
 
@@ -162,6 +162,146 @@ def test_a_plugin_that_looks_ahead_is_refused(name, operator, site):
     assert subject.ahead(model, x) == 0
 
 
+class _Wrapped(nn.Module):
+    """A causal model whose output is made of that of another: its logits are `inner`'s."""
+
+    def __init__(self, inner, forward):
+        super().__init__()
+        self.inner, self.change = inner, forward
+
+    def forward(self, x):
+        return self.change(self.inner, x)
+
+
+class _NanoGPT(GPT):
+    """Logits of the last position alone."""
+
+    def forward(self, tokens):
+        x = self.embed(tokens) + self.position[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, [-1]])
+
+
+class _Strided(nn.Module):
+    """(N, 2, 12) to (N, 3, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad, self.one, self.two = nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(2, 8, 3), nn.Conv1d(8, 8, 3, stride=2)
+        self.head = nn.Conv1d(8, 3, 1)
+
+    def forward(self, x):
+        return self.head(F.relu(self.two(self.pad(F.relu(self.one(self.pad(x)))))))
+
+
+class _Patches(nn.Module):
+    """(N, 20) to (N, 5, 6): a GPT over patches of 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.read, self.block, self.head = nn.Linear(4, 16), Block(16, 2, causal=True), nn.Linear(16, 6)
+
+    def forward(self, x):
+        return self.head(self.block(self.read(x.unflatten(1, (-1, 4)))))
+
+
+class _Bounded(PaddedBefore):
+    def forward(self, x):
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("inputs must lie in [0, 1]")
+        return super().forward(x)
+
+
+def _wrapped(change, inner=GPT):
+    return lambda: _Wrapped(inner(), change)
+
+
+def _shifted_loss(model, t):
+    return F.cross_entropy(model(t[:, :-1]).flatten(0, 1), t[:, 1:].flatten())
+
+
+def _likelihood(model, t):
+    logits = model(t[:, :-1]).log_softmax(-1)
+    return logits.gather(-1, t[:, 1:, None]).sum((1, 2))
+
+
+def _tokens():
+    return torch.randint(0, 20, (4, 10))
+
+
+# Build, inputs, the module whose output has an axis of positions, that axis, positions of the input for each of its.
+HIDDEN = {
+    "one_axis_for_all": (_wrapped(lambda m, t: m(t).flatten(1)), _tokens, "inner.head", 1, 1),
+    "length_first": (_wrapped(lambda m, t: m(t).transpose(0, 1).flatten(0, 1)), _tokens, "inner.head", 1, 1),
+    "shifted": (_wrapped(lambda m, t: m(t)[:, :-1].flatten(0, 1)), _tokens, "inner.head", 1, 1),
+    "shifted_inputs": (_wrapped(lambda m, t: m(t[:, :-1]).reshape(-1, 20)), _tokens, "inner.head", 1, 1),
+    "list": (_wrapped(lambda m, t: list(m(t).unbind(1))), _tokens, "inner.head", 1, 1),
+    "pixels": (
+        _wrapped(lambda m, x: m(x).permute(0, 2, 3, 1).reshape(-1, 4), PixelCNN),
+        lambda: torch.randn(4, 1, 6, 6),
+        "inner.head",
+        2,
+        1,
+    ),
+    "loss": (_wrapped(_shifted_loss), _tokens, "inner.head", 1, 1),
+    "likelihood": (_wrapped(_likelihood), _tokens, "inner.head", 1, 1),
+    "last_alone": (_NanoGPT, _tokens, "norm", 1, 1),
+    "strided": (_Strided, lambda: torch.randn(4, 2, 12), "head", 2, 2),
+    "patches": (_Patches, lambda: torch.randn(4, 20), "head", 1, 4),
+    "bounded": (_Bounded, lambda: torch.rand(4, 3, 12), "head", 1, 1),
+}
+
+
+def _ahead(model, x, module, axis, stride):
+    """The largest change of earlier positions of a module's output when later ones of the input change."""
+    kept = []
+    hook = model.get_submodule(module).register_forward_hook(lambda _, __, out: kept.append(out.detach()))
+    along, most, training = (x.dim() - 2 if x.dim() == 4 else x.dim() - 1), 0.0, model.training
+    model.eval()
+    with torch.no_grad():
+        model(x)
+        for cut in range(stride, x.shape[along], stride):
+            other = x.clone()
+            late = other.narrow(along, cut, x.shape[along] - cut)
+            late.copy_((late + 7) % 20 if x.dtype == torch.long else torch.rand_like(late))
+            model(other)
+            early = min(cut // stride, kept[0].shape[axis])
+            most = max(most, float((kept[0] - kept[-1]).narrow(axis, 0, early).abs().max()))
+    hook.remove()
+    model.train(training)
+    return most
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_an_order_that_the_shape_of_the_outputs_hides_is_kept(name):
+    build, make, module, axis, stride = HIDDEN[name]
+    torch.manual_seed(0)
+    model, x = build(), make()
+    assert _ahead(model, x, module, axis, stride) == 0
+    assert _orders(model, x)
+    applied = set()
+    for operator in ("attention", "deepen", "residual"):
+        places = evolve.sites(model, operator, example_inputs=x)
+        for site in places[:: max(1, (len(places) + 1) // 2)]:
+            child = copy.deepcopy(model)
+            optimizer = torch.optim.Adam(child.parameters(), lr=1e-2)
+            ok, message = evolve.mutate(child, operator, site=site, optimizer=optimizer, example_inputs=x, seed=1)
+            if not ok:
+                assert "no gradient reaches" in message or "causal" in message, message
+                continue
+            child.train()
+            for _ in range(5):
+                out = child(x)
+                flat = torch.stack(out).flatten() if isinstance(out, list) else out.flatten()
+                optimizer.zero_grad()
+                (flat - torch.linspace(-2, 2, len(flat))).square().mean().backward()
+                optimizer.step()
+            assert _ahead(child, x, module, axis, stride) == 0, f"{operator} at {site}"
+            applied.add(operator)
+    assert {"deepen", "residual"} <= applied
+
+
 def _dense():
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 3, 1)
@@ -186,6 +326,18 @@ BOTH_WAYS = {
     "bidirectional_lstm": (
         lambda: _Both(),  # noqa: PLW0108 - defined below
         lambda: torch.randn(2, 9, 4),
+    ),
+    "encoder_with_a_loss": (
+        lambda: _Wrapped(GPT(causal=False), lambda model, t: F.cross_entropy(model(t).flatten(0, 1), t.flatten())),
+        lambda: torch.randint(0, 20, (4, 10)),
+    ),
+    "encoder_that_classifies": (
+        lambda: _Wrapped(GPT(causal=False), lambda model, t: model(t).mean(1)),
+        lambda: torch.randint(0, 20, (4, 10)),
+    ),
+    "patches_both_ways": (
+        lambda: nn.Sequential(nn.Unflatten(1, (5, 4)), nn.Linear(4, 16), Block(16, 2, causal=False), nn.Linear(16, 6)),
+        lambda: torch.randn(4, 20),
     ),
     "resnet": (lambda: build_model("small_resnet", num_classes=4), lambda: torch.randn(2, 3, 32, 32)),
     "vectors": (lambda: nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), lambda: torch.randn(5, 6)),
