@@ -19,6 +19,7 @@ EXACT = {
     **{torch.bfloat16: _HALF, torch.float16: _HALF, torch.complex32: _HALF},
 }
 APPROXIMATE = 0.1  # likewise for operators that declare to preserve the function approximately
+_EXTREME = 100  # an unchanged value this many times larger than every changed one, and than 1, is a mask's
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LeafDifference:
         path: Where it is in the outputs.
         rounds: Largest relative difference that rounding makes in its precision; 0 for integers and booleans.
         absolute: Largest |difference|; infinite where one side alone is not finite.
-        scale: Largest finite |value| before.
+        scale: Largest finite |value| before, leaving out the constants of masks, such as -1e9.
         compared: How many elements are finite on both sides.
     """
 
@@ -91,9 +92,25 @@ def _measure(part: Part, other: Any, way: Any) -> LeafDifference:
     if _numbers(way) is not None and (third := _wide(way)).shape == two.shape:
         delta = torch.minimum(delta, _apart(third, two))
     finite = torch.isfinite(one)
-    scale = torch.where(finite, one.abs(), 0.0)
-    largest, scale_of = (float(t.max()) if t.numel() else 0.0 for t in (delta, scale))
-    return LeafDifference(part.path, rounds, largest, scale_of, int((finite & torch.isfinite(two)).sum()))
+    largest, scale = _largest(delta), _scale(one, two, delta)
+    return LeafDifference(part.path, rounds, largest, scale, int((finite & torch.isfinite(two)).sum()))
+
+
+def _scale(one: Tensor, two: Tensor, delta: Tensor) -> float:
+    """Returns the largest finite |value| of the first, leaving out what a mask put there.
+
+    Beside -1e9 every change of a logit would look like rounding. A mask's constants are equal on both sides and far
+    larger than all that changed.
+    """
+    first, second = (torch.where(torch.isfinite(t), t.abs(), 0.0) for t in (one, two))
+    same = delta == 0
+    changed = _largest(torch.where(same, 0.0, torch.maximum(first, second)))
+    mask = same & (first >= _EXTREME * max(changed, 1.0)) & bool((~same).any())
+    return _largest(torch.where(mask, 0.0, first))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
 
 
 def _apart(one: Tensor, two: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -68,12 +68,14 @@ class GradRun:
         flops: FLOPs of one sample.
         depends: Whether an output depends on a trainable parameter.
         faults: What is wrong with the gradients of the new parameters, where they were looked at.
+        infinite: The trainable parameters whose gradient holds NaN or infinity, by name, where they were looked at.
     """
 
     outputs: list[Part]
     flops: int
     depends: bool
     faults: Sequence[str] = ()
+    infinite: Mapping[str, nn.Parameter] = field(default_factory=dict)
 
 
 def grad_run(
@@ -105,21 +107,19 @@ def grad_run(
         found = GradRun(copied_parts(outputs), counter.total // max(inputs.batch_size, 1), depends)
         if new is None or not depends:
             return found
+        trained = {**trainable, **new}
         # A random weight per output value: a plain sum is constant where the model ends in a softmax.
         wide = [end.to(single_or_wider(end.dtype)) for end in ends]
         value = sum((end * torch.randn_like(end)).sum().to(wide[0].device) for end in wide)
         try:
-            gradients = gradients_of(model, value, list((new or trainable).values()))  # type: ignore[arg-type]
+            gradients = gradients_of(model, value, list(trained.values()))  # type: ignore[arg-type]
         except RuntimeError as error:  # such as an in-place operation on what another one has kept
             return GradRun(found.outputs, found.flops, depends, [f"a backward pass fails ({error})"])
-    arrived = dict(zip(new or trainable, gradients, strict=True))
-    faults = [f"no gradient reaches the new parameter '{name}'" for name in new if arrived[name] is None]
-    faults += [
-        f"the gradient of the new parameter '{name}' is not finite"
-        for name in new
-        if (gradient := arrived[name]) is not None and not bool(torch.isfinite(gradient).all())
-    ]
-    return GradRun(found.outputs, found.flops, depends, faults)
+    arrived = {name: gradient for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
+    infinite = {name: trained[name] for name, gradient in arrived.items() if not bool(torch.isfinite(gradient).all())}
+    faults = [f"no gradient reaches the new parameter '{name}'" for name in new if name not in arrived]
+    faults += [f"the gradient of the new parameter '{name}' is not finite" for name in new if name in infinite]
+    return GradRun(found.outputs, found.flops, depends, faults, infinite)
 
 
 def _without_dropout(still: bool) -> Any:
@@ -129,7 +129,7 @@ def _without_dropout(still: bool) -> Any:
 def rounding(
     model: nn.Module, inputs: Inputs, outputs: Sequence[Part], seed: int, *, mode: str, still: bool = False
 ) -> dict[str, float]:
-    """Returns how far rounding may carry each of a model's outputs, relative to its largest value, by path.
+    """Returns how far rounding may carry each of a model's outputs, as an absolute difference, by path.
 
     The model is run on inputs that differ by one rounding; what that does to the outputs, a few times over (every layer
     of a changed model rounds anew), is what rounding can do. BatchNorm over few values makes much of it. A model that
@@ -159,7 +159,7 @@ def rounding(
     allowed = {}
     for leaf in measured:
         moved = min(_ROUNDINGS * leaf.absolute, _MOST_ROUNDING * largest)
-        allowed[leaf.path] = max(moved / leaf.scale if leaf.scale > 0 else moved, coarsest if leaf.rounds else 0.0)
+        allowed[leaf.path] = max(moved, coarsest * (leaf.scale or 1.0) if leaf.rounds else 0.0)
     return allowed
 
 

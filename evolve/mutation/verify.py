@@ -72,7 +72,8 @@ class Verification:
     def _train_before(self) -> GradRun | None:
         """Runs the model as in training; in eval mode with gradients where its user's forward fails in train mode."""
         try:
-            found = grad_run(self._model, self._inputs, self._seed, still=self._still)
+            looked_at: dict[str, nn.Parameter] | None = None if self._operator.on_groups else {}
+            found = grad_run(self._model, self._inputs, self._seed, still=self._still, new=looked_at)
         except Exception as error:
             if out_of_memory(error):
                 raise
@@ -160,7 +161,7 @@ class Verification:
         allowed = {leaf.path: leaf.allowed(preserves) for leaf in beyond}
         if preserves == "exact":
             rounds = rounding(self._model, self._inputs, self.after[mode], self._seed, mode=mode, still=self._still)
-            allowed = {path: max(bound, rounds.get(path, 0.0)) for path, bound in allowed.items()}
+            allowed = {k.path: max(allowed[k.path], rounds.get(k.path, 0.0) / (k.scale or 1.0)) for k in beyond}
         for leaf in beyond:
             if leaf.relative > allowed[leaf.path]:
                 raise RejectedError(
@@ -173,7 +174,7 @@ class Verification:
         """Says why the changed model could not be trained."""
         before, after = self._grad_before, self._grad_after
         if after is None or after.depends:
-            return list(after.faults) if after is not None else []
+            return [*after.faults, *_newly_infinite(before, after, new or {})] if after is not None else []
         if before is not None and before.depends:
             return ["no output depends on a trainable parameter any more"]
         if new and before is not None and self._had_trainable:
@@ -195,6 +196,15 @@ class Verification:
             if faults:
                 return f"the outputs cannot be compared ({faults[0]})"
         return why_not_measured(next(iter(self.before.values())))
+
+
+def _newly_infinite(before: GradRun | None, after: GradRun, new: Mapping[str, nn.Parameter]) -> list[str]:
+    """Names the old parameters whose gradients were finite, and are not any longer, whatever they are called now."""
+    if before is None or before.faults:
+        return []
+    known = {id(parameter) for parameter in before.infinite.values()}
+    names = [name for name, p in after.infinite.items() if id(p) not in known and name not in before.infinite]
+    return [f"the gradient of '{name}' has become NaN or infinite" for name in names if name not in new]
 
 
 def _mixes(operator: MutationOperator) -> bool:

@@ -65,13 +65,17 @@ class Part:
 
 def parts(outputs: Any) -> list[Part]:
     """Takes outputs apart, each holder before what it holds; what is met again, as in a cycle, is not entered twice."""
+    return _taken_apart(outputs, (Holder, Tensor))
+
+
+def _taken_apart(outputs: Any, entering: tuple[type, ...]) -> list[Part]:
     found: list[Part] = []
     entered: dict[int, Any] = {}  # ids are unique only among living objects
     waiting = [("", outputs)]
     while waiting:
         path, value = waiting.pop()
         found.append(Part(path, _comparable(value)))
-        if isinstance(found[-1].value, Holder) and id(value) not in entered:
+        if isinstance(found[-1].value, entering) and id(value) not in entered:
             entered[id(value)] = value
             waiting += [(path + step, item) for step, item in reversed(list(_held(value)))]
     return found
@@ -80,9 +84,10 @@ def parts(outputs: Any) -> list[Part]:
 def output_tensors(outputs: Any) -> list[Tensor]:
     """Returns the tensors (and arrays, as tensors) in a forward pass's outputs, whatever they are nested in.
 
-    Parts that were taken out of outputs may be given in their place.
+    Parts that were taken out of outputs may be given in their place. Attributes of tensors are left out: while a
+    model is traced they belong to the tracer.
     """
-    return [part.value for part in parts(outputs) if isinstance(part.value, Tensor)]
+    return [part.value for part in _taken_apart(outputs, (Holder,)) if isinstance(part.value, Tensor)]
 
 
 def copied_parts(outputs: Any) -> list[Part]:
@@ -141,11 +146,15 @@ def _tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
 
 def _held(value: Any) -> Iterator[tuple[str, Any]]:
     """Yields what something holds, each with the step that leads there."""
-    if isinstance(value, Tensor):  # a nested one
+    if isinstance(value, Tensor) and value.is_nested:
         yield from ((f"[{i}]", item) for i, item in enumerate(value.unbind()))
+    elif isinstance(value, Tensor) or isinstance(_comparable(value), Tensor):  # one value, but it may carry others
+        yield from ((f".{key}", item) for key, item in _attributes(value))
     elif isinstance(value, Mapping):
         items = [(_step(key, i), item) for i, (key, item) in enumerate(value.items())]
         yield from items
+        keys = ((f"{_step(key, i)} key", key) for i, key in enumerate(value))
+        yield from (key for key in keys if not isinstance(key[1], (*_ATOMS, *_CLOSED)))
         if isinstance(value, dict):  # Hugging Face's ModelOutput has its fields as keys and as attributes
             yield from ((f".{key}", item) for key, item in _attributes(value) if _step(key, 0) not in dict(items))
     elif isinstance(value, (tuple, list, deque, np.ndarray)):

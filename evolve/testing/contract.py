@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from evolve.errors import described
 from evolve.mutation.api import MutationResult, create_operator, mutate, sites
 from evolve.mutation.replaying import replay
 from evolve.operators import operators
@@ -75,7 +76,11 @@ def check_on(
         places: Sites to try instead of those that the operator offers.
         most_sites: Most sites to try.
         **options: The operator's options.
+
+    Raises:
+        AssertionError: If the operator breaks the contract, or if the model cannot be trained on its inputs.
     """
+    _check_subject(f"'{operator}' on {name}", subject)
     if places is None:
         places = sites(_built(subject), operator, example_inputs=_inputs(subject), **options)
     if most_sites is not None and len(places) > most_sites:
@@ -96,6 +101,22 @@ def variants(operator: str) -> Iterator[dict[str, Any]]:
                 cls(**{key: choice})
                 if choice != field.default:
                     yield {key: choice}
+
+
+def _check_subject(where: str, subject: Any) -> None:
+    """The contract needs a model that runs on its inputs and can be trained."""
+    assert isinstance(subject, Subject), (
+        f"{where}: the zoo holds a {type(subject).__name__}, not a Subject. Give functions: Subject(build, inputs)"
+    )
+    try:
+        loss = _loss(_built(subject), _inputs(subject))
+    except Exception as error:  # whatever a user's model raises
+        raise AssertionError(
+            f"{where}: before any change the model does not run on its inputs: {described(error)}"
+        ) from error
+    assert loss.requires_grad, (
+        f"{where}: no output depends on a trainable parameter, so that training cannot be checked. Unfreeze some"
+    )
 
 
 def _built(subject: Subject) -> nn.Module:

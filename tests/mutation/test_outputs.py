@@ -295,3 +295,50 @@ def test_the_real_model_output_of_hugging_face():
         logits: torch.Tensor | None = None
 
     assert [part.path for part in parts(Output(logits=X))] == ["", "['logits']", ".loss"]
+
+
+class Tagged(torch.Tensor):
+    """A tensor that carries another."""
+
+
+class Key:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def tagged(logits, carrier):
+    carrier.logits = logits
+    return carrier
+
+
+HIDDEN = {
+    "a key": lambda y: {y: 1},
+    "in a key": lambda y: {(1, y): 1},
+    "an object as a key": lambda y: {Key(y): 1},
+    "attribute of a tensor": lambda y: tagged(y, torch.ones(2)),
+    "attribute of a parameter": lambda y: tagged(y, nn.Parameter(torch.ones(2))),
+    "attribute of a subclass": lambda y: tagged([y], torch.ones(2).as_subclass(Tagged)),
+    "attribute of an attribute": lambda y: [tagged({"y": tagged(y, torch.ones(2))}, torch.ones(2))],
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_tensor_in_an_unusual_place_is_compared(scale, kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return HIDDEN[kind](self.layer(x))
+
+    result = evolve.mutate(Net(), scale("exact"), site="layer", example_inputs=X)
+    assert result.status == "rejected"
+    assert "logits" in result.message or "key" in result.message
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_difference_in_an_unusual_place_is_measured(kind):
+    before, after = (copied_parts(HIDDEN[kind](y)) for y in (X, X + 0.5))
+    assert not structure_faults(before, after)
+    assert difference(before, after).absolute == pytest.approx(0.5, abs=1e-6)

@@ -1,5 +1,8 @@
 """One run that mixes the statistics of both modes catches what either mode alone would show."""
 
+import math
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -7,10 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 import evolve
+from evolve.mutation.compare import difference
+from evolve.operators import operators
 from evolve.operators.widen import Widen
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
-from evolve.structure.outputs import output_tensors
+from evolve.structure.outputs import output_tensors, parts
 from evolve.structure.probe import mixed_outputs, mixed_statistics, outputs_in_use
 
 LOG = []  # outside of the model, where nobody takes it back after a run
@@ -135,3 +140,113 @@ def test_hooks_of_every_module_may_read_the_mode():
         handle.remove()
     assert result.status == "rejected"
     assert "in train mode the output changed" in result.message
+
+
+@pytest.fixture
+def scratch_operators():
+    """Forgets the operators that a test registers."""
+    known = set(operators.names())
+    yield
+    for name in set(operators.names()) - known:
+        operators.unregister(name)
+
+
+MASKS = {
+    "-1e9": lambda y, hidden: y.masked_fill(hidden, -1e9),
+    "the least number": lambda y, hidden: y.masked_fill(hidden, torch.finfo(y.dtype).min),
+    "added, as in transformers": lambda y, hidden: y + hidden.to(y.dtype) * torch.finfo(y.dtype).min,
+    "the least number of half precision": lambda y, hidden: y.masked_fill(hidden, -65504.0),
+    "-100": lambda y, hidden: y.masked_fill(hidden, -100.0),
+    "infinity": lambda y, hidden: y.masked_fill(hidden, -math.inf),
+}
+
+
+class Masked(nn.Module):
+    """Hides every second class, as a policy hides moves that are not allowed."""
+
+    def __init__(self, mask, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 8, dtype=dtype), nn.Linear(8, 4, dtype=dtype)
+        self.mask = mask
+
+    def forward(self, x):
+        y = self.last(torch.tanh(self.first(x)))
+        return self.mask(y, torch.tensor([False, True, False, True]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("preserves", ["exact", "approximate"])
+def test_a_mask_hides_no_change(scratch_operators, mask, dtype, preserves):
+    @evolve.operator("shifts", preserves=preserves)
+    def shifts(model, site, context):
+        with torch.no_grad():
+            model.last.bias += 0.4
+        return True, "done"
+
+    x = torch.linspace(-1, 1, 24).reshape(4, 6).to(dtype)
+    result = evolve.mutate(Masked(MASKS[mask], dtype), "shifts", site="last", example_inputs=x)
+    assert result.status == "rejected", result.message
+    scale = Masked(lambda y, _: y[:, ::2], dtype)(x).abs().max().item()
+    found = float(re.search(r"([\d.]+) relative", result.message)[1])
+    assert found == pytest.approx(0.4 / scale, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_masked_model_grows(mask, dtype):
+    x = torch.linspace(-1, 1, 24).reshape(4, 6).to(dtype)
+    result = evolve.mutate(Masked(MASKS[mask], dtype), "widen", site="first", example_inputs=x)
+    assert result.success, result.message
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "scale"),
+    [
+        ([1.0, 1e-8], [1.0, 2e-8], 1.0),  # rounding near zero beside a number of the usual size
+        ([60.0, 1e-8], [60.0, 2e-8], 60.0),
+        ([-1e9, 1.0], [-1e9, 1.5], 1.0),
+        ([-1e9, 1.0], [-1e9, 1.0], 1e9),  # nothing changed
+        ([-1e9, 1.0], [-2e9, 1.0], 1e9),  # what changes is no constant
+        ([5000.0, 400.0], [5000.0, 410.0], 5000.0),
+        ([-1e9, 0.0], [-1e9, 0.5], 0.0),
+    ],
+)
+def test_the_scale_leaves_constants_of_masks_out(before, after, scale):
+    leaf = difference(parts(torch.tensor(before)), parts(torch.tensor(after))).leaves[0]
+    assert leaf.scale == scale
+
+
+HOOKS = {
+    "the root of nothing": lambda m, a, o: torch.sqrt(o * 0) + o,
+    "a norm of nothing": lambda m, a, o: o + (o - o).pow(2).sum(-1, keepdim=True).sqrt(),
+    "a branch not taken": lambda m, a, o: torch.where(o.abs() >= 0, o, torch.sqrt(-o.abs() - 1)),
+}
+
+
+@pytest.mark.parametrize("preserves", ["exact", "approximate", "no"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_old_gradients_that_become_nan_are_refused(scratch_operators, hook, preserves):
+    @evolve.operator("hooks", preserves=preserves)
+    def hooks(model, site, context):
+        model.get_submodule(site).register_forward_hook(HOOKS[hook])
+        return True, "done"
+
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    result = evolve.mutate(model, "hooks", site="0", example_inputs=torch.ones(2, 6))
+    assert result.status == "rejected"
+    assert "the gradient of '0.weight' has become NaN or infinite" in result.message
+    assert not model[0]._forward_hooks
+
+
+def test_gradients_that_were_nan_before_are_no_fault_of_the_change(scratch_operators):
+    @evolve.operator("wraps", preserves="no")
+    def wraps(model, site, context):
+        model[0] = nn.Sequential(model[0])  # the parameters are called otherwise now
+        return True, "done"
+
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    model[0].register_forward_hook(HOOKS["the root of nothing"])
+    result = evolve.mutate(model, "wraps", site="0", example_inputs=torch.ones(2, 6))
+    assert result.success, result.message

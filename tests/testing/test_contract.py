@@ -10,7 +10,7 @@ from torch import nn
 
 import evolve
 from evolve.operators import operators
-from evolve.testing import ZOO, check_on, check_operator, variants
+from evolve.testing import ZOO, Subject, check_on, check_operator, variants
 
 # Options under which an operator is a different one, beside those whose choices have names (`variants` finds them).
 VARIANTS = {
@@ -164,3 +164,20 @@ def test_the_contract_finds_what_is_broken(plugin, change, clause):
     plugin("broken", broken)
     with pytest.raises(AssertionError, match=clause):
         check_operator("broken", CHAIN)
+
+
+def _frozen():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("subject", "clause"),
+    [
+        (Subject(_frozen, lambda: torch.randn(5, 6)), "no output depends on a trainable parameter"),
+        (Subject(lambda: nn.Linear(6, 8), lambda: torch.randn(5, 7)), "does not run on its inputs"),
+        (nn.Linear(2, 2), "the zoo holds a Linear, not a Subject"),
+    ],
+)
+def test_a_model_that_cannot_be_checked_is_named(subject, clause):
+    with pytest.raises(AssertionError, match=f"^'widen' on mine: .*{clause}"):
+        check_operator("widen", {"mine": subject})
