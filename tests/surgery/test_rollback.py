@@ -97,6 +97,7 @@ TOUCHES = {
     "a new group": lambda m, o: o.add_param_group({"params": [nn.Parameter(torch.ones(2))]}),
     "half precision": lambda m, o: m.half(),
     "class and forward": lambda m, o: (setattr(m, "forward", lambda x: x), setattr(m[0], "training", False)),
+    "dtype of gradients": lambda m, o: setattr(m[0].weight, "grad_dtype", torch.float64),
     "gradients": lambda m, o: [setattr(p, "grad", torch.ones_like(p)) for p in m.parameters()],
 }
 
