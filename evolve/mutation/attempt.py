@@ -69,7 +69,7 @@ def carry_out(
     table = carrier.before
     with preserved_rng(attempt.seed), making_parts_for(model):
         attempt.plan = _recordable(operator, operator.plan(model, site, before))
-        change = operator.apply(model, site, attempt.plan)
+        change = _made(operator, operator.apply(model, site, attempt.plan))
     changed = changes_of(model, table, change.cuts)
     remarks = [gradients.put_back(changed)]
     attempt.params_after = count_parameters(model)
@@ -120,6 +120,16 @@ def _recordable(operator: MutationOperator, plan: Any) -> dict[str, Any]:
     except ValueError as error:
         raise RejectedError(f"The plan of '{operator.name}' cannot be recorded: {error}") from error
     return found
+
+
+def _made(operator: MutationOperator, change: Any) -> Change:
+    """Returns what `apply` returned, if that is a Change."""
+    if not isinstance(change, Change):
+        raise RejectedError(
+            f"`apply` of '{operator.name}' returned a {type(change).__name__}; it has to return an evolve Change: "
+            "Change(message, parameters_added)."
+        )
+    return change
 
 
 def _without_optimizer(model: nn.Module, before: ParameterTable, changed: Sequence[Changed]) -> str:

@@ -238,10 +238,9 @@ def first_look(
         if out_of_memory(error):
             raise
         shapes = ", ".join(str(tuple(t.shape)) for t in inputs.tensors) if inputs else ""
+        given = f"of shape {shapes}" if shapes else "without a tensor"
         fault = described(error)
-        raise NotApplicable(
-            f"The model fails on example inputs of shape {shapes} before any change: {fault}"
-        ) from error
+        raise NotApplicable(f"The model fails on example inputs {given} before any change: {fault}") from error
 
 
 def reject_if(faults: Sequence[str]) -> None:

@@ -87,7 +87,7 @@ class MutationOperator(Registered, ABC):
     def sites(self, model: nn.Module, probe: Probe) -> list[str]:
         """Returns the submodules with parameters at which `plan` does not decline; any other place can be named.
 
-        Submodules that the probe batch does not come by are left out (attention layers use the weights of their output
+        Submodules that the probe batch never runs are left out (attention layers use the weights of their output
         projection without calling it): a block there would never run.
         """
         found = []

@@ -55,7 +55,7 @@ class Dropout(MutationOperator):
             )
         shapes = probe.shapes(site)
         if shapes is None:
-            raise NotApplicable(f"The probe batch does not come by '{site.name}': what it returns is not known.")
+            raise NotApplicable(f"The probe batch never runs '{site.name}': what it returns is not known.")
         return {"existing": False}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:

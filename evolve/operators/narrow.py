@@ -73,18 +73,24 @@ class Narrow(MutationOperator):
     def sites(self, model: nn.Module, probe: Probe) -> list[str]:
         """Returns the groups of channels, units and heads with more than one member."""
         analysis = structure_of(model, probe)
+        return listed(model, analysis, self._candidates(model, analysis))
+
+    def _candidates(self, model: nn.Module, analysis: Analysis) -> list[Group]:
         found = [group for group in analysis.changeable if group.size > 1]
         if self.options.criterion == "redundant":
             held = _Tensors(model, analysis)
             found = [group for group in found if _Members(held, group).redundant()]
-        return listed(model, analysis, found)
+        return found
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles which go, and whom their readers turn to."""
         analysis, groups = groups_at(model, site, probe)
         if site.name == EVERYWHERE:
-            names = set(self.sites(model, probe))
-            groups = [group for group in groups if group.name in names and not group.mixed]
+            found = self._candidates(model, analysis)
+            names = set(listed(model, analysis, found))
+            tied = [others for name in names if isinstance(others := analysis.together.get(name), list)]
+            names = names.union(*tied)
+            groups = [group for group in found if group.name in names and not group.mixed]
         if not groups:
             raise NotApplicable("No group of the model has anything to take out.")
         gradients = loss_gradients(model, probe) if self.options.criterion == "taylor" else {}

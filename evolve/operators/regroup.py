@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
 from evolve.structure.analysis import Analysis, analyse
+from evolve.structure.asks import never_mentioned
 from evolve.structure.axes.groups import Group, Slot
 from evolve.structure.dry_run import CannotFollow, rehearse
 from evolve.structure.probe import Probe, count_parameters
@@ -171,15 +172,18 @@ def _without_those_at_fault(
 
 
 def _with_all_in_sight(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> Sequence[Regrouping]:
-    """Leaves out groups that lie in a layer beside which there is one like it that no run came by.
+    """Leaves out groups that lie in a layer beside which there is one like it that no run uses.
 
-    That one is another way through the forward (an expert, a branch), and would have to follow.
+    That one is another way through the forward (an expert, a branch), and would have to follow, unless no code of the
+    model mentions it.
 
     Raises:
         NotApplicable: If nothing is left.
     """
     modules = dict(model.named_modules(remove_duplicate=False)) if analysis.unreached else {}
-    unreached = [(modules[owner], key, owner) for owner, _, key in (n.rpartition(".") for n in analysis.unreached)]
+    places = [(owner, key) for owner, _, key in (name.rpartition(".") for name in analysis.unreached)]
+    unused = {owner for owner in dict(places) if never_mentioned(model, owner)}
+    unreached = [(modules[owner], key, owner) for owner, key in places if owner not in unused]
 
     def like(slot: Slot) -> str | None:
         owner, _, key = slot.name.rpartition(".")
@@ -195,14 +199,14 @@ def _with_all_in_sight(model: nn.Module, analysis: Analysis, changes: Sequence[R
     if not left:
         first = changes[0].group.name
         raise NotApplicable(
-            f"The probe batch did not come by '{others[first]}', which is like a layer of '{first}' and may have to "
-            "follow: pass example_inputs that come by it, or take it out of the model if nothing does."
+            f"The probe batch never runs '{others[first]}', which is like a layer of '{first}' and may have to change "
+            "with it: pass example_inputs that run it, or take it out of the model if nothing does."
         )
     return left
 
 
 def _unseen(model: nn.Module, analysis: Analysis, changes: Sequence[Regrouping]) -> list[str]:
-    """Returns parameters that no run came by and that have an axis of a size that changes: they may belong to it."""
+    """Returns parameters that no run uses and that have an axis of a size that changes: they may belong to it."""
     sizes = {change.group.size for change in changes}
     return [name for name in analysis.unreached if sizes & set(model.get_parameter(name).shape)]
 
@@ -283,7 +287,7 @@ def told(plan: Mapping[str, Any]) -> str:
     if plan["left_out"]:
         told += f", without {_names(plan['left_out'])}, which cannot follow,"
     if plan["unseen"]:
-        told += f"; the probe batch did not come by {_names(plan['unseen'])}, which may have to follow"
+        told += f"; the probe batch never runs {_names(plan['unseen'])}, which may have to follow"
     return told
 
 

@@ -43,7 +43,7 @@ class SiteShape:
 
 
 def site_shape(site: Site, probe: Probe) -> SiteShape:
-    """Returns what the probe saw at the site or, where it did not come by, what the site's layers say.
+    """Returns what the probe saw at the site or, where it never ran, what the site's layers say.
 
     Raises:
         NotApplicable: If neither says enough, or no projection leads from the input's to the output's shape.

@@ -62,7 +62,7 @@ class Swap(MutationOperator):
         to: To = "auto"
 
     def sites(self, model: nn.Module, probe: Probe) -> list[str]:
-        """Returns the activations and norms of the model that the probe batch comes by."""
+        """Returns the activations and norms of the model that the probe batch runs."""
         found = []
         for name, module in model.named_modules():
             swappable = isinstance(module, (*_CLASSES, _BATCH_NORM, nn.LayerNorm))

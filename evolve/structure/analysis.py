@@ -76,7 +76,7 @@ class Analysis:
         self.flow = Flow()
         for tape in self.tapes:
             self.flow.follow(tape)
-        self.groups: list[Group] = find_groups(model, self.flow)
+        self.groups: list[Group] = find_groups(model, self.flow, gradients=any(tape.gradients for tape in self.tapes))
         self._by_name = {group.name: group for group in self.groups}
         self.together: dict[str, list[str] | NotApplicable] = {}
         self._elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -94,7 +94,7 @@ class Analysis:
 
     @property
     def unreached(self) -> list[str]:
-        """Parameters that no recorded run came by: nothing is known of them."""
+        """Parameters that no recorded run uses: nothing is known of them."""
         return [name for name in self._elements if name not in self.flow.sources]
 
     @property

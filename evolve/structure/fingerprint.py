@@ -1,8 +1,10 @@
 """What a forward pass can read of a model beside its weights, as a key: where it is the same, so is the structure.
 
 Everything that a module holds counts: numbers, flags and strings, also in lists, dictionaries, configs and objects of
-any class, modules that are kept in plain containers, and what its class keeps. Of tensors the shape counts; a forward
-that looks at their values is never remembered (see `analyse`).
+any class, modules that are kept in plain containers, and what classes keep: its own, those of the objects it holds,
+and those it holds themselves. Of tensors the shape counts; a forward that looks at their values is never remembered
+(see `analyse`). Globals of a Python file, variables of a closure and `os.environ` cannot be seen: after a change of
+one that a forward reads, the structure stays as it was first seen.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from evolve.structure.inputs import Inputs
 _DEPTH = 6  # containers and objects in one another
 _MOST = 20_000  # items of one model: what has more is a data set, not a part of a model
 _PLAIN = (int, float, complex, str, bytes, type(None), torch.dtype, torch.device, enum.Enum, range, slice)
-_CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, types.ModuleType)
+_CALLED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType)
 _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 _PASSING = _TABLES | {"training", "_evolve_links", "_compiled_call_impl"}
 
@@ -34,6 +36,7 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
     Those are classes, shapes and settings of every module, shapes of the inputs, and autocast around them.
     """
     reader = _Reader()
+    classes = tuple(reader.of_class(cls) for cls in dict.fromkeys(type(module) for module in model.modules()))
     modules = tuple(
         (
             name,
@@ -46,7 +49,6 @@ def fingerprint(model: nn.Module, inputs: Inputs) -> tuple[Any, ...]:
         )
         for name, module in model.named_modules()
     )
-    classes = tuple(reader.of_class(cls) for cls in dict.fromkeys(type(module) for module in model.modules()))
     leaves, arrangement = tree_flatten((inputs.args, dict(inputs.kwargs)))
     arguments = tuple(
         (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else reader.value(leaf, _DEPTH)
@@ -71,18 +73,22 @@ class _Reader:
     def __init__(self) -> None:
         self._met: dict[int, int] = {}
         self._alive: list[Any] = []  # ids are unique only among living objects
+        self._classes: set[type] = set()
         self._items = 0
 
     def fields(self, table: dict[str, Any], depth: int = _DEPTH) -> tuple[Any, ...]:
         """Returns the values of attributes by name."""
         return tuple((key, self.value(item, depth)) for key, item in list(table.items()) if key not in _PASSING)
 
-    def of_class(self, cls: type) -> tuple[Any, ...]:
+    def of_class(self, cls: type, depth: int = _DEPTH) -> tuple[Any, ...]:
         """Returns what a class and its bases keep beside functions, those of PyTorch excepted."""
+        if cls in self._classes:
+            return ()
+        self._classes.add(cls)
         own = [base for base in cls.__mro__ if not base.__module__.startswith(("torch.", "builtins", "typing"))]
         tables = ({k: v for k, v in vars(base).items() if k[:2] != "__"} for base in own)
         return tuple(
-            tuple((k, self.value(v, _DEPTH)) for k, v in table.items() if not hasattr(v, "__get__")) for table in tables
+            tuple((k, self.value(v, depth)) for k, v in table.items() if not hasattr(v, "__get__")) for table in tables
         )
 
     def value(self, value: Any, depth: int) -> Hashable:
@@ -94,11 +100,14 @@ class _Reader:
             return Tensor, tuple(value.shape), value.dtype
         if isinstance(value, (Tensor, *_CALLED)) or depth == 0 or self._items > _MOST:
             return type(value), id(value)
+        if isinstance(value, type):
+            return type, id(value), self.of_class(value, depth - 1)
         if id(value) in self._met:
             return "met", self._met[id(value)]
         self._met[id(value)] = len(self._met)
         self._alive.append(value)
-        return type(value), self._inside(value, depth - 1), self._held(value, depth - 1)
+        kept = self.of_class(type(value), depth - 1)
+        return type(value), kept, self._inside(value, depth - 1), self._held(value, depth - 1)
 
     def _inside(self, value: Any, depth: int) -> Hashable:
         """Returns the items of a container; () where it is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from evolve.errors import NotApplicable
 from evolve.structure.gradients import without_gradients
 from evolve.structure.isolation import undisturbed
 
@@ -49,7 +51,11 @@ def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
 
     Floating-point tensors take the dtype of the model's parameters; others keep theirs. One that requires a gradient
     goes on requiring it: a forward may differentiate by its input.
+
+    Raises:
+        NotApplicable: If it is something else, such as a number, or empty though the forward takes arguments.
     """
+    _check(model, example_inputs)
     device = next((t.device for t in _tensors(model)), torch.device("cpu"))
     dtype = next((t.dtype for t in _tensors(model) if t.is_floating_point()), torch.float32)
 
@@ -65,6 +71,31 @@ def as_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, Sequence):
         return Inputs(args=tree_map(move, tuple(example_inputs)))
     return Inputs(args=(move(example_inputs),))
+
+
+def _check(model: nn.Module, example_inputs: Any) -> None:
+    """Refuses what is no batch."""
+    kind = type(example_inputs).__name__
+    if type(example_inputs).__module__.partition(".")[0] == "numpy":
+        raise NotApplicable(
+            f"example_inputs is a NumPy {kind}; pass a tensor: example_inputs=torch.as_tensor(...), or a tuple of the "
+            "forward's arguments."
+        )
+    if isinstance(example_inputs, str | bytes | complex | float | int):
+        raise NotApplicable(
+            f"example_inputs is {example_inputs!r:.40}, of type {kind}; pass a tensor, a sequence of the forward's "
+            "arguments or a mapping of its keyword arguments."
+        )
+    if isinstance(example_inputs, Mapping | Sequence) and not example_inputs and _needs_arguments(model):
+        raise NotApplicable(
+            f"example_inputs is an empty {kind}, but the forward of {type(model).__name__} takes arguments; pass a "
+            "tensor, a sequence of its arguments or a mapping of its keyword arguments."
+        )
+
+
+def _needs_arguments(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -68,11 +68,11 @@ class Probe:
     found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def reached(self, site: Site) -> bool:
-        """Whether the probe batch came by the site."""
+        """Whether the probe batch runs the site."""
         return all(end in self.calls for end in site.ends)
 
     def shapes(self, site: Site) -> tuple[Shape, Shape] | None:
-        """Returns the site's input and output shape, or None where the probe did not come by.
+        """Returns the site's input and output shape, or None where the probe batch never runs it.
 
         Raises:
             NotApplicable: If the site takes or gives something else than one tensor.

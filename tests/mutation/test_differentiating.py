@@ -146,3 +146,8 @@ def test_a_model_that_fails_either_way_is_said_to_fail():
     result = evolve.mutate(Fails(), "residual", site="first", example_inputs=X)
     assert result.status == "not_applicable"
     assert "fails on example inputs of shape (4, 6) before any change: RuntimeError: mat1 and mat2" in result.message
+
+
+def test_a_weight_used_backwards_inside_the_forward_is_not_called_tied():
+    group = next(group for group in evolve.analyse(Forces(), X).groups if group.name == "first")
+    assert "in the forward and in a backward pass inside it" in group.mixed

@@ -25,6 +25,10 @@ class Slotted:
         self.depth = depth
 
 
+def _settings():
+    return type("Settings", (), {"depth": 1})
+
+
 class Repeats(nn.Module):
     """Calls one layer as often as something that it holds says."""
 
@@ -78,6 +82,17 @@ HELD = {
     ),
     "number in a tuple of lists": (lambda: ([1],), lambda m: m.held[0][0], lambda m: m.held[0].__setitem__(0, 2)),
     "none": (lambda: None, lambda m: 1 if m.held is None else 2, lambda m: _set(m, "held", 5)),
+    "attribute of a held class": (_settings, lambda m: m.held.depth, lambda m: _set(m.held, "depth", 2)),
+    "attribute of the class of a held object": (
+        _settings(),
+        lambda m: m.held.depth,
+        lambda m: _set(type(m.held), "depth", 2),
+    ),
+    "attribute of a base of a class in a list": (
+        lambda: [type("Small", (_settings(),), {})],
+        lambda m: m.held[0].depth,
+        lambda m: _set(m.held[0].__mro__[1], "depth", 2),
+    ),
     "class": (lambda: 0, _of_class, _set_class),
     "buffer": (
         lambda: 0,

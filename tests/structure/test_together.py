@@ -167,3 +167,78 @@ def test_more_than_was_asked_for_is_said():
     assert ok
     assert "has 16 instead of the 12 that were asked for" in message
     assert "instead of" not in evolve.mutate(model, "widen", site="0", factor=2, example_inputs=X).message
+
+
+class Summed(nn.Module):
+    """Two groups meet one integer, each in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = 8
+        self.a, self.b, self.c, self.d = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        left = self.c(self.a(x)[..., : self.w].relu())
+        return left + self.d(self.b(x).view(*x.shape[:-1], self.w).relu())
+
+
+@pytest.mark.parametrize("site", ["a", "*"])
+@pytest.mark.parametrize(("operator", "size"), [("widen", 16), ("narrow", 4)])
+def test_groups_that_meet_one_integer_in_different_ways_change_together(operator, size, site):
+    torch.manual_seed(0)
+    model = Summed()
+    assert evolve.sites(model, operator, example_inputs=X) == ["a"]
+    before = model(X)
+    result = evolve.mutate(model, operator, site=site, example_inputs=X)
+    assert result.success, result.message
+    assert (model.w, model.a.out_features, model.b.out_features) == (size, size, size)
+    if operator == "widen":
+        torch.testing.assert_close(model(X), before)
+
+
+class Attends(nn.Module):
+    """Holds a layer like its others that no code mentions."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o, self.cv = (nn.Linear(16, 16) for _ in range(5))
+
+    def forward(self, x):
+        return x + self.o((self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x))
+
+
+class Either(Attends):
+    def forward(self, x):
+        return super().forward(x) if x.sum() < 1e6 else x + self.cv(x)
+
+
+class LooksUp(Attends):
+    def forward(self, x):
+        return super().forward(x) if x.sum() < 1e6 else x + getattr(self, "c" + "vw"[0])(x)
+
+
+def _block(kind):
+    return nn.Sequential(nn.Linear(12, 16), kind(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("operator", ["widen", "narrow"])
+def test_a_layer_that_no_code_mentions_holds_nothing_back(operator):
+    found = evolve.sites(_block(Attends), operator, example_inputs=X)
+    assert found[0] == "0"
+    assert "1.v" in found
+    for site in found:
+        model = _block(Attends)
+        result = evolve.mutate(model, operator, site=site, example_inputs=X)
+        assert result.success, result.message
+        assert "the probe batch never runs '1.cv.weight'" in result.message
+        assert model.get_submodule("1.cv").weight.shape == (16, 16)
+
+
+@pytest.mark.parametrize("kind", [Either, LooksUp])
+@pytest.mark.parametrize(("operator", "options"), [("widen", {"init": "random"}), ("narrow", {})])
+def test_a_layer_that_may_run_on_another_batch_holds_back_and_sites_agree(operator, options, kind):
+    model = _block(kind)
+    assert evolve.sites(model, operator, example_inputs=X, **options) == []
+    result = evolve.mutate(model, operator, site="0", example_inputs=X, **options)
+    assert result.status == "not_applicable"
+    assert "The probe batch never runs '1.cv', which is like a layer of '0'" in result.message

@@ -58,8 +58,15 @@ class Group:
         return [slot for slot in self.slots if slot.reads]
 
 
-def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
-    """Returns the groups of a model whose runs have been followed, in the order of its parameters."""
+def find_groups(model: nn.Module, flow: Flow, *, gradients: bool = False) -> list[Group]:
+    """Returns the groups of a model whose runs have been followed, in the order of its parameters.
+
+    Args:
+        model: The model.
+        flow: What the runs showed.
+        gradients: Whether the model runs only with gradients on, as one does whose forward differentiates.
+    """
+    why = "in the forward and in a backward pass inside it, or by tied weights" if gradients else "tied weights"
     _heed_modules(model, flow)
     parameters = dict(model.named_parameters())
     order = {name: position for position, name in enumerate((*parameters, *dict(model.named_buffers())))}
@@ -72,7 +79,7 @@ def find_groups(model: nn.Module, flow: Flow) -> list[Group]:
                 place = (name, position)
                 reads = place in readings[leaf]
                 if reads and place in others[leaf]:
-                    leaf.mark("mixed", f"'{name}' is both read from and written with along it (tied weights)")
+                    leaf.mark("mixed", f"'{name}' is both read from and written with along it ({why})")
                 slots[leaf].append(Slot(name, position, reads))
     for leaf, found in slots.items():
         if all(slot.reads or slot.name not in parameters for slot in found):
