@@ -14,6 +14,7 @@ import evolve
 from evolve.care import CareConfig, NewParameters, recalibrate
 from evolve.errors import EvolveError
 from evolve.evolver.config import EvolutionConfig
+from evolve.operators import operators
 from evolve.surgery.parts import ParametersBefore, new_parts
 from evolve.training.events import MutationTried, StepMade
 
@@ -348,7 +349,6 @@ def test_gradients_are_cared_for_on_their_own_scale(clip):
     assert all(torch.allclose(p, found[1][name], rtol=1e-4, atol=1e-6) for name, p in found[0].items())
 
 
-@evolve.operator("wrap_the_head", preserves="exact")
 def wrap_the_head(model, site, context):
     """Puts a low-rank detour beside the last layer, as an adapter does; the layer gets another name."""
 
@@ -393,3 +393,18 @@ def test_a_layer_that_a_plugin_wraps_is_not_new(caplog):
     assert torch.equal(seen["average"], seen["after"])
     assert sorted(seen["young"]) == [f"head.2.{part}.{kind}" for part in ("down", "up") for kind in ("bias", "weight")]
     assert "inner" not in caplog.text
+
+
+PLUGINS = {
+    wrap_the_head: ("wrap_the_head", "exact"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plugins():
+    """Registered for this file alone: other tests take up every operator there is."""
+    for function, (name, preserves) in PLUGINS.items():
+        evolve.operator(name, preserves=preserves)(function)
+    yield
+    for name, _ in PLUGINS.values():
+        operators.unregister(name)

@@ -13,6 +13,7 @@ import evolve
 from evolve import EvolutionConfig, MutationController
 from evolve.errors import CheckpointError, EvolveError
 from evolve.evolver.loop import Loop
+from evolve.operators import operators
 from evolve.training.events import BestImproved, EpochEnded, MutationTried, VerdictGiven
 
 STEPS = 24
@@ -214,7 +215,6 @@ def test_an_error_without_a_mutation_is_not_the_controllers():
     assert not training.controller.after_step(ValueError("the mutation has come through its first step"))
 
 
-@evolve.operator("spoil", preserves="no")
 def spoil(model, site, context):
     """Makes the model much worse."""
     with torch.no_grad():
@@ -507,3 +507,18 @@ def test_arguments_of_the_controller_are_told_at_once(wrong):
             model if wrong == "loop" else loop,
             callbacks=[3] if wrong == "callback" else (),
         )
+
+
+PLUGINS = {
+    spoil: ("spoil", "no"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plugins():
+    """Registered for this file alone: other tests take up every operator there is."""
+    for function, (name, preserves) in PLUGINS.items():
+        evolve.operator(name, preserves=preserves)(function)
+    yield
+    for name, _ in PLUGINS.values():
+        operators.unregister(name)

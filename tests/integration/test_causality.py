@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import evolve
 from evolve.blocks.layers import SqueezeExcite
 from evolve.models import build_model
+from evolve.operators import operators
 from evolve.structure.causality import orders_of
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import probe
@@ -90,7 +91,6 @@ def test_no_operator_lets_a_causal_model_look_ahead(name):
     assert expected.get(name, {"attention", "deepen", "residual"}) <= set(applied)
 
 
-@evolve.operator("look_ahead_by_mean", preserves="exact")
 def _mean_behind_a_gate(model, site, context):
     """Adds the mean over all positions behind a gate that starts at zero."""
     model.evolved_mean = _Mean(model.get_submodule(site))
@@ -110,7 +110,6 @@ class _Mean(nn.Module):
         return out + self.gate * out.mean(axis, keepdim=True)
 
 
-@evolve.operator("look_ahead_by_padding", preserves="exact")
 def _pad_on_both_sides(model, site, context):
     """Enlarges a kernel by zeros on both sides."""
     conv = model.get_submodule(site)
@@ -120,13 +119,11 @@ def _pad_on_both_sides(model, site, context):
     return True, "Enlarged the kernel."
 
 
-@evolve.operator("look_ahead_by_flag", preserves="no")
 def _drop_the_mask(model, site, context):
     model.get_submodule(site).causal = False
     return True, "Dropped the mask."
 
 
-@evolve.operator("look_ahead_by_buffer", preserves="exact")
 def _open_the_mask(model, site, context):
     """Opens the mask of a convolution whose weights are zero there: no new parameter."""
     layer = model.get_submodule(site)
@@ -398,3 +395,21 @@ def test_a_sequence_along_the_first_axis_is_not_taken_for_a_batch():
     ok, message = evolve.mutate(model, "attention", site="block", example_inputs=x)
     assert not ok
     assert "first axis" in message
+
+
+PLUGINS = {
+    _mean_behind_a_gate: ("look_ahead_by_mean", "exact"),
+    _pad_on_both_sides: ("look_ahead_by_padding", "exact"),
+    _drop_the_mask: ("look_ahead_by_flag", "no"),
+    _open_the_mask: ("look_ahead_by_buffer", "exact"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _plugins():
+    """Registered for this file alone: other tests take up every operator there is."""
+    for function, (name, preserves) in PLUGINS.items():
+        evolve.operator(name, preserves=preserves)(function)
+    yield
+    for name, _ in PLUGINS.values():
+        operators.unregister(name)

@@ -150,6 +150,12 @@ def test_sequences(name, sequence):
     check_sequence(name, *sequence)
 
 
+def assert_same(before, after, bound, place=""):
+    """Equal to a bound of single precision; where a model computes in half precision, to its rounding."""
+    for leaf in difference(before, after).leaves:
+        assert leaf.relative <= (bound if leaf.rounds <= 1e-5 else leaf.rounds), f"{place} {leaf}"
+
+
 def check_sequence(name, exact, chosen):
     run = Run(name)
     before, records = run.outputs(), []
@@ -159,7 +165,7 @@ def check_sequence(name, exact, chosen):
         if result and not exact:
             run.train()
     if exact:
-        assert difference(before, run.outputs()).relative <= 1e-4
+        assert_same(before, run.outputs(), 1e-4)
         run.train()
     torch.default_generator.manual_seed(0)
     rebuilt = ZOO[name].build()
@@ -184,7 +190,9 @@ def test_narrow_takes_out_what_widen_put_in(name, init):
         result = evolve.mutate(run.model, "narrow", **how, **there)
         assert result, f"{place}: {result.message}"
         assert {key: tuple(p.shape) for key, p in run.model.named_parameters()} == shapes
-        assert difference(before, run.outputs()).relative <= 1e-5, place
+        assert_same(before, run.outputs(), 1e-5, place)
         for key, parameter in run.parameters():
             again = run.optimizer.state[parameter]["exp_avg"]
-            assert torch.allclose(again, averages[key], rtol=1e-4, atol=1e-7), f"{place}: the average of {key}"
+            half = again.dtype in (torch.bfloat16, torch.float16)  # whose rounding is a few thousandths
+            close = {"rtol": 2e-2, "atol": 1e-3} if half else {"rtol": 1e-4, "atol": 1e-7}
+            assert torch.allclose(again, averages[key], **close), f"{place}: the average of {key}"

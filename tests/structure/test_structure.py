@@ -273,7 +273,6 @@ def test_what_stands_between_decides_which_copies_are_exact():
         ("chain", "features.0:3", "an axis of the model's input"),
         ("chain", "classifier.2", "an axis of the model's output"),
         ("chain", "features.0:1", "a spatial size"),
-        ("depthwise", "depthwise", "each group has one input channel"),
         ("transformer", "embed", "its positions are told apart by index"),
         ("recurrent", "rnn", "a recurrent layer"),
     ],
@@ -282,6 +281,12 @@ def test_pins_say_why(name, group, reason):
     analysis = evolve.analyse(ZOO[name].build(), ZOO[name].inputs())
     with pytest.raises(NotApplicable, match=f"'{group}' cannot change: {reason}"):
         analysis.group(group)
+
+
+def test_a_layer_that_passes_channels_on_goes_by_the_group_that_it_passes():
+    """A depthwise convolution has an axis of its own that is pinned; who names the layer means its channels."""
+    analysis = evolve.analyse(ZOO["depthwise"].build(), ZOO["depthwise"].inputs())
+    assert analysis.group("depthwise").name == "expand"
 
 
 def test_an_unknown_group_names_the_closest():
