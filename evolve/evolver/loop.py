@@ -138,6 +138,11 @@ class Loop:
         return self._steps is not None
 
     @property
+    def flops_per_sample(self) -> int | None:
+        """FLOPs of a forward pass of one sample, 0 where they cannot be counted; None where the loop counts none."""
+        return None
+
+    @property
     def evaluates(self) -> bool:
         """Whether the loop can evaluate the model on held-out data."""
         return self._evaluate is not None

@@ -56,6 +56,8 @@ class Proposer:
         self._loop = loop
         self._new_parameters = new_parameters
         self._stopping = stopping
+        if config.repay and loop.flops_per_sample == 0:
+            logger.warning("evolution.repay says nothing about this model: its FLOPs cannot be counted.")
 
     def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.

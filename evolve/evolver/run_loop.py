@@ -71,6 +71,11 @@ class RunLoop(Loop):
         return True
 
     @property
+    def flops_per_sample(self) -> int:
+        """FLOPs of a forward pass of one sample; 0 where they cannot be counted."""
+        return self.state.flops_per_sample
+
+    @property
     def evaluates(self) -> bool:
         """A run has held-out data."""
         return True

@@ -140,6 +140,8 @@ def _measured(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], own: 
         found = _tried(Disturber(model, inputs), candidates)
         if found or any(_tells(order, outputs) for places in candidates for some in places.values() for order in some):
             return found
+    if _answers_whole_images(inputs, outputs):
+        return []
     for name, tensor in reversed(outputs_inside(model, inputs).items()):
         inner = [_candidates(inputs, number, [tensor], own) for number in _readable(inputs)]
         single = tensor.dim() > 2 and tensor.shape[1] == 1  # the logits of the last position alone
@@ -147,6 +149,13 @@ def _measured(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], own: 
             found = _tried(Disturber(model, inputs, name), inner)
             return [replace(order, module=name) for order in found if order.spreads]
     return []
+
+
+def _answers_whole_images(inputs: Inputs, outputs: Sequence[Tensor]) -> bool:
+    """Whether the model says one thing of each image or vector, as a classifier does: it is not looked into."""
+    sequences = any(is_sequence(inputs.tensors[number]) for number in _readable(inputs))
+    batch = inputs.batch_size
+    return not sequences and all(output.dim() in (1, 2) and output.shape[0] == batch for output in outputs)
 
 
 def _tells(order: Order, outputs: Sequence[Tensor]) -> bool:

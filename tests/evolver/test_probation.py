@@ -18,12 +18,14 @@ from evolve.evolver.loop import Score
 from evolve.lineage import Lineage
 from evolve.operators import operators
 from evolve.training import evaluate
+from evolve.training.events import MutationTried
 
 
 def run_of(folder=None, **changes):
     """An Evolver whose validation loss changes little from step to step."""
     quiet = LrScheduleConfig(name="OneCycleLR", options={"max_lr": 0.02})
-    return make(folder, **{"lr_schedule": quiet, **changes})
+    ARMED.clear()
+    return make(folder, **{"lr_schedule": quiet, "callbacks": [armed], **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +40,30 @@ def plugins():
 
     @evolve.operator("break")
     def break_(model, site, context):
-        with torch.no_grad():
-            model.head[2].weight.mul_(1e38)
+        """Everything is right until the model is trained on: only then does the gradient overflow."""
+        model.head[2].register_module("later", _Overflow())
+        model.head[2].register_forward_hook(lambda layer, inputs, output: layer.later(output))
         return True, "Broke."
 
     yield
     operators.unregister("harm")
     operators.unregister("break")
+
+
+class _Overflow(nn.Module):
+    """Passes on what comes, until `ARMED`: then it makes it infinite."""
+
+    def forward(self, x):
+        return x * math.inf if ARMED else x
+
+
+ARMED = []
+
+
+def armed(event):
+    """Lets the model break as soon as a mutation is applied."""
+    if isinstance(event, MutationTried):
+        ARMED[:] = [True] if event.record.success else []
 
 
 def evolution(operator, steps, at, **changes):

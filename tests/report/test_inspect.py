@@ -469,7 +469,7 @@ def test_images_of_the_size_that_torchvision_uses():
         (["none.yaml"], 2, ["none.yaml: there is no such file"]),
         (["inspected_models:Too"], 1, ["'inspected_models' has no 'Too'", "Did you mean 'Two'?"]),
         (["inspected_models:three"], 1, ["is a int, which cannot be called"]),
-        (["builtins:dict"], 1, ["built a dict, not an nn.Module"]),
+        (["builtins:dict"], 1, ["is part of Python itself and makes no model"]),
         (["torchvision:resnet19"], 1, ["Unknown torchvision model 'resnet19'", "Did you mean"]),
         (["."], 1, ["No whole checkpoint", "run folder"]),
         (["simple_cnn", "--option", "classes=3"], 1, ["unknown option 'classes'", "num_classes"]),
