@@ -76,6 +76,8 @@ def refuse_unworkable(model: nn.Module) -> None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         raise NotApplicable("A ScriptModule cannot be changed. Mutate the Python model and script it again.")
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotApplicable("Inside a transform of torch.func (vmap, grad) no model can be changed. Mutate outside.")
     refuse_wrapped(model)
     refuse_lazy(model)
     for name, tensor in _tensors(model):
