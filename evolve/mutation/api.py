@@ -17,6 +17,7 @@ from torch import nn
 from evolve.errors import EvolveError, MutationError, NotApplicable, RejectedError, described, did_you_mean, text_of
 from evolve.lineage import Record, Status
 from evolve.mutation.attempt import Attempt, carry_out
+from evolve.mutation.health import LookCloserError
 from evolve.mutation.limits import Limits
 from evolve.mutation.recording import applied, check_call, no_exit, opened, refused
 from evolve.mutation.verify import first_look
@@ -131,12 +132,21 @@ def mutate(
     attempt = Attempt(site or "", drawn, count_parameters(model))
     memory_before = memory_in_use(model)
     cause: Exception | None = None
-    try:
-        refuse_unworkable(model)
+
+    def attempted(closely: bool = False) -> tuple[Record, Change]:
         # Tensors that are made in inference mode could never be trained.
         with torch.inference_mode(False), Transaction(model, optimizer), no_exit(operator):
-            message, change = carry_out(model, acting, site, optimizer, example_inputs, loss, limits, attempt)
-            record = applied(given, attempt, message)
+            message, change = carry_out(
+                model, acting, site, optimizer, example_inputs, loss, limits, attempt, closely=closely
+            )
+            return applied(given, attempt, message), change
+
+    try:
+        refuse_unworkable(model)
+        try:
+            record, change = attempted()
+        except LookCloserError:  # everything is as before
+            record, change = attempted(closely=True)
     except Exception as error:
         status, message = _answer(error)
         trace = traceback.format_exc() if status == "failed" else None

@@ -51,8 +51,14 @@ def carry_out(
     loss: OutputLoss | None,
     limits: Limits | None,
     attempt: Attempt,
+    *,
+    closely: bool = False,
 ) -> tuple[str, Change]:
-    """Plans, applies and verifies inside an open transaction; returns the message and what the operator did."""
+    """Plans, applies and verifies inside an open transaction; returns the message and what the operator did.
+
+    Raises:
+        LookCloserError: If it has to be done again with `closely`.
+    """
     inputs = infer_inputs(model) if example_inputs is None else as_inputs(model, example_inputs)
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
@@ -62,8 +68,10 @@ def carry_out(
     orders = orders_of(model, before)
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    verification = Verification(model, inputs, operator, before, attempt.seed) if inputs is not None else None
-    health = Health(model)
+    verification = None
+    if inputs is not None:
+        verification = Verification(model, inputs, operator, before, attempt.seed, closely=closely)
+    health = Health(model, closely=closely)
 
     carrier = Carrier(model, optimizer)
     table = carrier.before
@@ -106,7 +114,7 @@ def _new_parameters(
     new = {name: p for name, p in model.named_parameters() if p.requires_grad and p not in table}
     if not operator.on_groups:
         return new if before.reached(site) else None
-    others = len(ParameterTable(model).by_name) != len(table.by_name)
+    others = len(dict(model.named_parameters(remove_duplicate=False))) != len(table.by_name)
     # Other widths alone break no backward pass of autograd's own.
     return new if new or others or backward_hooks(model) else None
 

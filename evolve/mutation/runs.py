@@ -17,7 +17,7 @@ from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import depends_on, gradients_of, kept_gradients, without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
-from evolve.structure.outputs import Part, copied_parts, differentiable, single_or_wider
+from evolve.structure.outputs import Part, copied_parts, differentiable, is_finite, single_or_wider
 from evolve.structure.probe import FlopCounter, mixed_statistics
 from evolve.structure.tracing.flops import formula_of
 
@@ -116,7 +116,7 @@ def grad_run(
         except RuntimeError as error:  # such as an in-place operation on what another one has kept
             return GradRun(found.outputs, found.flops, depends, [f"a backward pass fails ({error})"])
     arrived = {name: gradient for name, gradient in zip(trained, gradients, strict=True) if gradient is not None}
-    infinite = {name: trained[name] for name, gradient in arrived.items() if not bool(torch.isfinite(gradient).all())}
+    infinite = {name: trained[name] for name, gradient in arrived.items() if not is_finite(gradient)}
     faults = [f"no gradient reaches the new parameter '{name}'" for name in new if name not in arrived]
     faults += [f"the gradient of the new parameter '{name}' is not finite" for name in new if name in infinite]
     return GradRun(found.outputs, found.flops, depends, faults, infinite)

@@ -17,6 +17,7 @@ from evolve.mutation.compare import (
     uncompared,
     why_not_measured,
 )
+from evolve.mutation.health import LookCloserError
 from evolve.mutation.runs import GradRun, grad_run, rounding
 from evolve.operators import MutationOperator
 from evolve.operators.regroup import structure_of
@@ -42,6 +43,7 @@ class Verification:
         operator: What is going to change the model.
         before: The first look at the model, by `first_look`.
         seed: Of all that is drawn.
+        closely: Look at the gradients before the change too, which takes a backward pass.
 
     Attributes:
         before: What the model gave, by run: "eval" as it is used, "mixed" with `mixed_statistics`, "train".
@@ -50,7 +52,16 @@ class Verification:
         remarks: What could not be looked at, and why.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, operator: MutationOperator, before: Probe, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        operator: MutationOperator,
+        before: Probe,
+        seed: int,
+        *,
+        closely: bool = False,
+    ) -> None:
         self._model, self._inputs, self._operator, self._seed = model, inputs, operator, seed
         self._flops = before.flops
         structure = structure_of(model, before) if operator.on_groups else None
@@ -63,16 +74,18 @@ class Verification:
         self.after: dict[str, Sequence[Part]] = {}
         if operator.on_groups:
             self.before["mixed" if _mixes(operator) else "eval"] = before.outputs
-        if "eval" not in self.before and (not operator.on_groups or asks_how_it_runs(model)):
-            self.before["eval"] = outputs_in_use(model, inputs, seed)
+        asks = asks_how_it_runs(model)
+        if "eval" not in self.before and (not operator.on_groups or asks):
+            self.before["eval"] = outputs_in_use(model, inputs, seed) if asks else before.outputs
         self._other_way = before.outputs
+        self._closely = closely
         self._grad_before = self._train_before() if self._trains else None
         self._grad_after: GradRun | None = None
 
     def _train_before(self) -> GradRun | None:
         """Runs the model as in training; in eval mode with gradients where its user's forward fails in train mode."""
         try:
-            looked_at: dict[str, nn.Parameter] | None = None if self._operator.on_groups else {}
+            looked_at: dict[str, nn.Parameter] | None = {} if self._closely else None
             found = grad_run(self._model, self._inputs, self._seed, still=self._still, new=looked_at)
         except Exception as error:
             if out_of_memory(error):
@@ -171,10 +184,19 @@ class Verification:
                 )
 
     def gradient_faults(self, new: Mapping[str, nn.Parameter] | None) -> list[str]:
-        """Says why the changed model could not be trained."""
+        """Says why the changed model could not be trained.
+
+        Raises:
+            LookCloserError: If gradients of old parameters are infinite, and it is not known whether they were before.
+        """
         before, after = self._grad_before, self._grad_after
-        if after is None or after.depends:
-            return [*after.faults, *_newly_infinite(before, after, new or {})] if after is not None else []
+        if after is None:
+            return []
+        if after.depends:
+            suspects = [name for name in after.infinite if name not in (new or {})]
+            if suspects and before is not None and not self._closely:
+                raise LookCloserError
+            return [*after.faults, *_newly_infinite(before, after, suspects)]
         if before is not None and before.depends:
             return ["no output depends on a trainable parameter any more"]
         if new and before is not None and self._had_trainable:
@@ -198,13 +220,13 @@ class Verification:
         return why_not_measured(next(iter(self.before.values())))
 
 
-def _newly_infinite(before: GradRun | None, after: GradRun, new: Mapping[str, nn.Parameter]) -> list[str]:
+def _newly_infinite(before: GradRun | None, after: GradRun, suspects: Sequence[str]) -> list[str]:
     """Names the old parameters whose gradients were finite, and are not any longer, whatever they are called now."""
     if before is None or before.faults:
         return []
     known = {id(parameter) for parameter in before.infinite.values()}
-    names = [name for name, p in after.infinite.items() if id(p) not in known and name not in before.infinite]
-    return [f"the gradient of '{name}' has become NaN or infinite" for name in names if name not in new]
+    names = [name for name in suspects if id(after.infinite[name]) not in known and name not in before.infinite]
+    return [f"the gradient of '{name}' has become NaN or infinite" for name in names]
 
 
 def _mixes(operator: MutationOperator) -> bool:

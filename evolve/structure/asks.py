@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
-# By these, code of torch or of a user notices that a `TorchFunctionMode` is open.
+# By these, code of torch or of a user notices that a mode of torch is open, or that its calls are watched.
 _QUESTIONS = {
     *("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic", "get_fastpath_enabled"),
     *("_is_torch_function_mode_enabled", "_is_torch_function_enabled", "_is_torch_function_all_disabled"),
     *("_len_torch_function_stack", "_get_current_function_mode", "_get_current_function_mode_stack"),
+    *("_len_torch_dispatch_stack", "_get_current_dispatch_mode", "_get_current_dispatch_mode_stack"),
+    *("_forward_hooks", "_compiled_call_impl"),
 }
 
 # By these, code reaches submodules without mentioning their names.

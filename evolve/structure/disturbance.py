@@ -145,6 +145,14 @@ def _inside(model: nn.Module, inputs: Inputs, wanted: str | None) -> dict[str, T
     return found
 
 
+def cuts_of(sizes: tuple[int, ...]) -> list[int]:
+    """Returns the positions from which inputs are disturbed, one in the middle first; two of them close to the end."""
+    count, row = math.prod(sizes), sizes[-1]
+    inside = count // 2 + (row // 2 if len(sizes) > 1 and sizes[0] % 2 == 0 else 0)
+    wanted = [inside, count // 2, 1, count // 4, 3 * count // 4, count - 2, count - 1]
+    return [cut for cut in dict.fromkeys(wanted) if 0 < cut < count]
+
+
 def _disturbed(tensor: Tensor, place: Place, start: int, stop: int | None) -> Tensor:
     axes = place.axes
     sizes = [tensor.shape[axis] for axis in axes]

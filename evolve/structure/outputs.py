@@ -112,6 +112,14 @@ def single_or_wider(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype in (torch.float64, torch.complex64, torch.complex128) else torch.float32
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite: a sum hides no other one and is much quicker to take, but it may overflow."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout != torch.strided:
+        return True
+    wide = tensor.to(single_or_wider(tensor.dtype))
+    return bool(torch.isfinite(wide.sum())) or bool(torch.isfinite(wide).all())
+
+
 def dense(tensor: Tensor) -> Tensor:
     """Returns the values of a tensor of any layout, strided."""
     if tensor.is_quantized:

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from helpers.fingerprints import fingerprint
+from helpers.operators import registered
 from helpers.runs import MUTATION_STEPS, digests, make, stop_after
 from torch import nn
 
@@ -14,7 +15,6 @@ import evolve
 from evolve.care import CareConfig, NewParameters, recalibrate
 from evolve.errors import EvolveError
 from evolve.evolver.config import EvolutionConfig
-from evolve.operators import operators
 from evolve.surgery.parts import ParametersBefore, new_parts
 from evolve.training.events import MutationTried, StepMade
 
@@ -402,9 +402,4 @@ PLUGINS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _plugins():
-    """Registered for this file alone: other tests take up every operator there is."""
-    for function, (name, preserves) in PLUGINS.items():
-        evolve.operator(name, preserves=preserves)(function)
-    yield
-    for name, _ in PLUGINS.values():
-        operators.unregister(name)
+    yield from registered(PLUGINS)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from helpers.operators import registered
 from helpers.runs import digest, optimizer_digest
 from torch import nn
 from torch.nn import functional as F
@@ -13,7 +14,6 @@ import evolve
 from evolve import EvolutionConfig, MutationController
 from evolve.errors import CheckpointError, EvolveError
 from evolve.evolver.loop import Loop
-from evolve.operators import operators
 from evolve.training.events import BestImproved, EpochEnded, MutationTried, VerdictGiven
 
 STEPS = 24
@@ -516,9 +516,4 @@ PLUGINS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _plugins():
-    """Registered for this file alone: other tests take up every operator there is."""
-    for function, (name, preserves) in PLUGINS.items():
-        evolve.operator(name, preserves=preserves)(function)
-    yield
-    for name, _ in PLUGINS.values():
-        operators.unregister(name)
+    yield from registered(PLUGINS)

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 from helpers.causal import CAUSAL, GPT, TCN, Block, PaddedBefore, PixelCNN
+from helpers.operators import registered
 from torch import nn
 from torch.nn import functional as F
 
 import evolve
 from evolve.blocks.layers import SqueezeExcite
 from evolve.models import build_model
-from evolve.operators import operators
 from evolve.structure.causality import orders_of
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import probe
@@ -407,9 +407,4 @@ PLUGINS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _plugins():
-    """Registered for this file alone: other tests take up every operator there is."""
-    for function, (name, preserves) in PLUGINS.items():
-        evolve.operator(name, preserves=preserves)(function)
-    yield
-    for name, _ in PLUGINS.values():
-        operators.unregister(name)
+    yield from registered(PLUGINS)

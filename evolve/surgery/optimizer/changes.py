@@ -18,7 +18,8 @@ class ParameterTable:
     def __init__(self, model: nn.Module) -> None:
         self.by_name = dict(model.named_parameters(remove_duplicate=False))
         self.shapes: dict[int, Shape] = {id(p): tuple(p.shape) for p in self.by_name.values()}
-        self.layers = {name: type(model.get_submodule(name.rpartition(".")[0])) for name in self.by_name}
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self.layers = {name: type(modules[name.rpartition(".")[0]]) for name in self.by_name}
 
     def __contains__(self, parameter: Parameter) -> bool:
         return id(parameter) in self.shapes

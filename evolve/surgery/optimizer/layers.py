@@ -21,6 +21,8 @@ Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
 # Lead out of an optimizer into the rest of the program.
 _CLOSED = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _CLOSED += (functools.partial, logging.Logger, threading.Thread, str, bytes, int, float, complex, range)  # type: ignore[assignment]
+_NO_OPTIMIZER = (*_CLOSED, dict, list, tuple, Mapping)
+_ATOMS = frozenset((type(None), bool, int, float, str))  # most of what there is, and nothing is inside
 _MOST_OBJECTS = 500  # objects of classes that we do not know; past that we are no longer inside the optimizer
 
 
@@ -44,7 +46,7 @@ def as_optimizers(optimizer: Optimizers | None) -> list[Optimizer]:
 
 def is_optimizer(thing: Any) -> bool:
     """Whether something can be treated as an optimizer, which not every wrapper inherits from."""
-    if isinstance(thing, (*_CLOSED, Mapping, list, tuple)):
+    if isinstance(thing, _NO_OPTIMIZER):
         return False
     return isinstance(getattr(thing, "param_groups", None), list) and isinstance(getattr(thing, "state", None), Mapping)
 
@@ -65,6 +67,8 @@ def reachable(root: Any) -> Iterator[Any]:
     while waiting:
         thing = waiting.popleft()
         yield thing
+        if isinstance(thing, Tensor):
+            continue
         inside: Iterable[Any] = ()
         if isinstance(thing, Mapping):
             inside = [*thing.keys(), *thing.values()]
@@ -74,11 +78,9 @@ def reachable(root: Any) -> Iterator[Any]:
             objects += 1
             inside = [vars(thing)] if objects <= _MOST_OBJECTS else ()
         for part in inside:
-            if (
-                part is not None
-                and id(part) not in seen
-                and (isinstance(part, Tensor) or not isinstance(part, _CLOSED))
-            ):
+            if type(part) in _ATOMS or id(part) in seen:
+                continue
+            if isinstance(part, Tensor) or not isinstance(part, _CLOSED):
                 seen.add(id(part))
                 waiting.append(part)
 
