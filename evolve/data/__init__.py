@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from evolve.data import digits, fake, folder, vision  # noqa: F401 - they register their data sets
 from evolve.data.augment import CropFlip, Normalise
-from evolve.data.batches import Batches, TensorBatches
+from evolve.data.batches import Batches, OrderedBatches, TensorBatches
 from evolve.data.convert import BatchSource, as_batches
 from evolve.data.loaders import IterableBatches, LoaderBatches
-from evolve.data.sources import Data, build_data, datasets, find_data, no_augmentation, takes
+from evolve.data.order import Sampler
+from evolve.data.sources import Data, build_data, datasets, find_collate, find_data, no_augmentation, takes
+from evolve.data.trees import Batch, count_samples, join, map_tensors, take, tensors_of
 
 __all__ = [
+    "Batch",
     "BatchSource",
     "Batches",
     "CropFlip",
@@ -17,11 +20,19 @@ __all__ = [
     "IterableBatches",
     "LoaderBatches",
     "Normalise",
+    "OrderedBatches",
+    "Sampler",
     "TensorBatches",
     "as_batches",
     "build_data",
+    "count_samples",
     "datasets",
+    "find_collate",
     "find_data",
+    "join",
+    "map_tensors",
     "no_augmentation",
+    "take",
     "takes",
+    "tensors_of",
 ]

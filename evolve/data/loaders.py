@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from evolve.data.augment import Augment, Prepare
-from evolve.data.batches import Batches, check_size
-from evolve.data.order import batch_bounds, epoch_order, mix
+from evolve.data.batches import Batches, OrderedBatches
+from evolve.data.collate import Collate, as_tuple, collate, prepared
+from evolve.data.order import mix
+from evolve.data.trees import Batch, count_samples, join, take
 from evolve.errors import DataError
 from evolve.runtime.generators import preserved_rng, seed_generators
 from evolve.runtime.memory import out_of_memory
 
+logger = logging.getLogger(__name__)
 
-class LoaderBatches(Batches):
+
+class LoaderBatches(OrderedBatches):
     """Batches of a map-style data set, read by a DataLoader.
 
     The order is a function of (seed, epoch), and the random transforms of a sample see generators seeded from (seed,
@@ -29,13 +35,16 @@ class LoaderBatches(Batches):
     state of this process is left as it was.
 
     Args:
-        dataset: Has `__len__` and `__getitem__`, which gives `(input, target)`.
+        dataset: Has `__len__` and `__getitem__`, which gives a sample; one with `__getitems__`, which gives many at a
+            time, is read by that, and its transforms see one seed for each batch.
         batch_size: Samples in a batch.
         shuffle: Whether each epoch has an order of its own.
         seed: Seed of order, transforms and augmentation.
         workers: Processes that read ahead; 0 reads in this one.
-        augment: Applied to each batch of `epoch`, before normalisation.
-        normalise: Makes floats of stored values; without it uint8 is scaled to 0..1.
+        collate_fn: Makes a batch of a list of samples, torch's way by default.
+        augment: Applied to the inputs of each batch of `epoch`, before normalisation.
+        normalise: Makes floats of stored values; without it uint8 inputs are scaled to 0..1. Both are for batches
+            `(inputs, ...)` whose inputs are one tensor; others are handed out as they are.
 
     Raises:
         DataError: If the data set is empty.
@@ -49,56 +58,51 @@ class LoaderBatches(Batches):
         shuffle: bool,
         seed: int = 0,
         workers: int = 0,
+        collate_fn: Collate | None = None,
         augment: Augment | None = None,
         normalise: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self._samples = len(dataset)  # type: ignore[arg-type]  # torch's Dataset does not declare its length
-        check_size(self._samples, batch_size)
+        super().__init__(len(dataset), batch_size, shuffle, seed)  # type: ignore[arg-type]  # torch's Dataset declares no length
         self.dataset = dataset
-        self.shuffle = shuffle
-        self.seed = seed
         self.workers = workers
+        self.collate_fn = collate_fn
         self._prepare = Prepare(seed, augment, normalise)
-        self._bounds = batch_bounds(self._samples, batch_size)
 
-    @property
-    def samples(self) -> int:
-        """How many samples an epoch has."""
-        return self._samples
+    def classes(self) -> Tensor | None:
+        """Returns the class numbers that the data set holds as `targets` or `labels`, as torchvision's do, or None."""
+        return _classes(self.dataset)
 
-    def __len__(self) -> int:
-        return len(self._bounds)
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields the batches of one epoch, from batch `start` on; the ones before it are not read."""
-        order = epoch_order(self._samples, self.seed, epoch).tolist() if self.shuffle else range(self._samples)
+        drawn = self.order(epoch)
+        order = range(self._samples) if drawn is None else drawn.tolist()
         loader: DataLoader[Any] = DataLoader(
             _Reseeded(self.dataset, self.seed, epoch),
             batch_sampler=[list(order[first:end]) for first, end in self._bounds[start:]],
             num_workers=self.workers,
             generator=torch.Generator().manual_seed(mix(self.seed, epoch)),  # else it would draw from the global one
-            collate_fn=collate,
+            collate_fn=self.collate_fn or collate,
         )
         for batch, item in enumerate(_items(loader), start):
-            inputs, targets = as_pair(item)
-            yield self._prepare(inputs, epoch, batch), targets
+            yield prepared(item, partial(self._prepare, epoch=epoch, batch=batch))
 
-    def examples(self, n: int) -> tuple[Tensor, Tensor]:
-        """Returns the first `n` inputs and targets; the data set's own transforms see one fixed seed."""
+    def examples(self, n: int) -> Batch:
+        """Returns the first `n` samples; the data set's own transforms see one fixed seed."""
         with _reading():
             samples = _Reseeded(self.dataset, self.seed, 0).__getitems__(range(min(n, self._samples)))
-        inputs, targets = as_pair(collate(samples))
-        return self._prepare.plain(inputs), targets
+            batch = (self.collate_fn or collate)(samples)
+        return prepared(batch, self._prepare.plain)
 
 
 class IterableBatches(Batches):
     """Batches of a user's own DataLoader, which keeps its order, its workers and its collation.
 
     Order and randomness are the loader's: give it a seeded `generator` for runs that repeat. A resume in mid-epoch
-    reads the loader up to the batch. A sampler with `set_epoch` is given the epoch.
+    reads the loader up to the batch. A sampler with `set_epoch` is given the epoch. Batches are handed out as the
+    loader makes them; where it collates as torch does, a list `[inputs, targets]` becomes a tuple.
 
     Args:
-        loader: Yields `(inputs, targets)`, or sequences that begin with them.
+        loader: Yields batches: trees of tensors, or anything that the task at hand takes apart.
 
     Raises:
         DataError: If the loader has no length or no batch.
@@ -115,7 +119,9 @@ class IterableBatches(Batches):
         if self._batches < 1:
             raise DataError("This DataLoader yields no batch. Is its data set empty, or smaller than a dropped batch?")
         self.loader = loader
-        self._known = torch.empty(0), torch.empty(0)
+        self._known = 0  # samples that `examples` has at hand
+        self._examples: Batch = None
+        self._counted = True  # whether the samples of its batches can be
         self._passes = 0  # that are being read now
 
     @property
@@ -131,16 +137,17 @@ class IterableBatches(Batches):
     def __len__(self) -> int:
         return self._batches
 
-    def onward(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def onward(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yields batches without an end, for a look ahead: afterwards the loader's generators are as they were."""
         with self._kept_generators():
             yield from super().onward(epoch, start)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields the loader's batches; the ones before `start` are read and left out."""
-        set_epoch = getattr(self.loader.sampler, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
+        samplers: list[Any] = [self.loader.sampler, self.loader.batch_sampler]
+        for sampler in samplers:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
         loader = self.loader
         if self._passes and loader.persistent_workers:  # it has one iterator, and would restart the running pass
             loader = copy.copy(loader)
@@ -148,33 +155,48 @@ class IterableBatches(Batches):
         self._passes += 1
         try:
             for item in islice(_items(loader), start, None):
-                yield as_pair(item)
+                yield self._tuple(item)
         finally:
             self._passes -= 1
 
-    def examples(self, n: int) -> tuple[Tensor, Tensor]:
-        """Returns `n` samples of the loader's next pass; they are kept, so that the loader is read once."""
-        if len(self._known[0]) < n:
-            self._known = self._read(n)
-        inputs, targets = self._known
-        return inputs[:n], targets[:n]
+    def examples(self, n: int) -> Batch:
+        """Returns `n` samples of the loader's next pass; they are kept, so that the loader is read once.
 
-    def _read(self, n: int) -> tuple[Tensor, Tensor]:
-        parts: list[tuple[Tensor, Tensor]] = []
+        Where the samples of a batch cannot be counted (a graph, packed sequences), it is the first batch as it is.
+
+        Raises:
+            DataError: If several batches are needed and have tensors of different shapes.
+        """
+        if self._known < n:
+            self._known, self._examples = self._read(n)
+        return take(self._examples, n) if self._counted else self._examples
+
+    def _read(self, n: int) -> tuple[int, Batch]:
+        """Returns a joined batch, and for how many samples it is enough."""
+        parts: list[Batch] = []
+        known = 0
         with preserved_rng(), self._kept_generators():
             for item in _items(self.loader):
-                parts.append(as_pair(item))
-                if sum(len(inputs) for inputs, _ in parts) >= n:
+                batch = self._tuple(item)
+                try:
+                    known += count_samples(batch)
+                except DataError as error:
+                    logger.info("Examples are the loader's first batch, whole: %s", error)
+                    self._counted = False
+                    return n, batch
+                parts.append(batch)
+                if known >= n:
                     break
-        inputs, targets = zip(*parts, strict=True)
         try:
-            return torch.cat(inputs), torch.cat(targets)
-        except RuntimeError as error:
-            shapes = ", ".join(str(tuple(part.shape)) for part in inputs[:4])
+            return max(known, n), join(parts)
+        except DataError as error:
             raise DataError(
-                f"The batches of this DataLoader have different shapes ({shapes}), so the probe batch of {n} samples "
-                f"cannot be assembled. Give it a batch_size of at least {n}, or pad all batches to one shape."
+                f"A probe batch of {n} samples cannot be assembled from this DataLoader. {error} Or give it a "
+                f"batch_size of at least {n}."
             ) from error
+
+    def _tuple(self, item: Any) -> Batch:
+        return as_tuple(item) if self.loader.collate_fn is default_collate else item
 
     @contextmanager
     def _kept_generators(self) -> Iterator[None]:
@@ -196,38 +218,37 @@ class _Reseeded(Dataset[Any]):
         self.epoch = epoch
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        read_many = getattr(self.dataset, "__getitems__", None) if _reads_many(self.dataset) else None
         samples = []
         with preserved_rng():
+            if read_many is not None:
+                seed_generators(mix(self.seed, self.epoch, *indices[:1]))
+                return list(read_many(list(indices)))
             for index in indices:
                 seed_generators(mix(self.seed, self.epoch, index))
                 samples.append(self.dataset[index])
         return samples
 
 
-def collate(samples: list[Any]) -> Any:
-    """Puts samples together as torch's DataLoader does.
+def _reads_many(dataset: Any) -> bool:
+    """Whether a data set reads many samples at a time; a `Subset` has the method, but may have nothing behind it."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return hasattr(dataset, "__getitems__")
 
-    Raises:
-        DataError: If they have different shapes, or are of a kind that torch does not put together.
-    """
+
+def _classes(dataset: Any) -> Tensor | None:
+    if isinstance(dataset, Subset):
+        whole = _classes(dataset.dataset)
+        return whole if whole is None else whole[torch.as_tensor(dataset.indices)]
+    found = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if not isinstance(found, Tensor | np.ndarray | list) or len(found) != len(dataset):
+        return None
     try:
-        return default_collate(samples)
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
-        raise DataError(
-            f"Samples cannot be collated into a batch: {_differences(samples) or error} Pad or crop them in the data "
-            "set, or pass a DataLoader with a collate_fn that does."
-        ) from error
-
-
-def _differences(samples: Sequence[Any]) -> str:
-    """Says which shapes samples have where they differ."""
-    rows = [sample if isinstance(sample, list | tuple) else [sample] for sample in samples]
-    for position, what in enumerate(("inputs", "targets")):
-        parts = [row[position] for row in rows if len(row) > position]
-        shapes = list(dict.fromkeys(tuple(part.shape) for part in parts if isinstance(part, Tensor | np.ndarray)))
-        if len(shapes) > 1:
-            return f"their {what} have different shapes, such as {shapes[0]} and {shapes[1]}."
-    return ""
+        classes = torch.as_tensor(found)
+    except (TypeError, ValueError):  # a list of anything but numbers
+        return None
+    return classes if classes.ndim == 1 and not classes.is_floating_point() else None
 
 
 def _items(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -260,20 +281,3 @@ def _reading() -> Iterator[None]:
 
 
 _END = object()
-
-
-def as_pair(item: Any) -> tuple[Tensor, Tensor]:
-    """Returns the inputs and targets of a collated batch.
-
-    Raises:
-        DataError: If it does not begin with two tensors.
-    """
-    if isinstance(item, list | tuple) and len(item) >= 2:
-        inputs, targets = item[0], item[1]
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
-            return inputs, targets
-    found = f"({', '.join(type(x).__name__ for x in item)})" if isinstance(item, list | tuple) else type(item).__name__
-    raise DataError(
-        f"A batch must be (inputs, targets), both tensors; this one is {found}. "
-        "Return (input, target) from the data set, or give the DataLoader a collate_fn."
-    )

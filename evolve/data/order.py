@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,30 @@ def batch_bounds(samples: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], samples], strict=True))
 
 
+Sampler: TypeAlias = Literal["shuffle", "sequential", "balanced"]
+"""How an epoch is drawn: in an order of its own, in the stored one, or with replacement, all classes equally often."""
+
+
 def epoch_order(samples: int, seed: int, epoch: int) -> Tensor:
     """Returns the permutation of an epoch, without touching the global random state."""
     return torch.randperm(samples, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+
+
+def balanced_order(classes: Tensor, seed: int, epoch: int) -> Tensor:
+    """Returns as many indices as there are samples, drawn with replacement: first a class, then one of its samples.
+
+    So each sample is drawn in inverse proportion to how often its class occurs. The global random state is not touched.
+
+    Args:
+        classes: Class number of each sample, of shape (N,).
+        seed: Seed of all epochs.
+        epoch: Number of the epoch.
+    """
+    generator = torch.Generator().manual_seed(mix(seed, epoch))
+    members = classes.argsort(stable=True)
+    counts = classes.unique(return_counts=True)[1]
+    first = counts.cumsum(0) - counts
+    drawn = torch.randint(len(counts), (len(classes),), generator=generator)
+    # In double precision, as a large class has more members than float32 tells apart.
+    within = (torch.rand(len(classes), generator=generator, dtype=torch.float64) * counts[drawn]).long()
+    return members[first[drawn] + within]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from evolve.config import signature_faults, signature_of
-from evolve.data.batches import Batches, TensorBatches
+from evolve.data.batches import Batches, OrderedBatches, TensorBatches
+from evolve.data.collate import Collate
 from evolve.data.convert import as_batches
-from evolve.errors import DataError, EvolveError
+from evolve.data.order import Sampler
+from evolve.errors import DataError, EvolveError, did_you_mean
 from evolve.plugins import import_callable, is_import_path
 from evolve.registry import Registry
 
@@ -25,13 +27,26 @@ class Data:
         train: What is trained on.
         val: What is held out.
         num_classes: How many classes there are, or None where targets are not class numbers.
-        input_shape: Shape of one input, without the batch.
+        input_shape: Shape of one input, without the batch, or None where inputs are not one tensor.
+        num_outputs: How many numbers a model has to return for a sample: one for each class, unless something else
+            is said, or None.
+        vocabulary: How many tokens there are, or None where inputs are not tokens.
+        class_names: Names of the classes (or of the labels, where a sample may have several), by number.
+        feature_names: Names of the inputs' columns, in order.
     """
 
     train: Batches
     val: Batches
-    num_classes: int | None
-    input_shape: tuple[int, ...]
+    num_classes: int | None = None
+    input_shape: tuple[int, ...] | None = None
+    num_outputs: int | None = None
+    vocabulary: int | None = None
+    class_names: tuple[str, ...] = ()
+    feature_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_outputs is None:
+            object.__setattr__(self, "num_outputs", self.num_classes)
 
 
 datasets: Registry[Callable[..., Data]] = Registry("data set", "evolve.data")
@@ -67,40 +82,94 @@ def find_data(name: str, trusted: bool = True) -> Callable[..., Any]:
     return datasets.get(name)
 
 
+def find_collate(name: str, trusted: bool = True) -> Collate:
+    """Returns the function that makes a batch of a list of samples, by its import path.
+
+    Raises:
+        UnknownNameError: If it cannot be imported.
+        UntrustedCodeError: If the path is not trusted.
+    """
+    return import_callable(name, "collate function", trusted)
+
+
 def build_data(
-    name: str, *, batch_size: int = 64, augment: bool = False, seed: int = 0, options: Mapping[str, Any] | None = None
+    name: str,
+    *,
+    batch_size: int = 64,
+    augment: bool = False,
+    seed: int = 0,
+    workers: int = 0,
+    sampler: Sampler | None = None,
+    collate: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Data:
     """Loads the data set called `name`.
 
     A function of your own returns a `Data` or `(train, val)`, each anything that `as_batches` takes. It is given
-    `batch_size`, `augment` and `seed` where it has parameters of these names, and the options.
+    `batch_size`, `augment`, `seed` and `workers` where it has parameters of these names, and the options.
+
+    Args:
+        name: The name.
+        batch_size: Samples in a batch.
+        augment: Whether to augment training samples.
+        seed: Seed of order and augmentation.
+        workers: Processes that read ahead, for data that is read as it is needed.
+        sampler: How the training samples of an epoch are drawn; None leaves it to the data set, which shuffles.
+        collate: Import path of a function that makes a batch of a list of samples, for data sets `(train, val)`.
+        options: Further arguments.
 
     Raises:
-        UnknownNameError: If the name is unknown.
+        UnknownNameError: If a name is unknown.
         DataError: If the options do not fit, or the data is missing or malformed.
     """
     source = find_data(name)
-    common = {"batch_size": batch_size, "augment": augment, "seed": seed}
-    arguments = {**{key: value for key, value in common.items() if takes(source, key)}, **(options or {})}
+    collate_fn = find_collate(collate) if collate else None
+    common = {"batch_size": batch_size, "augment": augment, "seed": seed, "workers": workers}
+    given = {key: value for key, value in common.items() if takes(source, key)}
     if augment and not takes(source, "augment"):
         raise DataError(no_augmentation(name))
-    if faults := signature_faults(source, arguments):
+    if faults := signature_faults(source, options or {}, skip=common):
         raise DataError(f"Data set '{name}': {' '.join(message for _, message in faults)}")
+    data = _made(name, source, {**given, **(options or {})})
+    if isinstance(data, Data):
+        if collate_fn is not None:
+            raise DataError(f"collate has no use: the data set '{name}' makes its own batches.")
+        if workers and "workers" not in given:
+            raise DataError(f"workers={workers} has no use: the data set '{name}' is not read by workers.")
+    else:
+        given_workers = 0 if "workers" in given else workers  # a source that takes them has made use of them
+        train, val = (
+            as_batches(part, batch_size, shuffle=shuffle, seed=seed, collate_fn=collate_fn, workers=given_workers)
+            for part, shuffle in zip(data, (True, False), strict=True)
+        )
+        data = Data(train, val, _count_classes(train), _input_shape(train))
+    return data if sampler is None else replace(data, train=_drawn(data.train, sampler, name))
+
+
+def _made(name: str, source: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Returns the `Data` or the pair `(train, val)` that a source makes."""
     try:
         made = source(**arguments)
     except EvolveError:
         raise
     except Exception as error:  # a source, the user's own too, may raise anything
         raise DataError(
-            f"Data set '{name}' cannot be loaded with {arguments}: {type(error).__name__}: {error}"
+            f"Data set '{name}' cannot be loaded with {dict(arguments)}: {type(error).__name__}: {error}"
         ) from error
-    if isinstance(made, Data):
-        return made
-    if not isinstance(made, tuple | list) or len(made) != 2:
+    if not isinstance(made, Data) and (not isinstance(made, tuple | list) or len(made) != 2):
         raise DataError(f"Data set '{name}' returned a {type(made).__name__}. Return a Data, or a pair (train, val).")
-    train = as_batches(made[0], batch_size, shuffle=True, seed=seed)
-    val = as_batches(made[1], batch_size, shuffle=False, seed=seed)
-    return Data(train, val, _count_classes(train), tuple(train.example(1).shape[1:]))
+    return made
+
+
+def _drawn(train: Batches, sampler: Sampler, name: str) -> Batches:
+    if sampler not in get_args(Sampler):
+        raise DataError(f"There is no sampler '{sampler}'.{did_you_mean(sampler, get_args(Sampler))}")
+    if not isinstance(train, OrderedBatches):
+        raise DataError(
+            f"sampler: {sampler} has no use for the data set '{name}', whose training part is a "
+            f"{type(train).__name__} with an order of its own. Give its DataLoader a sampler."
+        )
+    return train.drawn(sampler)
 
 
 def stratified_split(targets: Tensor, val_fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -128,6 +197,13 @@ def stratified_split(targets: Tensor, val_fraction: float, seed: int = 0) -> tup
 
 def _count_classes(batches: Batches) -> int | None:
     """Classes of in-memory integer targets; other data would have to be read through to tell."""
-    if isinstance(batches, TensorBatches) and batches.targets.dtype == torch.long and batches.targets.ndim == 1:
-        return int(batches.targets.max()) + 1
+    targets = batches.targets if isinstance(batches, TensorBatches) else None
+    if isinstance(targets, Tensor) and targets.dtype == torch.long and targets.ndim == 1:
+        return int(targets.max()) + 1
     return None
+
+
+def _input_shape(batches: Batches) -> tuple[int, ...] | None:
+    batch = batches.examples(1)
+    first = batch[0] if isinstance(batch, tuple | list) and batch else None
+    return tuple(first.shape[1:]) if isinstance(first, Tensor) else None

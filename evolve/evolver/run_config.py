@@ -28,7 +28,7 @@ from evolve.config import (
     signature_faults,
     validate,
 )
-from evolve.data import Data, build_data, find_data, no_augmentation, takes
+from evolve.data import Data, Sampler, build_data, find_collate, find_data, no_augmentation, takes
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
@@ -63,21 +63,43 @@ class DataConfig(Named):
     Attributes:
         batch_size: Samples of one batch.
         augment: Random crops and flips of the training images, as is usual for CIFAR.
+        workers: Processes that read ahead, for data that is read as it is needed.
+        sampler: How the training samples of an epoch are drawn: "shuffle", "sequential" or "balanced" (with
+            replacement, so that each class comes equally often); None leaves it to the data set, which shuffles.
+        collate: Import path of a function that makes a batch of a list of samples.
     """
 
     batch_size: Annotated[int, Field(ge=1)] = 64
     augment: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    sampler: Sampler | None = None
+    collate: str | None = None
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
-        source = _check_call(partial(find_data, trusted=is_trusted(info)), self, skip={"batch_size", "augment", "seed"})
+        given = {"batch_size", "augment", "seed", "workers"}
+        source = _check_call(partial(find_data, trusted=is_trusted(info)), self, skip=given)
         if self.augment and not takes(source, "augment"):
             raise OptionFaults([(("augment",), no_augmentation(self.name))])
+        if self.collate is not None:
+            try:
+                find_collate(self.collate, is_trusted(info))
+            except UnknownNameError as error:
+                raise OptionFaults([(("collate",), str(error))]) from error
         return self
 
     def build(self, seed: int) -> Data:
         """Returns the data; the seed is that of their order."""
-        return build_data(self.name, batch_size=self.batch_size, augment=self.augment, seed=seed, options=self.options)
+        return build_data(
+            self.name,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            seed=seed,
+            workers=self.workers,
+            sampler=self.sampler,
+            collate=self.collate,
+            options=self.options,
+        )
 
 
 class CallbackConfig(Named):

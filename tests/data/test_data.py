@@ -139,8 +139,12 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (torch.zeros(3), "Give a pair of tensors"),
-        ((np.zeros(3), np.zeros(3)), "torch.from_numpy"),
+        (torch.zeros(3), "Give a pair"),
+        ((np.zeros(3), np.array(["a", "b", "c"])), "Turn text into class numbers"),
+        ((np.zeros(3), np.zeros(2)), "do not pair up"),
+        ((torch.zeros(3), "abc"), "must hold tensors"),
+        ({"x": torch.zeros(3), "y": torch.zeros(2)}, r"\['x'\] has 3, batch\['y'\] has 2"),
+        ({"x": torch.zeros(3), "y": torch.tensor(1)}, r"\['y'\] is a single number"),
         (3, "Cannot make batches of a int"),
         ((torch.zeros(3), torch.zeros(2)), "do not pair up"),
         ((torch.zeros(0, 2), torch.zeros(0)), "empty"),
@@ -154,7 +158,7 @@ def test_as_batches_gives_advice(data, message):
         as_batches(data, shuffle=False)
 
 
-def test_samples_must_be_pairs():
+def test_inputs_are_had_from_pairs_alone():
     with pytest.raises(DataError, match="must be \\(inputs, targets\\)"):
         as_batches([torch.zeros(2), torch.ones(2), torch.ones(2)], shuffle=False).example(1)
 
@@ -293,7 +297,7 @@ def own_pair(batch_size, factor=1):
 
 
 def own_data(**common):
-    assert sorted(common) == ["augment", "batch_size", "seed"]
+    assert sorted(common) == ["augment", "batch_size", "seed", "workers"]
     return build_data("fake", **common)
 
 
