@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from evolve import EvolutionConfig, Evolver, TrainingConfig, build_model, mutate
 from evolve.data import CropFlip, TensorBatches
 from evolve.runtime.device import resolve_device
-from evolve.training.optim import LrScheduleConfig, OptimizerConfig
+from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.optim import OptimizerConfig
 
 SEED = {"width": 8, "blocks": [1, 1, 1]}
 FIXED = {

@@ -26,7 +26,8 @@ from cifar import Data, accuracy, add_data, load, network, sample_flops, train
 from timing import Timer, Took, arguments, spread, told, write_json
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig
-from evolve.training.optim import LrScheduleConfig, OptimizerConfig
+from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.optim import OptimizerConfig
 
 FAMILY = {"w8d1": (8, 1), "w12d1": (12, 1), "w16d1": (16, 1), "w8d2": (8, 2)}
 SMALL, FINAL, EVOLVED = "w8d1", "w16d1", "evolved"

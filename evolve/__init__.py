@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from evolve.structure.analysis import analyse as analyse
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
     from evolve.training import TrainingConfig as TrainingConfig
-    from evolve.training.optim import LrScheduleConfig as LrScheduleConfig
+    from evolve.training.lr_schedule import LrScheduleConfig as LrScheduleConfig
     from evolve.training.optim import OptimizerConfig as OptimizerConfig
     from evolve.training.saving import restore as restore
     from evolve.training.saving import save as save
@@ -45,7 +45,7 @@ _HOME = {
     "Context": ("evolve.operators.function", "Context"),
     "EvolutionConfig": ("evolve.evolver.config", "EvolutionConfig"),
     "Evolver": ("evolve.evolver.evolver", "Evolver"),
-    "LrScheduleConfig": ("evolve.training.optim", "LrScheduleConfig"),
+    "LrScheduleConfig": ("evolve.training.lr_schedule", "LrScheduleConfig"),
     "OptimizerConfig": ("evolve.training.optim", "OptimizerConfig"),
     "OutputConfig": ("evolve.evolver.output", "OutputConfig"),
     "RunResult": ("evolve.evolver.output", "RunResult"),

@@ -40,8 +40,9 @@ from evolve.training import (
 from evolve.training.checkpoint import restore
 from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBegun, RunFinished, StepMade
 from evolve.training.interrupt import Interrupt
+from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.metrics import Meter
-from evolve.training.optim import LrScheduleConfig, OptimizerConfig
+from evolve.training.optim import OptimizerConfig
 from evolve.training.progress import Progress
 from evolve.training.restoring import fitting
 from evolve.training.run_files import RunFiles

@@ -37,7 +37,8 @@ from evolve.plugins import import_callable, load_plugins, untrusted
 from evolve.training import TrainingConfig
 from evolve.training.checkpoint import CONFIG, Checkpoint
 from evolve.training.events import Callback
-from evolve.training.optim import LrScheduleConfig, OptimizerConfig
+from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.optim import OptimizerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from evolve.runtime.device import resolve_device
 from evolve.training.config import TrainingConfig
 from evolve.training.finite import FiniteWatch
 from evolve.training.losses import Loss
-from evolve.training.optim import LrScheduleConfig
+from evolve.training.lr_schedule import LrScheduleConfig
 
 _COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
 
@@ -42,7 +41,7 @@ class TrainState:
         flops_per_sample: FLOPs of one forward pass of one sample of the model as it stands.
         epoch_steps: Optimizer steps of an epoch.
         epoch_samples: Samples of an epoch.
-        ticks: Length of the run as the learning rate schedule counts it.
+        ticks: Length of the run as learning rate schedules count it, see `Budget.ticks`.
         lap: When `seconds` were last counted.
     """
 
@@ -154,8 +153,7 @@ def create_state(
     ticks = config.budget.ticks(epoch_steps, step_flops)
     built = None
     if isinstance(lr_schedule, LrScheduleConfig):
-        ticks = ticks if lr_schedule.interval == "step" else math.ceil(ticks / epoch_steps)
-        built = lr_schedule.build(optimizer, ticks)
+        built = lr_schedule.build(optimizer, ticks, epoch_steps)
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
     return TrainState(
         model=model,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evolve.budget import FORWARD_AND_BACKWARD, whole
+from evolve.budget import FORWARD_AND_BACKWARD
 from evolve.errors import NonFiniteLossError
 from evolve.training.state import TrainState
 
@@ -91,14 +91,14 @@ def _optimizer_step(state: TrainState, before_step: Callable[[], None] | None) -
 
 
 def advance_schedule(state: TrainState, interval: str, val_loss: float | None = None) -> None:
-    """Moves the learning rate schedule to where the run stands, if it moves at this interval ("step" or "epoch")."""
+    """Moves the learning rate schedule to where the run stands, at an interval ("step" or "epoch")."""
     if state.scheduler is None:
         return
     if state.lr_schedule is None:
         if interval == "step":
             state.scheduler.step()
-    elif state.lr_schedule.interval == interval:
-        state.lr_schedule.advance(state.scheduler, whole(state.progress * state.ticks), val_loss)
+    else:
+        state.lr_schedule.advance(state.scheduler, interval, state.progress, state.ticks, state.epoch_steps, val_loss)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
@@ -14,7 +15,8 @@ from evolve.care.ema import EMA
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.runtime.device import resolve_device
 from evolve.training import create_state, evaluate, place_model, train_step
-from evolve.training.optim import optimizer_class, scheduler_class
+from evolve.training.lr_schedule import scheduler_class
+from evolve.training.optim import optimizer_class
 
 
 def net(seed=0):
@@ -244,8 +246,8 @@ def test_refusals_name_what_to_do():
         optimizer_class("RMSProp")
     with pytest.raises(EvolveError, match="takes functions"):
         scheduler_class("LambdaLR")
-    with pytest.raises(EvolveError, match="SGD refuses its options"):
-        OptimizerConfig(name="SGD", options={"lr": -1.0}).build(net())
+    with pytest.raises(ValidationError, match="'lr' is refused: Invalid learning rate"):
+        OptimizerConfig(name="SGD", options={"lr": -1.0})
 
 
 def test_a_regression_has_no_accuracy():

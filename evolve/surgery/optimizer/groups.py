@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Adagrad, Optimizer
 
 from evolve.errors import NotApplicable
+from evolve.surgery.optimizer.membership import belongs, has_rule
 
 Group = dict[str, Any]
 
@@ -25,8 +26,9 @@ def home(
     site: str,
     whose: str,
 ) -> Group:
-    """Returns the group that most of a new parameter's neighbours are in.
+    """Returns the group that a new parameter belongs to by its rule, or else the one most of its neighbours are in.
 
+    The first group whose rule (see `membership`) takes the parameter has it; groups with another rule do not.
     Neighbours are what is at the site, then what is around it, and so on outwards. Matrices look at matrices and
     vectors at vectors, as weight decay and optimizers tell them apart; among the nearest, those of the same number of
     axes and in the same type of layer count first (an embedding's table is no example for a linear layer's weight).
@@ -51,6 +53,9 @@ def home(
             "matrices. Pass all optimizers of the model, as in optimizer=[muon, adamw], or add a group for the rest "
             "where the optimizer knows one."
         )
+    if (named := _by_rule(model, name, parameter, groups, open_)) is not None:
+        return groups[named]
+    open_ = [index for index in open_ if not has_rule(groups[index])] or open_
     held = {id(p): index for index in open_ for p in groups[index]["params"]}
     layer = type(model.get_submodule(name.rpartition(".")[0]))
     for same_side in (True, False):
@@ -63,6 +68,14 @@ def home(
             if near:
                 return groups[Counter(held[id(p)] for _, p in near).most_common(1)[0][0]]
     return groups[open_[0]]
+
+
+def _by_rule(
+    model: nn.Module, name: str, parameter: Parameter, groups: Sequence[Group], open_: Sequence[int]
+) -> int | None:
+    """Returns the first group whose rule takes a parameter; None where there is none."""
+    ruled = (index for index in open_ if has_rule(groups[index]))
+    return next((index for index in ruled if belongs(groups[index], model, name, parameter)), None)
 
 
 def _outwards(site: str) -> Iterator[str]:
