@@ -326,7 +326,7 @@ def test_operators_and_schema():
     ("override", "words"),
     [
         ("output.dir=/proc/nowhere/run", "/proc/nowhere"),
-        ("optimizer.options.lr=-1", "SGD refuses its options"),
+        ("optimizer.name=SparseAdam", "SparseAdam takes sparse gradients alone"),
         ("training.device=tpu", "Device 'tpu' is not available"),
         ("model.options.width=-1", "Model 'small_resnet' cannot be built with the options"),
     ],
