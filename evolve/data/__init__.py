@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from evolve.data import digits, fake, folder, vision  # noqa: F401 - they register their data sets
+from evolve.data import (  # noqa: F401 - they register their data sets
+    digits,
+    fake,
+    fake_pictures,
+    fake_trees,
+    folder,
+    text,
+    vision,
+)
 from evolve.data.augment import CropFlip, Normalise
 from evolve.data.batches import Batches, OrderedBatches, TensorBatches
+from evolve.data.collate import as_lists
 from evolve.data.convert import BatchSource, as_batches
 from evolve.data.loaders import IterableBatches, LoaderBatches
 from evolve.data.order import Sampler
@@ -24,6 +33,7 @@ __all__ = [
     "Sampler",
     "TensorBatches",
     "as_batches",
+    "as_lists",
     "build_data",
     "count_samples",
     "datasets",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -167,9 +167,12 @@ class TensorBatches(OrderedBatches):
         self._device = next(tensors_of(inputs))[1].device
 
     def classes(self) -> Tensor | None:
-        """Returns the targets where they are class numbers, else None."""
-        whole = isinstance(self.targets, Tensor) and self.targets.ndim == 1 and not self.targets.is_floating_point()
-        return self.targets.cpu() if whole else None
+        """Returns the targets, or the "labels" of a mapping, where they are class numbers, else None."""
+        found = self.targets
+        if found is None and isinstance(self.inputs, Mapping):
+            found = self.inputs.get("labels")
+        whole = isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point()
+        return found.cpu() if whole else None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields the batches of one epoch, from batch `start` on."""

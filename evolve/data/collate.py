@@ -52,3 +52,8 @@ def _differences(samples: Sequence[Any]) -> str:
         if len(shapes) > 1:
             return f"their {what} have different shapes, such as {shapes[0]} and {shapes[1]}."
     return ""
+
+
+def as_lists(samples: list[Any]) -> tuple[list[Any], ...]:
+    """Puts samples that are tuples together as lists, `(images, targets)`: for samples of different shapes."""
+    return tuple(map(list, zip(*samples, strict=True)))
