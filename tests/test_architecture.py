@@ -41,6 +41,9 @@ ALLOWED = {
     },
     "loading": {"config", "evolver", "lineage", "models", "plugins", "runtime", "training"},
     "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},
+    "integrations": {
+        *("config", "evolver", "lineage", "mutation", "runtime", "structure", "surgery", "training"),
+    },
     "testing": {"lineage", "mutation", "operators", "runtime", "structure", "surgery"},
     "__main__": {"cli"},
     "cli": {"budget", "config", "lineage", "evolver", "loading", "plugins", "report", "runtime", "training"},

@@ -281,15 +281,18 @@ class MutationController:
         self._timing.load_state(state)
         load_named_state(self.proposer.policy, state["policy"], "evolution.policy")
 
-    def state(self) -> dict[str, Any]:
+    def state(self, keep: bool = False) -> dict[str, Any]:
         """Returns what a training that is taken up again needs, as plain values and tensors.
 
         Model and optimizers are not in it: `evolve.save` keeps those.
 
+        Args:
+            keep: Whether a mutation on probation counts as kept in a training that is taken up from here.
+
         Raises:
-            EvolveError: While a mutation is on probation, as the way back is in memory alone.
+            EvolveError: While a mutation is on probation, as the way back is in memory alone; not with `keep`.
         """
-        if self.testing:
+        if self.testing and not keep:
             raise EvolveError("A mutation is on probation, and its way back cannot be saved. Save after its verdict.")
         return {
             **self.decisions(),

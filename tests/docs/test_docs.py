@@ -163,6 +163,13 @@ def test_the_code_of_the_policies_page_runs():
     policies.unregister("cheapest")
 
 
+@pytest.mark.parametrize(("page", "library"), [("lightning", "lightning")])
+def test_the_code_of_the_integrations_runs(page, library, tmp_path, monkeypatch):
+    pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    run(blocks((DOCS / f"{page}.md").read_text(encoding="utf-8"), "python"), f"docs/{page}.md")
+
+
 @pytest.mark.parametrize("name", list(scores))
 def test_every_score_is_on_the_policies_page(name):
     assert f"| `{name}` |" in (DOCS / "policies.md").read_text(encoding="utf-8")
