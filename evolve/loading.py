@@ -16,7 +16,7 @@ from evolve.errors import EvolveError, UnknownNameError, did_you_mean
 from evolve.evolver.run_config import load_config, saved_model_config
 from evolve.lineage import Record
 from evolve.models import build_model, models
-from evolve.models.lookup import usual_shape
+from evolve.models.libraries import usual_shape
 from evolve.plugins import is_import_path
 from evolve.runtime.generators import preserved_rng
 from evolve.training.checkpoint import Checkpoint, load_model, open_newest
@@ -101,7 +101,7 @@ def open_model(
     if not is_import_path(target) and target not in models:
         raise UnknownNameError(
             f"Unknown model '{target}'.{did_you_mean(target, models)} Known: {', '.join(models)}. A model may also be "
-            "torchvision:<name>, package.module:Class, a YAML file or a run folder."
+            "torchvision:<name>, timm:<name>, huggingface:<type>, package.module:Class, a YAML file or a run folder."
         )
     model = _build_on(device, target, arguments)
     image = usual_shape(target)

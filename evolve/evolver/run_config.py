@@ -32,7 +32,7 @@ from evolve.data import Data, Sampler, build_data, find_collate, find_data, no_a
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
-from evolve.models import build_model, find_model
+from evolve.models import build_model, find_model, load_weights
 from evolve.plugins import import_callable, load_plugins, untrusted
 from evolve.training import TrainingConfig
 from evolve.training.checkpoint import CONFIG, Checkpoint
@@ -46,7 +46,13 @@ S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Named):
-    """A model: a built-in name, `torchvision:<name>` or an import path, with its arguments."""
+    """A model: a built-in name, `torchvision:<name>`, `timm:<name>`, `huggingface:<type>` or an import path.
+
+    Attributes:
+        weights: A file with the weights to begin with, `.safetensors` or of `torch.save`; null draws them.
+    """
+
+    weights: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -54,8 +60,11 @@ class ModelConfig(Named):
         return self
 
     def build(self) -> nn.Module:
-        """Returns the model."""
-        return build_model(self.name, **self.options)
+        """Returns the model, with its initial weights."""
+        model = build_model(self.name, **self.options)
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return model
 
 
 class DataConfig(Named):

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from evolve.models.gpt import GPT
 from evolve.models.lookup import build_model, find_model, models
 from evolve.models.mlp import mlp
 from evolve.models.simple_cnn import SimpleCNN
 from evolve.models.small_resnet import SmallResNet, small_resnet
+from evolve.models.unet import UNet
+from evolve.models.weights import load_weights
 
-__all__ = ["SimpleCNN", "SmallResNet", "build_model", "find_model", "mlp", "models", "small_resnet"]
+__all__ = [
+    "GPT",
+    "SimpleCNN",
+    "SmallResNet",
+    "UNet",
+    "build_model",
+    "find_model",
+    "load_weights",
+    "mlp",
+    "models",
+    "small_resnet",
+]

@@ -1,7 +1,7 @@
 """From a name in a configuration to the function that builds the model.
 
-A name is a registry name (`simple_cnn`), a torchvision model (`torchvision:resnet18`) or an import path
-(`my_package.my_models:MyNet`). Nothing is ever evaluated: a path is imported and its attribute is read.
+A name is a registry name (`simple_cnn`), a model of a library (`torchvision:resnet18`, `timm:...`, `huggingface:...`)
+or an import path (`my_package.my_models:MyNet`). Nothing is ever evaluated: a path is imported and its attribute read.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any, cast, get_args
 from torch import nn
 
 from evolve.config import signature_faults
-from evolve.errors import EvolveError, UnknownNameError, did_you_mean
+from evolve.errors import EvolveError, UnknownNameError
+from evolve.models.libraries import find_in_library, is_library
 from evolve.plugins import import_callable, is_import_path
 from evolve.registry import Registry
 
 models: Registry[Callable[..., nn.Module]] = Registry("model", "evolve.models")
-
-_TORCHVISION = "torchvision:"
 
 
 def find_model(name: str, trusted: bool = True) -> Callable[..., nn.Module]:
     """Returns the function or class that builds the model called `name`; it is not called.
 
     Args:
-        name: A registry name, `torchvision:<name>`, `package.module:attribute` or `package.module.attribute`.
+        name: A registry name, `torchvision:<name>`, `timm:<name>`, `huggingface:<model type>`,
+            `package.module:attribute` or `package.module.attribute`.
         trusted: Whether the name comes from the user; an import path that does not is refused.
 
     Raises:
         UnknownNameError: If the name is unknown, cannot be imported, or does not build a model.
     """
-    if name.startswith(_TORCHVISION):
-        return _find_torchvision(name.removeprefix(_TORCHVISION))
+    if is_library(name):
+        return find_in_library(name)
     if is_import_path(name) and name not in models:
         return _builder(name, import_callable(name, models.kind, trusted))
     return models.get(name)
@@ -92,27 +92,3 @@ def _returned(function: Callable[..., Any]) -> type | None:
         return type(None)
     told = isinstance(made, type) and not get_args(made) and made not in (inspect.Signature.empty, Any, object)
     return made if told else None
-
-
-def usual_shape(name: str) -> tuple[int, ...] | None:
-    """Returns the shape of the smallest images that torchvision's weights for a model were evaluated on, else None."""
-    if not name.startswith(_TORCHVISION):
-        return None
-    from torchvision.models import get_model_weights  # type: ignore[import-untyped]
-
-    recipes = [weights.transforms for weights in get_model_weights(name.removeprefix(_TORCHVISION))]
-    sides = [getattr(recipe, "keywords", {}).get("crop_size") for recipe in recipes]
-    known = [side for side in sides if isinstance(side, int)]
-    return (3, min(known), min(known)) if known else None
-
-
-def _find_torchvision(name: str) -> Callable[..., nn.Module]:
-    from torchvision.models import get_model_builder, list_models
-
-    try:
-        return cast("Callable[..., nn.Module]", get_model_builder(name))
-    except ValueError as error:
-        raise UnknownNameError(
-            f"Unknown torchvision model '{name}'.{did_you_mean(name, list_models())} "
-            "torchvision.models.list_models() lists them all."
-        ) from error
