@@ -8,6 +8,9 @@ from evolve.data import (  # noqa: F401 - they register their data sets
     fake_pictures,
     fake_trees,
     folder,
+    huggingface,
+    numpy_files,
+    segmentation,
     text,
     vision,
 )

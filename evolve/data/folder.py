@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +14,9 @@ from torch.utils.data import Dataset
 from evolve.data.augment import CropFlip, Normalise
 from evolve.data.batches import Batches, TensorBatches
 from evolve.data.loaders import LoaderBatches
+from evolve.data.pictures import IMG_EXTENSIONS, check_scale, counts, held_out_folder, images_in, open_rgb
 from evolve.data.sources import Data, datasets, stratified_split
 from evolve.errors import DataError
-
-IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_LEFT_BY_TOOLS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN"}
-_VAL_NAMES = ("val", "valid", "validation", "test")
 
 
 @datasets.register("image_folder")
@@ -59,12 +54,9 @@ def image_folder(
     Raises:
         DataError: If folders, classes or images are missing, unreadable or of different sizes.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size must be at least 1, not {image_size}.")
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise DataError(f"mean and std need three numbers each, std greater than 0; found {mean=} and {std=}.")
+    check_scale(image_size, mean, std)
     classes, train, val = _find_images(Path(root), val_fraction, split_seed)
-    width, height = (image_size, image_size) if image_size else _open(train.files[0]).size
+    width, height = (image_size, image_size) if image_size else open_rgb(train.files[0]).size
     train.size = val.size = (width, height)
     train.resize = val.resize = image_size is not None
     in_memory = (len(train) + len(val)) * 3 * width * height <= memory_limit_mb * 2**20
@@ -104,7 +96,7 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self, index: int) -> Tensor:
         """Returns one image as (3, H, W) bytes."""
-        image = _open(self.files[index])
+        image = open_rgb(self.files[index])
         if image.size != self.size:
             if not self.resize:
                 raise DataError(
@@ -115,42 +107,6 @@ class _Images(Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _open(file: str) -> Image.Image:
-    """Returns an image as 8-bit RGB.
-
-    Raises:
-        DataError: If the file is damaged, or its values are of a kind that cannot be scaled.
-    """
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            if opened.mode.startswith(("I", "F")):
-                image = Image.fromarray(_as_bytes(np.asarray(opened), file))
-            else:  # a palette with transparent colors goes through RGBA; transparency itself is ignored
-                image = opened.convert("RGBA") if opened.mode == "P" else opened
-            rgb: Image.Image = image.convert("RGB")
-    except DataError:
-        raise
-    except Exception as error:  # the decoders of Pillow raise errors of many kinds on a damaged file
-        raise DataError(f"Cannot read the image '{file}': {error}. Repair or remove it.") from error
-    return rgb
-
-
-def _as_bytes(values: np.ndarray[Any, Any], file: str) -> np.ndarray[Any, Any]:
-    """Scales gray values of more than 8 bits to bytes, which Pillow would clip.
-
-    Whole numbers are 16 bits; floats go from 0 to 1, or to 255 where they are larger than 1.
-    """
-    low, high = float(values.min()), float(values.max())
-    whole = np.issubdtype(values.dtype, np.integer)
-    top = 65535.0 if whole else 1.0 if high <= 1 else 255.0
-    if not 0 <= low <= high <= top:
-        allowed = "0 to 65535" if whole else "0 to 1, or 0 to 255"
-        raise DataError(f"The image '{file}' holds values from {low:g} to {high:g}, not {allowed}. Rescale it.")
-    scaled: np.ndarray[Any, Any] = np.round(values.astype(np.float64) * (255 / top)).astype(np.uint8)
-    return scaled
-
-
 def _find_images(root: Path, val_fraction: float, split_seed: int) -> tuple[list[str], _Images, _Images]:
     if not root.is_dir():
         raise DataError(f"There is no folder '{root.absolute()}'. Set root to a folder with one folder for each class.")
@@ -158,12 +114,7 @@ def _find_images(root: Path, val_fraction: float, split_seed: int) -> tuple[list
         classes, images = _list_images(root)
         train, val = stratified_split(images.labels, val_fraction, split_seed)
         return classes, images.subset(train), images.subset(val)
-    held = next((root / name for name in _VAL_NAMES if (root / name).is_dir()), None)
-    if held is None:
-        raise DataError(
-            f"'{root.absolute()}' has a folder 'train' but no folder of held-out images. "
-            f"Add one of: {', '.join(_VAL_NAMES)}."
-        )
+    held = held_out_folder(root)
     classes, train_images = _list_images(root / "train")
     val_classes, val_images = _list_images(held)
     if classes != val_classes:
@@ -176,10 +127,10 @@ def _find_images(root: Path, val_fraction: float, split_seed: int) -> tuple[list
 
 def _list_images(folder: Path) -> tuple[list[str], _Images]:
     """Returns the classes of a folder, sorted by name, and their images; hidden files and folders are passed over."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _counts(entry.name))
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and counts(entry.name))
     if not classes:
         raise DataError(f"'{folder.absolute()}' does not hold one folder of images for each class: it has no folders.")
-    found = {name: list(_images_in(folder / name)) for name in classes}
+    found = {name: list(images_in(folder / name)) for name in classes}
     if empty := [name for name, files in found.items() if not files]:
         raise DataError(
             f"'{folder.absolute()}' holds folders without an image: {', '.join(empty)}. Each folder is a class: fill "
@@ -187,23 +138,3 @@ def _list_images(folder: Path) -> tuple[list[str], _Images]:
         )
     labels = [label for label, name in enumerate(classes) for _ in found[name]]
     return classes, _Images([file for files in found.values() for file in files], torch.tensor(labels))
-
-
-def _images_in(folder: Path) -> Iterator[str]:
-    """Yields the images of a folder and those inside it, sorted; links are followed, each folder once."""
-    seen: set[str] = set()
-    for place, inner, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        inner[:] = sorted(name for name in inner if _counts(name)) if real not in seen else []
-        if real not in seen:
-            yield from (os.path.join(place, name) for name in sorted(files) if _counts(name) and _is_image(name))
-        seen.add(real)
-
-
-def _counts(name: str) -> bool:
-    """False for what tools leave behind in folders: `.ipynb_checkpoints`, `._cat.jpg`, `__MACOSX`."""
-    return not name.startswith(".") and name not in _LEFT_BY_TOOLS
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMG_EXTENSIONS)

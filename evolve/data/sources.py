@@ -106,7 +106,7 @@ def build_data(
     """Loads the data set called `name`.
 
     A function of your own returns a `Data` or `(train, val)`, each anything that `as_batches` takes. It is given
-    `batch_size`, `augment`, `seed` and `workers` where it has parameters of these names, and the options.
+    `batch_size`, `augment`, `seed`, `workers` and `collate_fn` where it has parameters of these names, and the options.
 
     Args:
         name: The name.
@@ -115,7 +115,7 @@ def build_data(
         seed: Seed of order and augmentation.
         workers: Processes that read ahead, for data that is read as it is needed.
         sampler: How the training samples of an epoch are drawn; None leaves it to the data set, which shuffles.
-        collate: Import path of a function that makes a batch of a list of samples, for data sets `(train, val)`.
+        collate: Import path of a function that makes a batch of a list of samples.
         options: Further arguments.
 
     Raises:
@@ -124,22 +124,26 @@ def build_data(
     """
     source = find_data(name)
     collate_fn = find_collate(collate) if collate else None
-    common = {"batch_size": batch_size, "augment": augment, "seed": seed, "workers": workers}
+    common: dict[str, Any] = {"batch_size": batch_size, "augment": augment, "seed": seed, "workers": workers}
+    if collate_fn is not None:
+        common["collate_fn"] = collate_fn
     given = {key: value for key, value in common.items() if takes(source, key)}
     if augment and not takes(source, "augment"):
         raise DataError(no_augmentation(name))
-    if faults := signature_faults(source, options or {}, skip=common):
+    if faults := signature_faults(source, options or {}, skip={*common, "collate_fn"}):
         raise DataError(f"Data set '{name}': {' '.join(message for _, message in faults)}")
     data = _made(name, source, {**given, **(options or {})})
     if isinstance(data, Data):
-        if collate_fn is not None:
+        if collate_fn is not None and "collate_fn" not in given:
             raise DataError(f"collate has no use: the data set '{name}' makes its own batches.")
         if workers and "workers" not in given:
             raise DataError(f"workers={workers} has no use: the data set '{name}' is not read by workers.")
     else:
-        given_workers = 0 if "workers" in given else workers  # a source that takes them has made use of them
+        left = {
+            key: common[key] for key in ("workers", "collate_fn") if key in common and key not in given
+        }  # the rest has been used
         train, val = (
-            as_batches(part, batch_size, shuffle=shuffle, seed=seed, collate_fn=collate_fn, workers=given_workers)
+            as_batches(part, batch_size, shuffle=shuffle, seed=seed, **left)
             for part, shuffle in zip(data, (True, False), strict=True)
         )
         data = Data(train, val, _count_classes(train), _input_shape(train))
@@ -178,18 +182,31 @@ def stratified_split(targets: Tensor, val_fraction: float, seed: int = 0) -> tup
     Raises:
         DataError: If the fraction is not between 0 and 1, or leaves a part empty.
     """
-    if not 0 < val_fraction < 1:
-        raise DataError(f"val_fraction must lie between 0 and 1, not {val_fraction}.")
     generator = torch.Generator().manual_seed(seed)
     held = []
     for label in torch.unique(targets):
         members = (targets == label).nonzero().flatten()
         shuffled = members[torch.randperm(len(members), generator=generator)]
         held.append(shuffled[: round(len(members) * val_fraction)])
-    val = torch.cat(held).sort().values
-    mask = torch.ones(len(targets), dtype=torch.bool)
-    mask[val] = False
-    train = mask.nonzero().flatten()
+    return _parts(len(targets), torch.cat(held) if held else targets, val_fraction)
+
+
+def random_split(samples: int, val_fraction: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Returns sorted indices of a training and a validation part that are drawn at random.
+
+    Raises:
+        DataError: If the fraction is not between 0 and 1, or leaves a part empty.
+    """
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+    return _parts(samples, order[: round(samples * val_fraction)], val_fraction)
+
+
+def _parts(samples: int, held: Tensor, val_fraction: float) -> tuple[Tensor, Tensor]:
+    if not 0 < val_fraction < 1:
+        raise DataError(f"val_fraction must lie between 0 and 1, not {val_fraction}.")
+    mask = torch.ones(samples, dtype=torch.bool)
+    mask[held] = False
+    train, val = mask.nonzero().flatten(), held.sort().values
     if not len(train) or not len(val):
         raise DataError(f"val_fraction {val_fraction} leaves {len(train)} samples to train on and {len(val)} held out.")
     return train, val

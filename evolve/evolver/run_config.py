@@ -87,7 +87,7 @@ class DataConfig(Named):
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
-        given = {"batch_size", "augment", "seed", "workers"}
+        given = {"batch_size", "augment", "seed", "workers", "collate_fn"}
         source = _check_call(partial(find_data, trusted=is_trusted(info)), self, skip=given)
         if self.augment and not takes(source, "augment"):
             raise OptionFaults([(("augment",), no_augmentation(self.name))])
