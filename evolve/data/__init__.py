@@ -11,6 +11,7 @@ from evolve.data import (  # noqa: F401 - they register their data sets
     huggingface,
     numpy_files,
     segmentation,
+    tabular,
     text,
     vision,
 )

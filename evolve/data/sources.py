@@ -33,6 +33,7 @@ class Data:
         vocabulary: How many tokens there are, or None where inputs are not tokens.
         class_names: Names of the classes (or of the labels, where a sample may have several), by number.
         feature_names: Names of the inputs' columns, in order.
+        category_sizes: For each column of category codes how many codes it has, as an embedding needs to know.
     """
 
     train: Batches
@@ -43,6 +44,7 @@ class Data:
     vocabulary: int | None = None
     class_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+    category_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_outputs is None:
