@@ -1,15 +1,15 @@
 """Every data set that can be named is described, with all its options and their defaults."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers.pages import ROOT, blocks
 
 from evolve.config import signature_of
 from evolve.data import datasets
 
-PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 GIVEN = {"batch_size", "augment", "seed", "workers", "collate_fn"}  # keys of their own
 
 
@@ -33,3 +33,15 @@ def test_options_and_defaults(name):
         else:
             stored = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
             assert yaml.safe_load(default) == stored, option
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    code = blocks(page, "python")
+    assert len(code) == 8
+    names = {"__name__": "page"}
+    for block in code:
+        exec(compile(block, "docs/data.md", "exec"), names)
+    made_up = set(re.findall(r"^\| `(fake\w*)`", page, flags=re.MULTILINE))
+    assert made_up == {name for name in datasets if name.startswith("fake")}
