@@ -152,7 +152,10 @@ class Evolver:
             training=config.training,
             evolution=config.evolution,
             output=config.output,
-            callbacks=[callback.build() for callback in config.callbacks],
+            callbacks=[
+                *(callback.build() for callback in config.callbacks),
+                *(one.build(Path(config.output.dir) if config.output.dir else None) for one in config.loggers),
+            ],
             config_text=dump_yaml(config),
         )
 
@@ -174,9 +177,9 @@ class Evolver:
     def _run(self) -> RunResult:
         self._begin()
         self._stop, self._interrupt = False, Interrupt()
-        self.state.lap = time.perf_counter()
         with self._interrupt, self._display or nullcontext():
             self.events.emit(RunBegun(self, self.training.budget, self.state.epoch_steps, self.state.step))
+            self.state.lap = time.perf_counter()  # what listeners take to begin is not of the budget
             while not self.finished and not self._stopping():
                 self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():

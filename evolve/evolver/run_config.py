@@ -37,6 +37,7 @@ from evolve.plugins import import_callable, load_plugins, untrusted
 from evolve.training import TrainingConfig
 from evolve.training.checkpoint import CONFIG, Checkpoint
 from evolve.training.events import Callback
+from evolve.training.loggers import NO_FOLDER, LoggerConfig
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.optim import OptimizerConfig
 
@@ -155,7 +156,15 @@ class RunConfig(Section):
     evolution: EvolutionConfig = EvolutionConfig()
     output: OutputConfig = OutputConfig()
     callbacks: list[CallbackConfig] = Field(default_factory=list)
+    loggers: list[LoggerConfig] = Field(default_factory=list)
     plugins: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _loggers_have_a_folder(self) -> Self:
+        homeless = [index for index, one in enumerate(self.loggers) if self.output.dir is None and one.wants_folder]
+        if homeless:
+            raise OptionFaults([(("loggers", index, "options", "dir"), f"it {NO_FOLDER}") for index in homeless])
+        return self
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -13,6 +13,7 @@ from evolve.operators import operators
 from evolve.policies import policies
 from evolve.schedules import schedules
 from evolve.scores import scores
+from evolve.training.loggers import loggers
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
@@ -161,6 +162,12 @@ def test_the_code_of_the_policies_page_runs():
     assert len(code) == 2
     run(code, "docs/policies.md")
     policies.unregister("cheapest")
+
+
+@pytest.mark.parametrize("page", ["loggers", "optimizers"])
+def test_the_code_of_the_page_runs(page):
+    run(blocks((DOCS / f"{page}.md").read_text(encoding="utf-8"), "python"), f"docs/{page}.md")
+    loggers.unregister("shout")
 
 
 @pytest.mark.parametrize(("page", "library"), [("lightning", "lightning")])
