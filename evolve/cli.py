@@ -109,8 +109,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model's name (simple_cnn, torchvision:resnet50, package.module:Class), a YAML configuration, or a "
-            "run folder.",
+            help="A model's name (gpt, torchvision:resnet50, timm:..., package.module:Class), a YAML configuration, or "
+            "a run folder.",
         ),
     ],
     option: Annotated[

@@ -15,8 +15,9 @@ Builder = Callable[..., nn.Module]
 
 # Arguments of timm's that name files, addresses or other configurations, which a model of a run folder must not.
 _TIMM_SOURCES = ("pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
-# What a Hugging Face configuration holds beside the architecture.
+# What a Hugging Face configuration holds beside the architecture, and names that would be looked up elsewhere.
 _NOT_OPTIONS = {"architectures", "model_type", "transformers_version"}
+_NOT_OPTIONS |= {"backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone"}
 
 
 def is_library(name: str) -> bool:

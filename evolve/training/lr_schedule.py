@@ -29,7 +29,9 @@ _UNSAYABLE = {"LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"
 _COUNTS = {*_HORIZON, "step_size", "T_0", "T_mult", "epochs", "steps_per_epoch", "step_size_up", "step_size_down"}
 # Schedules that set rates of their own in place of those of the groups, and the option that says which.
 _ABSOLUTE = {"OneCycleLR": "max_lr", "CyclicLR": "max_lr"}
-_TRIED_STEPS = 100
+# Options that may be a list with a value for each parameter group.
+_BY_GROUP = {"max_lr", "base_lr", "min_lr", "base_momentum", "max_momentum"}
+_TRIED_STEPS = 100  # length of a schedule that is made to see whether it can be
 
 
 def scheduler_class(name: str) -> type[LRScheduler]:
@@ -184,8 +186,8 @@ class LrScheduleConfig(Named):
     def _tried(self, options: Mapping[str, Any]) -> None:
         """Makes the schedule over an optimizer of its own, and moves it by a step."""
         cls: Any = scheduler_class(self.name)
-        rates = [v for v in options.values() if isinstance(v, list)] if self.name in _ABSOLUTE else []
-        groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(max(map(len, rates), default=1))]
+        each = [len(value) for key, value in options.items() if key in _BY_GROUP and isinstance(value, list)]
+        groups = [{"params": [nn.Parameter(torch.zeros(1))]} for _ in range(max(each, default=1))]
         optimizer = SGD(groups, lr=1.0, momentum=0.9)
         filled = type(self).model_construct(name=self.name, options=dict(options))._filled(_TRIED_STEPS)
         scheduler = cls(optimizer, **filled)

@@ -1,11 +1,15 @@
 """The built-in language model and segmentation model: shapes, what they see, and how they evolve."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 import evolve
+from evolve.cli import app
 from evolve.errors import EvolveError
 from evolve.models import GPT, UNet, build_model
 
@@ -86,6 +90,15 @@ def test_a_mutated_gpt_is_causal_and_learns(tied, operator, site, options):
         optimizer.step()
         optimizer.zero_grad()
     assert ahead(model) < 1e-6
+
+
+def test_inspect_knows_what_gpt_takes():
+    options = ["width=16", "depth=1", "heads=2", "context=16"]
+    shown = CliRunner().invoke(app, ["inspect", "gpt", *(f"--option={option}" for option in options), "--json"])
+    assert shown.exit_code == 0, shown.output
+    facts = json.loads(shown.stdout)
+    assert facts["inputs"] == [[2, 8]]
+    assert "blocks.0.mlp.0" in next(one for one in facts["operators"] if one["name"] == "widen")["sites"]
 
 
 @pytest.mark.parametrize(("side", "options"), [(16, {}), (21, {"depth": 2}), (8, {"in_channels": 1, "classes": 5})])

@@ -163,6 +163,19 @@ def test_nonsense_is_a_fault_with_its_key(tmp_path, schedule, key, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"name": "ReduceLROnPlateau", "interval": "epoch", "options": {"min_lr": [0.0, 0.01]}},
+        {"name": "CyclicLR", "options": {"base_lr": [0.1, 0.01], "max_lr": [1.0, 0.1]}},
+        {"name": "MultiStepLR", "options": {"milestones": [3, 6, 9]}},
+    ],
+    ids=lambda schedule: schedule["name"],
+)
+def test_lists_for_each_group_are_no_fault(schedule):
+    assert len(rates(schedule, groups=[1.0, 0.1])) == 12
+
+
 def test_what_does_not_fit_the_run_is_told_before_the_first_step():
     with pytest.raises(EvolveError, match=r"lr_schedule\.warmup: 20 steps of warm-up leave nothing of a run of 12"):
         rates({"name": "wsd", "warmup": 20})

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from helpers.runs import digests, make, stop_after
 from helpers.yaml_files import GOOD, edit
 from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
 import evolve
-from evolve import Evolver, OptimizerConfig, load_config
+from evolve import Evolver, LrScheduleConfig, OptimizerConfig, load_config
 from evolve.config import ConfigError
 from evolve.errors import EvolveError
 
@@ -183,6 +184,24 @@ def test_an_import_path_of_a_run_folder_is_followed_only_if_it_is_trusted():
         OptimizerConfig.model_validate(data, context={"trusted": False})
     with pytest.raises(ValidationError, match="cannot import"):
         OptimizerConfig.model_validate(data, context={"trusted": True})
+
+
+def test_a_run_with_groups_that_is_stopped_ends_as_one_that_is_not(tmp_path):
+    groups = [{"match": "head.*", "options": {"lr": 0.1}}, {"match": "norm", "options": {"momentum": 0.5}}]
+    config = {"name": "SGD", "options": {"lr": 0.05, "weight_decay": 0.01}, "groups": groups, **SPLIT}
+    changes = {
+        "optimizer": OptimizerConfig.model_validate(config),
+        "lr_schedule": LrScheduleConfig(name="wsd", warmup=3),
+    }
+    whole = make(tmp_path / "whole", **changes)
+    whole.run()
+    stop_after(make(tmp_path / "run", **changes), 11).run()
+    again = make(tmp_path / "run", **changes).restore()
+    again.run()
+    assert digests(again) == digests(whole)
+    model, made = again.model, again.state.optimizer
+    assert len(again.lineage.applied) > 1
+    assert by_name(model, made) == by_name(model, changes["optimizer"].build(model))
 
 
 def test_a_run_with_groups_from_yaml(tmp_path):
