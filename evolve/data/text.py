@@ -83,7 +83,7 @@ def stdlib_source(
         val_fraction: Share of the bytes that is held out: those at the end.
         samples: Most training windows, spread evenly over the text; None for all.
         val_samples: Most windows held out.
-        max_bytes: Bytes to read, from the modules that come first by name; None for all.
+        max_bytes: Bytes to read, single modules first and then packages, by name; None for all.
 
     Raises:
         DataError: If this Python came without sources, or too few bytes are left.

@@ -2,12 +2,15 @@
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from helpers.runs import digest, stop_after
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from evolve import Evolver, TrainingConfig
 from evolve.data import IterableBatches, LoaderBatches, TensorBatches, as_batches, build_data, tensors_of
 from evolve.data.order import balanced_order
 from evolve.errors import DataError, UnknownNameError
@@ -179,6 +182,8 @@ def test_a_data_set_that_reads_many_at_a_time():
     assert [len(read) for read in data.reads] == [4, 5]
     assert [batch["labels"].tolist() for batch in whole] == data.reads
     assert same(whole[1:], batches.epoch(1, start=1))
+    drawn = [batch["x"][:4] for batch in (*whole, next(batches.epoch(2)))]
+    assert not any(torch.equal(one, other) for one, other in pairwise(drawn))
     assert batches.examples(2)["labels"].tolist() == [0, 1]
     assert next(as_batches(Subset(data, [3, 4]), 2, shuffle=False).epoch(0))["labels"].tolist() == [3, 4]
 
@@ -233,6 +238,26 @@ def test_samplers(kind):
     assert torch.cat([y for _, y in stored.epoch(3)]).tolist() == labels
     assert same(balanced.drawn("shuffle").epoch(3), batches.epoch(3))
     assert same([stored.examples(3)], [balanced.examples(3)])
+
+
+def test_a_run_with_balanced_classes_that_was_stopped_ends_as_one_that_was_not(tmp_path):
+    inputs = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    stored = TensorBatches(inputs, (torch.arange(40) < 4).long(), 8, shuffle=True, seed=2)
+
+    def evolver(folder):
+        torch.manual_seed(1)
+        training = TrainingConfig(epochs=3, device="cpu")
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        data = (stored.drawn("balanced"), stored.drawn("sequential"))
+        return Evolver(model, *data, training=training, output=tmp_path / folder, progress=False)
+
+    whole = evolver("whole")
+    whole.run()
+    stop_after(evolver("stopped"), 7).run()
+    resumed = evolver("stopped").restore()
+    assert (resumed.state.epoch, resumed.state.batch) == (1, 2)
+    resumed.run()
+    assert digest(resumed.model.state_dict()) == digest(whole.model.state_dict())
 
 
 def own_pictures():

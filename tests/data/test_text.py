@@ -83,6 +83,23 @@ def test_the_sources_of_the_standard_library():
     assert text.startswith(first.read_bytes())
 
 
+def test_tests_and_installed_packages_are_left_out(tmp_path, monkeypatch):
+    for place in (
+        "b.py",
+        "a/c.py",
+        "test/t.py",
+        "a/tests/t.py",
+        "site-packages/x.py",
+        "idlelib/idle_test/i.py",
+        "d.txt",
+    ):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(place)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    data = build_data("stdlib_source", options={"context": 1, "val_fraction": 0.5})
+    assert bytes(data.train.tokens.tolist() + data.val.tokens.tolist()) == b"b.pya/c.py"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
