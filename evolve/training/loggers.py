@@ -159,7 +159,7 @@ class LoggerConfig(Named):
         faults: list[tuple[KeyPath, str]] = [((o,), untrusted("place", str(self.options[o]))) for o in outward]
         beside = {"dir": "."} if "dir" in (signature_of(cls) or {}) else {}  # where the options name no folder
         faults += signature_faults(cls, {**beside, **self.options})
-        if not faults and self.name in loggers:  # making one of these opens nothing
+        if not faults and self.name in _HOMES:  # making one of these opens nothing
             faults += refused_options(lambda options: cls(**{**beside, **options}), self.options)
         if faults:
             raise OptionFaults([(("options", *path), message) for path, message in faults])

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import nn
 
+import evolve
 from evolve import Evolver, load_config
 from evolve.errors import EvolveError
 from evolve.models import GPT, build_model, load_weights
@@ -78,4 +79,9 @@ def test_a_run_begins_with_them(tmp_path):
     torch.save(source.state_dict(), tmp_path / "weights.pt")
     file = tmp_path / "run.yaml"
     file.write_text(f"model: {{name: mlp, options: {options}, weights: {tmp_path / 'weights.pt'}}}\ndata: digits\n")
-    assert same(Evolver.from_config(load_config(file)).model, source)
+    run = tmp_path / "run"
+    evolver = Evolver.from_config(load_config(file, [f"output.dir={run}", "training.steps=2", "training.device=cpu"]))
+    assert same(evolver.model, source)
+    evolver.run()
+    (tmp_path / "weights.pt").unlink()
+    assert same(evolve.load(run), evolver.model)
