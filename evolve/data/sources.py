@@ -216,10 +216,8 @@ def _parts(samples: int, held: Tensor, val_fraction: float) -> tuple[Tensor, Ten
 
 def _count_classes(batches: Batches) -> int | None:
     """Classes of in-memory integer targets; other data would have to be read through to tell."""
-    targets = batches.targets if isinstance(batches, TensorBatches) else None
-    if isinstance(targets, Tensor) and targets.dtype == torch.long and targets.ndim == 1:
-        return int(targets.max()) + 1
-    return None
+    classes = batches.classes() if isinstance(batches, TensorBatches) else None
+    return int(classes.max()) + 1 if classes is not None and classes.dtype == torch.long else None
 
 
 def _input_shape(batches: Batches) -> tuple[int, ...] | None:

@@ -264,6 +264,10 @@ def own_pictures():
     return Pictures(), Pictures()
 
 
+def own_dicts():
+    return STORED["dict"], STORED["dict"]
+
+
 def own_labelled():
     return Labelled([0] * 9 + [1]), Labelled([0, 1])
 
@@ -282,6 +286,7 @@ def test_keys_of_the_configuration():
     assert data.train.workers == data.val.workers == 1
     assert [len(images) for images, _ in data.train.epoch(0)] == [3, 4]
     assert data.input_shape is None
+    assert config(name=f"{__name__}:own_dicts").build(5).num_classes == 10
     straight = config(name=f"{__name__}:own_labelled", sampler="sequential").build(5)
     assert next(straight.train.epoch(1))[1].tolist() == [0] * 9 + [1]
     assert next(config(name=f"{__name__}:own_labelled").build(5).train.epoch(1))[1].tolist() != [0] * 9 + [1]

@@ -180,6 +180,14 @@ def test_the_split_is_of_its_own_seed(tmp_path):
     assert not torch.equal(one.val.inputs, load(options, "parquet", target="y", split_seed=1).val.inputs)
 
 
+def test_types_are_inferred_from_the_whole_file(tmp_path):
+    rows = [f"{n % 7},1" for n in range(300_000)]  # more than the megabyte that pyarrow looks at
+    (tmp_path / "long.csv").write_text("\n".join(["y,x", *rows, "0.5,word"]))
+    data = load({"path": str(tmp_path / "long.csv")}, target="y")
+    assert data.feature_names == ("x=1", "x=word")
+    assert 0.5 in torch.cat([data.train.targets, data.val.targets])
+
+
 def test_a_delimiter(tmp_path):
     (tmp_path / "t.csv").write_text(TRAIN.replace(",", ";"))
     assert load({"path": str(tmp_path / "t.csv")}, target="kind", delimiter=";", val_fraction=0.5).val.samples == 2
