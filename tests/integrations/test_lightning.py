@@ -207,7 +207,9 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(EvolveError, match="do not call BertForSequenceClassification itself"):
         fit(tmp_path, 1, evolution([2]), module=(module := Around()))
     assert "on_save_checkpoint" not in vars(module)
-    plain = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, max_steps=1)
+    plain = pl.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path
+    )
     plain.fit(Classifier(), loader(TRAIN))
     plain.save_checkpoint(tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="written without an EvolveCallback"):
