@@ -24,10 +24,14 @@ class Driver:
     Args:
         controller: Of a loop that has no probe batch yet: the first training batch becomes it.
         model: Whose forward is watched for that batch.
+
+    Attributes:
+        open: Whether the training is still going on.
     """
 
     def __init__(self, controller: MutationController, model: nn.Module) -> None:
         self.controller = controller
+        self.open = True
         self._model = model
         self._last: float | Tensor | None = None  # the loss of the last step of an epoch that has no metrics yet
         self._watch: Any = model.register_forward_pre_hook(self._first_batch, with_kwargs=True)
@@ -63,6 +67,7 @@ class Driver:
             loss: Of the step.
             epoch_ends: Whether it was the last of its epoch: `end_epoch` has to follow.
         """
+        self.end_epoch()  # whose metrics did not come
         if epoch_ends:
             self._last = loss
         else:
@@ -83,6 +88,10 @@ class Driver:
 
     def close(self) -> None:
         """Takes its hands off the model."""
+        self.open = False
+        self._unwatch()
+
+    def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
@@ -110,13 +119,13 @@ class Driver:
         self.controller.load_state(state["controller"])
         self._last = state["last"]
         if state["probe"] is not None:
-            self.close()
+            self._unwatch()
             self.controller.loop.example = state["probe"]
 
     def _first_batch(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model.training:
             self.controller.loop.example = probe_batch(model, args, kwargs, self.controller.config.probe)
-            self.close()
+            self._unwatch()
 
 
 def probe_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], samples: int) -> Any:

@@ -170,7 +170,9 @@ def test_the_code_of_the_page_runs(page):
     loggers.unregister("shout")
 
 
-@pytest.mark.parametrize(("page", "library"), [("lightning", "lightning")])
+@pytest.mark.parametrize(
+    ("page", "library"), [("lightning", "lightning"), ("huggingface", "transformers"), ("accelerate", "accelerate")]
+)
 def test_the_code_of_the_integrations_runs(page, library, tmp_path, monkeypatch):
     pytest.importorskip(library)
     monkeypatch.chdir(tmp_path)
