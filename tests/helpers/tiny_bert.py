@@ -5,7 +5,7 @@ import torch
 import evolve
 
 SAMPLES, BATCH = 64, 8
-MUTATIONS = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.1.output"]
+MUTATIONS = ["bert.encoder.layer.0.output", "bert.encoder.layer.1.intermediate.dense"]
 
 
 def bert(seed=0):
@@ -41,13 +41,13 @@ def batch(samples):
 
 
 def evolution(steps, **changes):
-    """A widen in the first layer, then a new block behind the second one, after these steps."""
+    """A new block behind the first layer, then a widen in the second one, after these steps."""
     return evolve.EvolutionConfig.model_validate(
         {
             "schedule": {"name": "at", "options": {"steps": list(steps)}},
             "operators": [
-                {"name": "widen", "sites": [MUTATIONS[0]], "options": {"factor": 1.5}},
-                {"name": "deepen", "sites": [MUTATIONS[1]]},
+                {"name": "deepen", "sites": [MUTATIONS[0]]},
+                {"name": "widen", "sites": [MUTATIONS[1]], "options": {"factor": 1.5}},
             ],
             **changes,
         }
