@@ -5,7 +5,7 @@ import torch
 import evolve
 
 SAMPLES, BATCH = 64, 8
-MUTATIONS = ["bert.encoder.layer.0.output", "bert.encoder.layer.1.intermediate.dense"]
+MUTATIONS = ["bert.encoder.layer.0.output.LayerNorm", "bert.encoder.layer.1.intermediate.dense"]
 
 
 def bert(seed=0):
@@ -41,12 +41,12 @@ def batch(samples):
 
 
 def evolution(steps, **changes):
-    """A new block behind the first layer, then a widen in the second one, after these steps."""
+    """A shortcut with a gate in the first layer, then a widen in the second one, after these steps."""
     return evolve.EvolutionConfig.model_validate(
         {
             "schedule": {"name": "at", "options": {"steps": list(steps)}},
             "operators": [
-                {"name": "deepen", "sites": [MUTATIONS[0]]},
+                {"name": "residual", "sites": [MUTATIONS[0]]},
                 {"name": "widen", "sites": [MUTATIONS[1]], "options": {"factor": 1.5}},
             ],
             **changes,

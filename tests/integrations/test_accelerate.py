@@ -76,13 +76,13 @@ def test_a_resumed_loop_ends_as_one_that_was_not_stopped(tmp_path, accumulate, s
     config = evolution(steps, care={"rewarm": {"steps": 3}})
     whole = Training(config, accumulate).run(16, save, tmp_path)
     assert [(r.operator, r.site, r.status, r.step) for r in whole.controller.lineage] == [
-        ("deepen", MUTATIONS[0], "applied", steps[0]),
+        ("residual", MUTATIONS[0], "applied", steps[0]),
         ("widen", MUTATIONS[1], "applied", steps[1]),
     ]
     assert held(whole.optimizer) == sorted(map(id, whole.model.parameters()))
     resumed = Training(config, accumulate)
     resumed.accelerator.load_state(tmp_path)
-    assert [r.operator for r in resumed.controller.lineage] == ["deepen"]
+    assert [r.operator for r in resumed.controller.lineage] == ["residual"]
     resumed.batches = save
     resumed.run(16)
     assert resumed.end() == whole.end()

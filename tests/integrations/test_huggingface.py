@@ -74,7 +74,7 @@ def whole(tmp_path_factory):
 def test_mutations_in_a_trainer_of_transformers(whole):
     folder, made, callback, _ = whole
     assert [(r.operator, r.site, r.status, r.step) for r in callback.records] == [
-        ("deepen", MUTATIONS[0], "applied", 3),
+        ("residual", MUTATIONS[0], "applied", 3),
         ("widen", MUTATIONS[1], "applied", 8),
     ]
     assert made.model.bert.encoder.layer[1].intermediate.dense.out_features == 36
@@ -111,7 +111,7 @@ def test_the_callback_alone_will_do_where_nothing_is_loaded(tmp_path):
     options = {"kind": transformers.Trainer, "num_train_epochs": 1, "eval_strategy": "no"}
     made, callback = trainer(tmp_path, evolution([2]), **options)
     made.train()
-    assert [r.operator for r in callback.records] == ["deepen"]
+    assert [r.operator for r in callback.records] == ["residual"]
     assert [line["epoch"] for line in callback.controller.history] == [1]
     assert digest(from_pretrained(tmp_path / "checkpoint-4").state_dict()) == digest(made.model.state_dict())
 
@@ -136,7 +136,7 @@ def test_the_best_model_may_be_from_before_a_mutation(tmp_path, best):
     assert made.model is model
     assert model.bert.embeddings is embedding
     assert made.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
-    assert [r.operator for r in callback.records] == ["deepen", "widen"][: best // 4 - 1]
+    assert [r.operator for r in callback.records] == ["residual", "widen"][: best // 4 - 1]
     loaded = from_pretrained(made.state.best_model_checkpoint)
     assert digest(loaded.state_dict()) == digest(model.state_dict())
     assert held(made.optimizer) == sorted(map(id, model.parameters()))

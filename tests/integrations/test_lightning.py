@@ -41,8 +41,9 @@ class Classifier(pl.LightningModule):
         self.log("val_loss", self.model(**batch).loss)
 
     def configure_optimizers(self):
-        plain = [p for name, p in self.named_parameters() if name.endswith("bias")]
-        decayed = [p for name, p in self.named_parameters() if not name.endswith("bias")]
+        named = dict(self.named_parameters())
+        plain = [p for name, p in named.items() if "LayerNorm" in name or name.endswith("bias")]
+        decayed = [p for p in named.values() if all(p is not other for other in plain)]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=30)
@@ -132,7 +133,7 @@ def whole(tmp_path_factory):
 def test_mutations_in_lightning(whole):
     _, trainer, module, callback, _ = whole
     assert [(r.operator, r.site, r.status, r.step) for r in callback.records] == [
-        ("deepen", MUTATIONS[0], "applied", 3),
+        ("residual", MUTATIONS[0], "applied", 3),
         ("widen", MUTATIONS[1], "applied", 8),
     ]
     assert module.model.bert.encoder.layer[1].intermediate.dense.out_features == 36
@@ -173,7 +174,7 @@ def test_the_best_model_may_be_from_before_a_mutation(whole):
         trainer.checkpoint_callback.best_model_path = str(paths[step])
         (metrics,) = trainer.validate(module, loader(VAL), ckpt_path="best", verbose=False)
         assert metrics["val_loss"] == pytest.approx(held_out[step // 4 - 1], abs=1e-6)
-        assert [r.operator for r in callback.records] == ["deepen", "widen"][:made]
+        assert [r.operator for r in callback.records] == ["residual", "widen"][:made]
         assert module.model.bert.embeddings is embeddings
         other = Classifier()
         assert load_checkpoint(paths[step], other) == callback.records
