@@ -17,8 +17,6 @@ from evolve.data.sources import Data, datasets, random_split, stratified_split
 from evolve.data.target_columns import Problem, read_targets
 from evolve.errors import DataError, did_you_mean
 
-_LARGEST_BLOCK = 2**30  # bytes; pyarrow counts them in 32 bits
-
 
 @datasets.register("csv")
 def csv(
@@ -63,10 +61,7 @@ def csv(
     pa, reader = (needed(module, "pyarrow", "tabular", "csv") for module in ("pyarrow", "pyarrow.csv"))
     if len(delimiter) != 1:
         raise DataError(f"delimiter has to be one character, not {delimiter!r}.")
-    # Types are inferred from the first block alone, so it has to hold the whole file.
-    size = max((Path(file).stat().st_size for file in (path, val_path or path) if Path(file).is_file()), default=0)
     options = {
-        "read_options": reader.ReadOptions(block_size=min(size + 1, _LARGEST_BLOCK)),
         "parse_options": reader.ParseOptions(delimiter=delimiter),
         "convert_options": reader.ConvertOptions(strings_can_be_null=True),
     }
