@@ -77,7 +77,7 @@ def resume(folder: RunFolder, trust: Trust = False) -> None:
         from evolve.evolver.evolver import Evolver
         from evolve.evolver.run_config import first_config, saved_config
         from evolve.evolver.run_folder import BEGIN_ANEW, any_checkpoint, is_recorded
-        from evolve.training.checkpoint import CONFIG, open_newest
+        from evolve.training.opening import CONFIG, open_newest
 
         anew = not any_checkpoint(folder) and (folder / CONFIG).is_file()
         if anew and is_recorded(folder):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,10 +20,19 @@ from evolve.models import build_model, models
 from evolve.models.libraries import usual_shape
 from evolve.plugins import is_import_path
 from evolve.runtime.generators import preserved_rng
-from evolve.training.checkpoint import Checkpoint, load_model, open_newest
+from evolve.training.checkpoint import load_model
+from evolve.training.opening import Checkpoint, open_best, open_epoch, open_newest
+
+logger = logging.getLogger(__name__)
 
 
-def load(run: str | Path, model: nn.Module | None = None, *, trust: bool = False) -> nn.Module:
+def load(
+    run: str | Path,
+    model: nn.Module | None = None,
+    *,
+    which: Literal["best", "last"] | int = "best",
+    trust: bool = False,
+) -> nn.Module:
     """Returns the evolved model of a run folder, on the CPU and in eval mode, with the weights it was evaluated with.
 
     No code that the folder names is run unless you trust it: it may be anybody's. Data and loss are not looked at.
@@ -30,14 +40,28 @@ def load(run: str | Path, model: nn.Module | None = None, *, trust: bool = False
     Args:
         run: The run folder.
         model: The base model, built as for the run; needed where the run did not start from a YAML file.
+        which: The epoch that did best by the run's monitor, the last checkpoint, or the end of an epoch by its number
+            where its checkpoint was kept. The log says which one it was.
         trust: Import what the run's configuration names: the model by import path, and plugins.
 
     Raises:
-        CheckpointError: If there is no whole checkpoint or no base model to start from.
+        CheckpointError: If there is no whole checkpoint, none of that epoch, or no base model to start from.
         ConfigError: If the configuration cannot be used, or names code to import that is not trusted.
         UnknownNameError: If a mutation was made by an operator that is not known.
     """
-    return _load(open_newest(Path(run)), model, trust)
+    checkpoint = _chosen(Path(run), which)
+    content = checkpoint.content
+    logger.info("Loaded %s: epoch %d, step %d (which=%r).", checkpoint.path, content.epoch, content.step, which)
+    return _load(checkpoint, model, trust)
+
+
+def _chosen(run: Path, which: str | int) -> Checkpoint:
+    if isinstance(which, int) and not isinstance(which, bool):
+        return open_epoch(run, which)
+    if which not in ("best", "last"):
+        raise EvolveError(f"which: expected 'best', 'last' or the number of an epoch. Found {which!r}.")
+    best = open_best(run) if which == "best" else None
+    return best or open_newest(run)  # a run that was stopped in its first epoch has no best yet
 
 
 def _load(checkpoint: Checkpoint, model: nn.Module | None, trust: bool) -> nn.Module:

@@ -32,12 +32,14 @@ ALLOWED = {
     "care": {"config", "mutation", "operators", "runtime", "structure", "surgery"},
     "data": {"config", "plugins", "runtime"},
     "models": {"config", "plugins", "runtime"},
+    "tasks": {"config", "data", "plugins", "runtime"},
     "training": {
         *("budget", "care", "config", "data", "lineage", "mutation", "plugins", "runtime", "structure", "surgery"),
+        "tasks",
     },
     "evolver": {
         *("budget", "care", "config", "data", "lineage", "models", "mutation", "operators", "plugins", "policies"),
-        *("runtime", "schedules", "scores", "structure", "surgery", "training"),
+        *("runtime", "schedules", "scores", "structure", "surgery", "tasks", "training"),
     },
     "loading": {"config", "evolver", "lineage", "models", "plugins", "runtime", "training"},
     "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},

@@ -19,11 +19,79 @@ class Watched:
         option: The option that names it.
         metric: Its key in the metrics of an epoch.
         mode: Which way is taken for better: "min" or "max"; None where it does not matter.
+        positive: Whether it has to be a number above 0 that falls, or what a metric is short of its upper bound.
     """
 
     option: str
     metric: str
     mode: Literal["min", "max"] | None = None
+    positive: bool = False
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The metric that a run is judged by.
+
+    Attributes:
+        metric: Its key in the metrics of an epoch.
+        mode: Which way is better.
+        bound: The best value there can be, of a metric that rises; None where none is known.
+    """
+
+    metric: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+    bound: float | None = None
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another; NaN never is."""
+        return value < other if self.mode == "min" else value > other
+
+    def falling(self, value: float) -> float:
+        """Returns the value as one that falls as a model gets better: what is missing to the bound, or its negative."""
+        if self.mode == "min":
+            return value
+        return -value if self.bound is None else self.bound - value
+
+    def rising(self, value: float) -> float:
+        """Turns what `falling` returned into a value of the metric again."""
+        if self.mode == "min":
+            return value
+        return -value if self.bound is None else self.bound - value
+
+
+class Watching:
+    """Base of schedules and policies that look at a metric: the run's monitor, unless their options name another."""
+
+    options: Any
+    _monitor = Monitor()
+
+    def follow(self, monitor: Monitor) -> None:
+        """Takes the run's monitor for the metric to look at, where the options name none.
+
+        Args:
+            monitor: That of the run.
+        """
+        self._monitor = monitor
+
+    @property
+    def monitor(self) -> Monitor:
+        """The metric that is looked at."""
+        metric = getattr(self.options, "metric", None)
+        mode: Literal["min", "max"] | None = getattr(self.options, "mode", None)
+        if metric in (None, self._monitor.metric) and mode in (None, self._monitor.mode):
+            return self._monitor
+        return named_monitor(metric or self._monitor.metric, mode)
+
+    def watched(self) -> list[Watched]:
+        """Returns the metrics that it looks at; a run that does not measure them is refused before it begins."""
+        return []
+
+
+def named_monitor(metric: str, mode: Literal["min", "max"] | None = None) -> Monitor:
+    """Returns a metric to be looked at whose way is told by its name: an accuracy rises, all else falls."""
+    rises = metric.endswith("accuracy")
+    mode = mode or ("max" if rises else "min")
+    return Monitor(metric, mode, 1.0 if rises and mode == "max" else None)
 
 
 class _Finder(Protocol):

@@ -31,13 +31,13 @@ class Child:
         loop: Its model and optimizers.
         seed: That of its mutation, so that the same one can be made again.
         steps: Optimizer steps that it was trained for.
-        loss: On the held-out data.
+        score: The monitored metric on the held-out data.
     """
 
     loop: Loop
     seed: int
     steps: int
-    loss: float
+    score: float
 
 
 class ChildTrainer:
@@ -95,10 +95,10 @@ class ChildTrainer:
             self.loop.spend(loop)
         if not trained:
             return None
-        loss = loop.held_out_loss()
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(f"its held-out loss is {loss}.")
-        return Child(loop, self._seed, steps, loss)
+        score = loop.held_out()
+        if not math.isfinite(score):
+            raise NonFiniteLossError(f"its {loop.monitor.metric} is {score}.")
+        return Child(loop, self._seed, steps, score)
 
     def _copy(self) -> Loop | None:
         try:

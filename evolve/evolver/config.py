@@ -9,14 +9,12 @@ from typing_extensions import Self
 
 from evolve.care import CareConfig
 from evolve.config import KeyPath, Named, OptionFaults, Section
-from evolve.config.options import Watched, check_options
-from evolve.errors import did_you_mean
+from evolve.config.options import Monitor, Watched, Watching, check_options
 from evolve.evolver.probation import ProbationConfig
 from evolve.mutation.limits import Limits
 from evolve.operators import operators
 from evolve.policies import PolicyConfig
 from evolve.schedules import ScheduleConfig
-from evolve.training.metrics import METRICS
 
 
 class OperatorConfig(Named):
@@ -65,31 +63,23 @@ class EvolutionConfig(Section):
         faults = self.policy.build().faults([operator.name for operator in self.operators])
         if faults:
             raise OptionFaults([(("policy", "options", *path), message) for path, message in faults])
-        if faults := self._metric_faults():
-            raise OptionFaults(faults)
         if self.schedule is not None and not self.operators:
             raise OptionFaults([(("operators",), "is empty: a schedule needs operators, such as [{name: residual}].")])
         return self
 
-    def watched(self) -> list[tuple[KeyPath, Watched]]:
-        """Returns the metrics that schedule and policy look at, and the options that name them."""
-        found = {"policy": self.policy.build().watched()}
-        if self.schedule is not None:
-            found["schedule"] = self.schedule.build().watched()
-        return [((part, "options", seen.option), seen) for part, watched in found.items() for seen in watched]
+    def watched(self, monitor: Monitor | None = None) -> list[tuple[KeyPath, Watched]]:
+        """Returns the metrics that are looked at, and the options that name them.
 
-    def _metric_faults(self) -> list[tuple[KeyPath, str]]:
-        faults: list[tuple[KeyPath, str]] = []
-        for path, seen in self.watched():
-            better = "max" if seen.metric.endswith("accuracy") else "min" if seen.metric.endswith("loss") else None
-            if seen.metric not in METRICS:
-                known = ", ".join(METRICS)
-                faults.append(
-                    (path, f"no run measures '{seen.metric}'.{did_you_mean(seen.metric, METRICS)} Known: {known}.")
-                )
-            elif seen.mode and better and seen.mode != better:
-                way = "rises" if better == "max" else "falls"
-                faults.append(
-                    (path, f"'{seen.metric}' {way} as a model gets better, and mode: {seen.mode} is the other way.")
-                )
-        return faults
+        Args:
+            monitor: That of the run.
+        """
+        parts: dict[str, Watching] = {"policy": self.policy.build()}
+        if self.schedule is not None:
+            parts["schedule"] = self.schedule.build()
+        found: list[tuple[KeyPath, Watched]] = []
+        for name, part in parts.items():
+            part.follow(monitor or Monitor())
+            found += [((name, "options", seen.option), seen) for seen in part.watched()]
+        if self.probation is not None and self.probation.metric is not None:
+            found.append((("probation", "metric"), Watched("metric", self.probation.metric)))
+        return found

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from evolve.config.options import Monitor
 from evolve.errors import NotApplicable
 from evolve.evolver.children import Child, ChildTrainer
 from evolve.evolver.loop import Loop
@@ -42,6 +43,11 @@ class RunContext:
     _evidence: dict[int, Evidence] = field(default_factory=dict)
     _promises: dict[tuple[Any, ...], Promise] = field(default_factory=dict)
     _best: tuple[Candidate, Child] | None = None
+
+    @property
+    def monitor(self) -> Monitor:
+        """The metric that decisions look at."""
+        return self.loop.monitor
 
     def promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
         """Returns what a score says of a candidate, from the next `batches` of the training data; nothing is built."""
@@ -90,16 +96,16 @@ class RunContext:
         return depths
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
-        """Trains a mutated copy of the model a little and returns its held-out loss; None if it came to nothing.
+        """Trains a mutated copy of the model a little and returns its monitored metric; None if it came to nothing.
 
         Of the mutated ones the best is kept, for memory's sake that one alone.
         """
         child = self.trainer.raised(candidate, steps)
         if child is None:
             return None
-        if candidate is not None and (self._best is None or child.loss < self._best[1].loss):
+        if candidate is not None and (self._best is None or self.monitor.better(child.score, self._best[1].score)):
             self._best = candidate, child
-        return child.loss
+        return child.score
 
     def seed_of(self, candidate: Candidate, otherwise: int) -> int:
         """Returns the seed that a candidate's child was made with, or another one where it has none."""

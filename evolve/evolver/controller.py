@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -34,6 +33,7 @@ from evolve.training.events import (
     Run,
     VerdictGiven,
 )
+from evolve.training.monitor import best_value
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class MutationController:
         self.new_parameters = NewParameters(config.care, loop.optimizers)
         self.proposer = Proposer(config, loop, self.lineage, self.new_parameters, self._stopping)
         self.probation = Probation(config.probation, loop) if config.probation else None
-        self._timing = Timing(config.schedule.build() if config.schedule else None)
+        self._timing = Timing(config.schedule.build() if config.schedule else None, loop.monitor)
         self._run: Run = run or self
         self._stop_asked = False
         self._told_to_stop = stopping
@@ -257,12 +257,12 @@ class MutationController:
         loop = self.loop
         known = {"epoch": loop.epoch, "step": loop.step, "progress": loop.progress}
         line = {**known, "params": count_parameters(self.model), **metrics}
-        earlier = [old["val_loss"] for old in self.history if math.isfinite(old.get("val_loss", math.nan))]
+        monitor, earlier = self.loop.monitor, best_value(self.history, self.loop.monitor)
         self.history.append(line)
         told: list[Event] = [EpochEnded(self._run, line)]
-        loss, best = line.get("val_loss", math.nan), min(earlier, default=None)
-        if math.isfinite(loss) and (best is None or loss < best):
-            told.append(BestImproved(self._run, "val_loss", loss, best))
+        best = best_value(self.history, monitor)
+        if best is not None and best[0] == len(self.history) - 1:
+            told.append(BestImproved(self._run, monitor.metric, best[1], None if earlier is None else earlier[1]))
         self.events.emit(*told)
 
     def _stopping(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -18,22 +17,22 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.config import dump_yaml
 from evolve.data import as_batches
+from evolve.data.trees import Batch
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
-from evolve.evolver.output import OutputConfig, RunResult, flops_per_sample
+from evolve.evolver.output import OutputConfig, RunResult, result_of
 from evolve.evolver.preflight import check_run
 from evolve.evolver.run_config import RunConfig, load_config
 from evolve.evolver.run_folder import RunFolder
 from evolve.evolver.run_loop import RunLoop
+from evolve.evolver.setup import set_up
 from evolve.lineage import Lineage
 from evolve.plugins import load_plugins
 from evolve.runtime.generators import seed_everything
 from evolve.structure.probe import count_parameters
+from evolve.tasks import Loss, TaskSource
 from evolve.training import (
-    Batch,
-    Loss,
     TrainingConfig,
-    create_state,
     place_model,
     train_step,
 )
@@ -42,6 +41,7 @@ from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBe
 from evolve.training.interrupt import Interrupt
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.metrics import Meter
+from evolve.training.monitor import best_value, out_of_patience
 from evolve.training.optim import OptimizerConfig
 from evolve.training.progress import Progress
 from evolve.training.restoring import fitting
@@ -62,7 +62,9 @@ class Evolver:
         training: How to train.
         evolution: When, what and how far to mutate.
         output: The run folder, or its configuration; None writes nothing.
-        loss: `(outputs, targets) -> scalar tensor`, instead of the configured one.
+        task: What a batch is, its loss and its metrics: a task, its configuration, its name, or a function
+            `(model, batch) -> loss` or `-> (loss, outputs)`; None for a classification.
+        loss: `(outputs, targets) -> scalar tensor`, instead of the task's own.
         batch_size: Of datasets and tensors.
         progress: Whether to show the run as it goes.
         callbacks: Functions that are told of every event of the run, and may ask it to stop; see
@@ -85,6 +87,7 @@ class Evolver:
         training: TrainingConfig | None = None,
         evolution: EvolutionConfig | None = None,
         output: OutputConfig | str | Path | None = None,
+        task: TaskSource | None = None,
         loss: Loss | None = None,
         batch_size: int = 64,
         progress: bool = True,
@@ -100,29 +103,27 @@ class Evolver:
         self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
         place_model(model, self.training)
         self._folder = RunFolder(self.output, config_text)
-        steps = math.ceil(len(self.train_data) / self.training.accumulate)
-        inputs = self.train_data.example(self.evolution.probe)
-        self.state = create_state(
+        self.state, self.monitor = set_up(
             model,
-            optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
+            self.train_data,
             self.training,
-            loss=loss,
+            optimizer=optimizer,
             lr_schedule=lr_schedule,
-            epoch_steps=steps,
-            epoch_samples=self.train_data.samples,
-            flops_per_sample=flops_per_sample(model, inputs, needed=self.training.flops is not None),
+            task=task,
+            loss=loss,
+            probe=self.evolution.probe,
         )
         self.events = EventStream(callbacks)
         self._meter = Meter()
         self.controller = MutationController(
             self.evolution,
-            RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter]),
+            RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, self.monitor, more=[self._meter]),
             events=self.events,
             run=self,
             stopping=self._stopping,
         )
         self.state.new_parameters = self.controller.new_parameters
-        self._display = Progress(self.training.budget, steps) if progress else None
+        self._display = Progress(self.training.budget, self.state.epoch_steps) if progress else None
         if self.output.dir:
             self.events.listen(RunFiles(self.output.folder))
         if self._display:
@@ -150,6 +151,7 @@ class Evolver:
             optimizer=config.optimizer,
             lr_schedule=config.lr_schedule,
             training=config.training,
+            task=config.task,
             evolution=config.evolution,
             output=config.output,
             callbacks=[
@@ -170,7 +172,7 @@ class Evolver:
             EvolveError: If the run folder holds another run, is in use by one or cannot be written to.
         """
         if not self._begun:  # before the folder is made
-            check_run(self.evolution, self.state, self.train_data, self.val_data)
+            check_run(self.evolution, self.state, self.train_data, self.val_data, self.monitor)
         with self._folder.held():
             return self._run()
 
@@ -189,7 +191,7 @@ class Evolver:
                 self._close()
             self._save()
             self.events.emit(RunFinished(self, self.finished))
-        return self._result(self._interrupt.signal)
+        return result_of(self, self._params_from, self._folder.path, self._interrupt.signal)
 
     def stop(self) -> None:
         """Asks a running `run` to end after the present step; for callbacks and other threads."""
@@ -232,8 +234,13 @@ class Evolver:
 
     @property
     def finished(self) -> bool:
-        """Whether the budget is spent."""
-        return self.state.progress >= 1
+        """Whether the budget is spent, or patience is at its end."""
+        return self.state.progress >= 1 or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the monitored metric has not become better for `training.patience` epochs."""
+        return out_of_patience(self.history, self.monitor, self.training.patience)
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
@@ -243,16 +250,23 @@ class Evolver:
 
     def _step(self, batches: list[Batch]) -> bool:
         """Trains, judges and mutates; False where the run went back to before a mutation, and to other batches."""
+        tested, epochs = self.controller.testing, len(self.history)
         try:
             result = train_step(self.state, batches, self.controller.before_step)
         except Exception as error:  # of a mutation that has yet to prove itself, or the run's own
             if self.controller.after_step(error):
+                self._folder.settle(kept=False)
                 return False
             raise
         self._meter.add(result)
         line = self._tick(result.loss)
-        if self.controller.after_step(result.loss, line):
+        went_back = self.controller.after_step(result.loss, line)
+        if tested and not self.controller.testing:
+            self._folder.settle(kept=not went_back)
+        if went_back:
             return False
+        if len(self.history) > epochs:
+            self._keep_best()
         if self.state.batch == 0 and self.state.epoch % self.output.checkpoint_every == 0 and not self.finished:
             self._save()  # before a mutation, which has yet to come through its first step
         self._evolve()
@@ -277,6 +291,7 @@ class Evolver:
         """At the end of the budget: measures what is left, and brings the last line up to date."""
         if self._meter.samples:  # what a mutation that went back, or children, left of an epoch
             self.controller.end_epoch(self._measure())
+            self._keep_best()
         if self.history:
             self._meter.bring_up_to_date(self.history[-1], self.state)
 
@@ -287,6 +302,12 @@ class Evolver:
                 self._save()  # a run that is stopped within the probation begins again here
             self.controller.mutate()
             self.state.finite.look(self.model)
+
+    def _keep_best(self) -> None:
+        """Saves the epoch that has just ended if none did better."""
+        best = best_value(self.history, self.monitor)
+        if best is not None and best[0] == len(self.history) - 1:
+            self._folder.save_best(self.state, self.lineage, self._progress(), testing=self.controller.testing)
 
     def _save(self) -> None:
         if self.controller.testing:  # what is on probation is saved when it has passed
@@ -310,17 +331,3 @@ class Evolver:
         if not self._begun:
             seed_everything(self.training.seed)
             self._begun = True
-
-    def _result(self, number: int | None) -> RunResult:
-        applied = len(self.lineage.applied)
-        return RunResult(
-            metrics=dict(self.history[-1]) if self.history else {},
-            applied=applied,
-            refused=len(self.lineage) - applied,
-            params_from=self._params_from,
-            params_to=count_parameters(self.model),
-            folder=self._folder.path,
-            progress=self.state.progress,
-            finished=self.finished,
-            signal=signal.Signals(number) if number else None,
-        )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from evolve.care import WeightAverage
+from evolve.config.options import Monitor
 from evolve.errors import EvolveError
 from evolve.mutation import MutationResult
 from evolve.surgery.optimizer import Optimizers, as_optimizers
@@ -22,20 +23,15 @@ OutputLoss = Callable[[Any], Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """A metric on held-out data, batch by batch.
+    """A metric on held-out data.
 
     Attributes:
-        values: Its value on each batch.
-        samples: How many samples each batch has.
+        value: On all of it.
+        values: On each batch, which tells how much chance is in it.
     """
 
-    values: list[float]
-    samples: list[int]
-
-    @property
-    def mean(self) -> float:
-        """Over the samples; infinite or NaN where one of the values is."""
-        return sum(v * n for v, n in zip(self.values, self.samples, strict=True)) / sum(self.samples)
+    value: float
+    values: Sequence[float]
 
 
 class Loop:
@@ -52,7 +48,9 @@ class Loop:
             arguments or a mapping of keyword arguments.
         loss: Makes a scalar of the model's outputs on `example_inputs`, for operators, policies and scores that look at
             gradients.
-        evaluate: Returns the loss of a model on held-out data, in eval mode; lower is better. Probation needs it.
+        evaluate: Returns the loss of a model on held-out data, in eval mode, or several metrics by name, such as
+            `{"loss": 0.3, "f1": 0.8}`. Probation and children need it.
+        monitor: The metric that decisions look at; `Monitor("val_loss", "min")` if None.
         ema: A moving average of the weights, which follows them.
         also: Whatever else training moves, with `state_dict` and `load_state_dict`: learning rate schedules, a gradient
             scaler, a sampler. It goes back with the weights where a mutation goes back.
@@ -67,7 +65,8 @@ class Loop:
         *,
         example_inputs: Any,
         loss: OutputLoss | None = None,
-        evaluate: Callable[[nn.Module], float] | None = None,
+        evaluate: Callable[[nn.Module], float | Mapping[str, float]] | None = None,
+        monitor: Monitor | None = None,
         ema: WeightAverage | None = None,
         also: Sequence[Stateful] = (),
         steps: int | None = None,
@@ -80,6 +79,7 @@ class Loop:
         self.loss = loss
         self.ema = ema
         self.seed = seed
+        self.monitor = monitor or Monitor()
         self._epoch = self._step = 0
         self._evaluate = evaluate
         self._also = list(also) if isinstance(also, Iterable) else [also]
@@ -168,26 +168,31 @@ class Loop:
         """Returns a metric of the model on held-out data.
 
         Args:
-            metric: "val_loss"; the Evolver knows "val_accuracy" too.
+            metric: Such as "val_loss".
 
         Raises:
             EvolveError: If the loop cannot evaluate, or does not know the metric.
         """
         if self._evaluate is None:
             raise EvolveError("Held-out data are needed here. Give the Loop `evaluate=`, a function of the model.")
-        if metric != "val_loss":
+        found = self._evaluate(self.model)
+        named = found if isinstance(found, Mapping) else {"loss": found}
+        name = metric.removeprefix("val_")
+        if name not in named:
+            known = ", ".join(f"val_{key}" for key in named)
             raise EvolveError(
-                f"This loop evaluates val_loss alone, not {metric}. Set evolution.probation.metric to it."
+                f"This loop's `evaluate` gives {known}, and {metric} is asked for. Let it return that too."
             )
-        return Score([float(self._evaluate(self.model))], [1])
+        value = float(named[name])
+        return Score(value, [value])
 
-    def held_out_loss(self) -> float:
-        """Returns the loss on held-out data.
+    def held_out(self) -> float:
+        """Returns the monitored metric of the model on held-out data.
 
         Raises:
             EvolveError: If the loop cannot evaluate.
         """
-        return self.score("val_loss").mean
+        return self.score(self.monitor.metric).value
 
     def score_batch(self, batches: int) -> tuple[Any, OutputLoss]:
         """Returns inputs, and the loss of the model's outputs on them, on which candidates are scored.

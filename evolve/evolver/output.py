@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from evolve.config import Section
 from evolve.errors import EvolveError
 from evolve.structure.inputs import as_inputs
-from evolve.structure.probe import probe
+from evolve.structure.probe import count_parameters, probe
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ class RunResult:
         params_from: Parameters at the start; likewise `params_to`.
         folder: Where the run lies, if anywhere.
         progress: Which part of the budget is spent, from 0 to 1.
-        finished: Whether the whole budget is spent.
+        finished: Whether the run is over: its whole budget is spent, or its patience is at an end.
+        stopped_early: Whether it was patience.
         signal: The signal that stopped the run, if one did.
     """
 
@@ -67,10 +69,35 @@ class RunResult:
     folder: Path | None
     progress: float
     finished: bool
-    signal: int | None
+    stopped_early: bool
+    signal: signal.Signals | None
 
 
-def flops_per_sample(model: nn.Module, inputs: Tensor, needed: bool) -> int:
+def result_of(run: Any, params_from: int, folder: Path | None, number: int | None) -> RunResult:
+    """Returns what came of a run.
+
+    Args:
+        run: The Evolver.
+        params_from: Parameters at the start.
+        folder: Where the run lies, if anywhere.
+        number: Of the signal that stopped it, if one did.
+    """
+    applied = len(run.lineage.applied)
+    return RunResult(
+        metrics=dict(run.history[-1]) if run.history else {},
+        applied=applied,
+        refused=len(run.lineage) - applied,
+        params_from=params_from,
+        params_to=count_parameters(run.model),
+        folder=folder,
+        progress=run.state.progress,
+        finished=run.finished,
+        stopped_early=run.stopped_early,
+        signal=signal.Signals(number) if number else None,
+    )
+
+
+def flops_per_sample(model: nn.Module, inputs: Any, needed: bool) -> int:
     """Returns the FLOPs of a forward pass of one sample; 0 where they cannot be counted and are not needed.
 
     Raises:

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from torch import Tensor
-
 from evolve.config import KeyPath
 from evolve.config.faults import key_text
+from evolve.config.options import Monitor
 from evolve.data import Batches
-from evolve.errors import MisfitError, NotApplicable, NotYetApplicable
+from evolve.data.trees import Batch
+from evolve.errors import MisfitError, NotApplicable, NotYetApplicable, did_you_mean
 from evolve.evolver.config import EvolutionConfig
 from evolve.mutation.api import create_operator
 from evolve.mutation.verify import first_look
@@ -20,55 +20,78 @@ from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import as_inputs
 from evolve.structure.probe import Probe, count_parameters
 from evolve.structure.sites import STORE, resolve
-from evolve.training import Batch, TrainState, check_data, to_device
+from evolve.training import TrainState, check_data, place
 
 logger = logging.getLogger(__name__)
 
 Faults = Iterator[tuple[KeyPath, str]]
 
 
-def check_run(config: EvolutionConfig, state: TrainState, train: Batches, val: Batches) -> None:
+def check_run(config: EvolutionConfig, state: TrainState, train: Batches, val: Batches, monitor: Monitor) -> None:
     """Checks that configuration, model and data fit each other; nothing is changed.
 
     Raises:
         MisfitError: With the cause.
     """
     measured = check_data(state, train, val)
-    check_evolution(config, state, train.examples(config.probe), measured)
+    if fault := _not_measured(monitor.metric, measured):
+        raise MisfitError(f"training.monitor.metric: {fault}")
+    check_evolution(config, state, train.examples(config.probe), measured, monitor)
 
 
-def check_evolution(config: EvolutionConfig, state: TrainState, probe: Batch, metrics: Collection[str]) -> None:
+def check_evolution(
+    config: EvolutionConfig, state: TrainState, probe: Batch, metrics: Collection[str], monitor: Monitor
+) -> None:
     """Checks the configured evolution against the model and against what the run measures.
 
     Args:
         config: When, what and how far to mutate.
         state: A run that is about to begin.
-        probe: Inputs and targets that mutations are verified on.
+        probe: The batch that mutations are verified on.
         metrics: What an evaluation on the run's data gives, such as "loss" and "accuracy".
+        monitor: The metric that decisions look at.
 
     Raises:
         MisfitError: With everything that could never work.
     """
     if config.schedule is None:
         return
-    faults = [*_metric_faults(config, metrics), *_figure_faults(config, state), *_site_faults(config, state, probe)]
+    faults = [
+        *_metric_faults(config, metrics, monitor),
+        *_figure_faults(config, state),
+        *_site_faults(config, state, probe),
+    ]
     if faults:
         lines = [f"  evolution.{key_text(path)}: {message}" for path, message in faults]
         raise MisfitError("\n".join(["The configuration does not fit the model and its data:", *lines]))
 
 
-def _metric_faults(config: EvolutionConfig, metrics: Collection[str]) -> Faults:
-    watched = [(path, seen.metric) for path, seen in config.watched()]
-    if config.probation is not None:
-        watched.append((("probation", "metric"), config.probation.metric))
-    for path, metric in watched:
-        kind, _, name = metric.partition("_")
-        if kind in ("train", "val") and name not in metrics:
+def _metric_faults(config: EvolutionConfig, metrics: Collection[str], monitor: Monitor) -> Faults:
+    for path, seen in config.watched(monitor):
+        falls = "max" if seen.metric.endswith("accuracy") else "min" if seen.metric.endswith("loss") else None
+        if fault := _not_measured(seen.metric, metrics):
+            yield path, fault
+        elif seen.mode and falls and seen.mode != falls:
+            way = "rises" if falls == "max" else "falls"
+            yield path, f"'{seen.metric}' {way} as a model gets better, and mode: {seen.mode} is the other way."
+        elif seen.positive and seen.mode == "max" and (seen.metric != monitor.metric or monitor.bound is None):
             yield (
                 path,
-                f"this run has no {metric}, because its targets are not class numbers. It measures "
-                f"{', '.join(f'{kind}_{known}' for known in metrics)}.",
+                f"needs a metric that falls to 0, or one with a known best value; '{seen.metric}' is none of them.",
             )
+
+
+def _not_measured(metric: str, metrics: Collection[str]) -> str:
+    """Says that a run does not measure a metric; "" where it does."""
+    train = {"loss", *({"accuracy"} & set(metrics))}
+    known = [*_COUNTED, *(f"train_{name}" for name in train), *(f"val_{name}" for name in metrics)]
+    if metric in known:
+        return ""
+    return f"this run has no '{metric}'.{did_you_mean(metric, known)} It measures {', '.join(known)}."
+
+
+# What a line of metrics has beside them.
+_COUNTED = ("epoch", "step", "lr", "seconds", "flops", "progress", "params")
 
 
 def _figure_faults(config: EvolutionConfig, state: TrainState) -> Faults:
@@ -92,11 +115,7 @@ def _site_faults(config: EvolutionConfig, state: TrainState, probe: Batch) -> Fa
     named = list(_named_sites(config))
     if not named:
         return
-    inputs, targets = probe[0], to_device(state, probe[1])
-
-    def loss(outputs: Any) -> Tensor:
-        return state.loss(outputs, targets)
-
+    inputs, loss = state.task.arguments(state.model, probe), state.task.loss_of(state.model, place(state, probe))
     try:
         with preserved_rng(0):
             seen = first_look(state.model, as_inputs(state.model, inputs), 0, loss)

@@ -6,11 +6,12 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from evolve.config import Section
+from evolve.config.options import named_monitor
 from evolve.evolver.extrapolation import extrapolate, standard_error
 from evolve.evolver.loop import Loop, Score
 from evolve.lineage import Lineage, Verdict
@@ -23,11 +24,11 @@ class ProbationConfig(Section):
 
     Attributes:
         steps: Optimizer steps after which a mutation is judged; earlier where the run ends.
-        metric: What it is judged by, on the validation data.
+        metric: What it is judged by, on the validation data; null for the monitor of the run.
     """
 
     steps: Annotated[int, Field(ge=1)]
-    metric: Literal["val_loss", "val_accuracy"] = "val_loss"
+    metric: Annotated[str, Field(min_length=1)] | None = None
 
 
 @dataclass
@@ -60,6 +61,8 @@ class Probation:
     def __init__(self, config: ProbationConfig, loop: Loop) -> None:
         self._config = config
         self._loop = loop
+        own = config.metric in (None, loop.monitor.metric)
+        self._monitor = loop.monitor if own else named_monitor(str(config.metric))
         self._trial: _Trial | None = None
 
     @property
@@ -79,11 +82,11 @@ class Probation:
             history: The metrics of each epoch.
             lineage: The mutations so far: the trend begins after the last one.
         """
-        step, metric = self._loop.step, self._config.metric
+        step, metric = self._loop.step, self._monitor.metric
         changed = max((record.step or 0 for record in lineage.applied), default=0)
         before = self._loop.score(metric)
         curve = [(line["step"], line[metric]) for line in history if changed < line["step"] < step and metric in line]
-        curve.append((step, before.mean))
+        curve.append((step, before.value))
         self._trial = _Trial(step, before, curve, [])
 
     def begin(self, records: list[int], ahead: int = 0) -> None:
@@ -106,28 +109,24 @@ class Probation:
         trial, step = self._trial, self._loop.step
         if trial is None or not (step >= trial.began + self._config.steps or self._loop.progress >= 1):
             return None
-        found = self._loop.score(self._config.metric)
-        if not math.isfinite(found.mean):
+        found = self._loop.score(self._monitor.metric)
+        if not math.isfinite(found.value):
             return self.condemn()
-        points = [(at, self._falling(value)) for at, value in trial.curve if math.isfinite(value)]
-        if not math.isfinite(trial.before.mean):  # nothing to compare with, and nothing that could have been harmed
-            return self._judged(trial, True, found.mean, None, None, 0)
+        points = [(at, self._monitor.falling(value)) for at, value in trial.curve if math.isfinite(value)]
+        if not math.isfinite(trial.before.value):  # nothing to compare with, and nothing that could have been harmed
+            return self._judged(trial, True, found.value, None, None, 0)
         noise = standard_error(trial.before.values, found.values)
         promised = extrapolate(points, step + trial.ahead, noise)
         bound = promised.value + promised.margin
-        kept = self._falling(found.mean) <= bound
+        kept = self._monitor.falling(found.value) <= bound
         return self._judged(
-            trial, kept, found.mean, self._falling(promised.value), self._falling(bound), promised.points
+            trial, kept, found.value, self._monitor.rising(promised.value), self._monitor.rising(bound), promised.points
         )
 
     def condemn(self) -> Verdict | None:
         """The verdict where the metric is no longer finite; None where nothing is on probation."""
         trial = self._trial
         return self._judged(trial, False, None, None, None, 0) if trial else None
-
-    def _falling(self, value: float) -> float:
-        """Makes a metric one that falls, and back: an accuracy the share of errors."""
-        return 1 - value if self._config.metric == "val_accuracy" else value
 
     def _judged(
         self,
@@ -138,11 +137,11 @@ class Probation:
         bound: float | None,
         points: int,
     ) -> Verdict:
-        before = trial.before.mean if math.isfinite(trial.before.mean) else None
+        before = trial.before.value if math.isfinite(trial.before.value) else None
         verdict = Verdict(
             kept=kept,
             steps=self._loop.step - trial.began,
-            metric=self._config.metric,
+            metric=self._monitor.metric,
             before=before,
             promised=before if promised is None else promised,
             bound=before if bound is None else bound,

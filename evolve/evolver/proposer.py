@@ -50,6 +50,7 @@ class Proposer:
         stopping: Callable[[], bool],
     ) -> None:
         self.policy: Policy = config.policy.build()
+        self.policy.follow(loop.monitor)
         self.lineage = lineage
         self.ahead = 0
         self._config = config

@@ -34,11 +34,12 @@ from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
 from evolve.models import build_model, find_model, load_weights
 from evolve.plugins import import_callable, load_plugins, untrusted
+from evolve.tasks import TaskConfig
 from evolve.training import TrainingConfig
-from evolve.training.checkpoint import CONFIG, Checkpoint
 from evolve.training.events import Callback
 from evolve.training.loggers import NO_FOLDER, LoggerConfig
 from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.opening import CONFIG, Checkpoint
 from evolve.training.optim import OptimizerConfig
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ class RunConfig(Section):
 
     model: ModelConfig
     data: DataConfig
+    task: TaskConfig = TaskConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_schedule: LrScheduleConfig | None = None
     training: TrainingConfig = TrainingConfig()
@@ -164,6 +166,13 @@ class RunConfig(Section):
         homeless = [index for index, one in enumerate(self.loggers) if self.output.dir is None and one.wants_folder]
         if homeless:
             raise OptionFaults([(("loggers", index, "options", "dir"), f"it {NO_FOLDER}") for index in homeless])
+        return self
+
+    @model_validator(mode="after")
+    def _loss_has_a_place(self) -> Self:
+        if self.training.loss is not None and not self.task.takes_loss():
+            message = f"the task '{self.task.name}' computes its loss by itself: leave this out, or use another task."
+            raise OptionFaults([(("training", "loss"), message)])
         return self
 
 

@@ -11,9 +11,10 @@ from evolve.errors import EvolveError, NonFiniteLossError, NonFiniteModelError
 from evolve.evolver.output import OutputConfig
 from evolve.lineage import Lineage
 from evolve.training import TrainState
-from evolve.training.checkpoint import CONFIG, FOLDER, Checkpoint, newer, open_newest, save_checkpoint
+from evolve.training.checkpoint import save_checkpoint, settle_best
 from evolve.training.folder import clear_leftovers, remove, replace_text
 from evolve.training.lock import RunLock
+from evolve.training.opening import BEST, CONFIG, FOLDER, PENDING, Checkpoint, newer, open_newest
 
 _WRITTEN = ("lineage.jsonl", "metrics.jsonl", CONFIG)  # beside the checkpoints
 
@@ -68,6 +69,8 @@ class RunFolder:
         _refuse_links(self.path)
         clear_leftovers(self.path)
         clear_leftovers(self.path / FOLDER)
+        clear_leftovers(self.path / BEST)
+        settle_best(self.path, kept=False)
         if self.saved is None:
             self._empty(self.path)
         elif later := newer(self.path, self.saved):
@@ -102,6 +105,27 @@ class RunFolder:
         self.saved = save_checkpoint(self.path, state, lineage, progress, self._config.keep, self._config_text)
         return self.saved
 
+    def save_best(self, state: TrainState, lineage: Lineage, progress: dict[str, Any], *, testing: bool) -> None:
+        """Writes the checkpoint of the best epoch so far, in the place of the one before.
+
+        Args:
+            state: What training moves.
+            lineage: All records so far.
+            progress: What else the run needs to go on from there.
+            testing: Whether a mutation is on probation: then it waits until `settle`.
+
+        Raises:
+            CheckpointError: If it cannot be written.
+        """
+        if self.path is not None:
+            root = PENDING if testing else BEST
+            save_checkpoint(self.path, state, lineage, progress, 1, self._config_text, root=root)
+
+    def settle(self, *, kept: bool) -> None:
+        """At the end of a probation: what was best within it counts, or does not."""
+        if self.path is not None:
+            settle_best(self.path, kept=kept)
+
     def _empty(self, folder: Path) -> None:
         root = folder / FOLDER
         if not self._config.overwrite:
@@ -113,7 +137,7 @@ class RunFolder:
             if is_recorded(folder):
                 raise EvolveError(f"'{folder}' holds a run already, {BEGIN_ANEW}")
         try:
-            for path in (root, *(folder / name for name in _WRITTEN)):  # all checkpoints vanish at once
+            for path in (root, folder / BEST, *(folder / name for name in _WRITTEN)):  # all checkpoints vanish at once
                 remove(path)
         except OSError as error:
             raise EvolveError(f"'{folder}' cannot be written to: {error}.") from error
@@ -142,6 +166,6 @@ def _refuse_links(folder: Path) -> None:
     Raises:
         EvolveError: If a part of the folder is a link to somewhere else.
     """
-    for name in (FOLDER, *_WRITTEN, *(f"{name}.new" for name in _WRITTEN)):
+    for name in (FOLDER, BEST, PENDING, *_WRITTEN, *(f"{name}.new" for name in _WRITTEN)):
         if (folder / name).is_symlink():
             raise EvolveError(f"'{folder / name}' is a link, and a run writes within its own folder alone. Remove it.")

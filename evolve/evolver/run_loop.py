@@ -9,17 +9,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
+from evolve.config.options import Monitor
 from evolve.data import Batches
+from evolve.data.trees import Batch
 from evolve.errors import EvolveError
 from evolve.evolver.loop import Loop, OutputLoss, Score, detached
 from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
-from evolve.training import TrainState, evaluate, place_model, to_device, train_step
+from evolve.training import TrainState, evaluate, place, place_model, train_step
 from evolve.training.snapshot import Stateful
+from evolve.training.step import EvaluationMeter, evaluated
 
 
 class RunLoop(Loop):
@@ -30,19 +31,26 @@ class RunLoop(Loop):
         train: Training data; its first samples are the probe batch.
         val: Held-out data.
         probe: Samples of the probe batch.
+        monitor: The metric that decisions look at.
         more: What goes back with model and optimizer beside what the state holds.
     """
 
     def __init__(
-        self, state: TrainState, train: Batches, val: Batches, probe: int, more: Sequence[Stateful] = ()
+        self,
+        state: TrainState,
+        train: Batches,
+        val: Batches,
+        probe: int,
+        monitor: Monitor,
+        more: Sequence[Stateful] = (),
     ) -> None:
-        example, targets = train.examples(probe)
-        targets = targets.to(state.device)
+        batch = train.examples(probe)
         super().__init__(
             state.model,
             state.optimizer,
-            example_inputs=example,
-            loss=lambda outputs: state.loss(outputs, targets),
+            example_inputs=state.task.arguments(state.model, batch),
+            loss=state.task.loss_of(state.model, place(state, batch)),
+            monitor=monitor,
             ema=state.ema,
             also=more,
             seed=state.config.seed,
@@ -94,40 +102,38 @@ class RunLoop(Loop):
         self.state.count_time()
 
     def score(self, metric: str) -> Score:
-        """Returns a metric of the model on the held-out data, batch by batch.
+        """Returns a metric of the model on the held-out data, and on each batch of it.
 
         Raises:
-            EvolveError: If the targets are not class labels, so that there is no accuracy.
+            EvolveError: If the run does not measure it.
         """
-        values, samples = [], []
-        for batch in self._val.epoch(0):
-            metrics = evaluate(self.state, [batch])
-            name = metric.removeprefix("val_")
-            if name not in metrics:
-                raise EvolveError(
-                    f"Probation looks at {metric}, but the targets are not class labels. "
-                    "Use probation.metric: val_loss."
-                )
-            values.append(metrics[name])
-            samples.append(len(batch[0]))
-        return Score(values, samples)
+        name, state = metric.removeprefix("val_"), self.state
+        whole, values = EvaluationMeter(state), []
+        for found in evaluated(state, self._val.epoch(0)):
+            single = EvaluationMeter(state)
+            single.add(*found)
+            whole.add(*found)
+            values.append(single.compute().get(name, math.nan))
+        metrics = whole.compute()
+        if name not in metrics:
+            raise EvolveError(f"This run has no {metric}. It measures {', '.join(f'val_{key}' for key in metrics)}.")
+        return Score(metrics[name], values)
 
-    def held_out_loss(self) -> float:
-        """Returns the loss on the held-out data."""
-        return evaluate(self.state, self._val.epoch(0))["loss"]
+    def held_out(self) -> float:
+        """Returns the monitored metric on the held-out data."""
+        return evaluate(self.state, self._val.epoch(0))[self.monitor.metric.removeprefix("val_")]
 
     def score_batch(self, batches: int) -> tuple[Any, OutputLoss]:
-        """Returns the inputs of the next training batches, and the loss of outputs on them."""
+        """Returns what the model is called with on the next training batches, and the loss of outputs on them."""
         state = self.state
         with preserved_rng():
-            found = list(islice(self._coming(), batches))
-        targets = to_device(state, torch.cat([targets for _, targets in found]))
-        return torch.cat([inputs for inputs, _ in found]), lambda outputs: state.loss(outputs, targets)
+            found = place(state, state.task.join(list(islice(self._coming(), batches))))
+        return state.task.arguments(state.model, found), state.task.loss_of(state.model, found)
 
     def batches(self, count: int) -> Iterable[Any]:
-        """Yields the inputs of the training batches of an epoch, from its beginning."""
-        for inputs, _ in islice(self._train.onward(self.state.epoch, 0), count):
-            yield inputs.to(self.device)
+        """Yields what the model is called with on the training batches of an epoch, from its beginning."""
+        for batch in islice(self._train.onward(self.state.epoch, 0), count):
+            yield self.state.task.arguments(self.model, place(self.state, batch))
 
     def copied(self) -> Self:
         """Returns a loop over copies of model, optimizer and gradient scaler."""
@@ -179,7 +185,7 @@ class RunLoop(Loop):
         place_model(self.model, self.state.config)
         self.state.flops_per_sample = applied[-1].record.flops_after or self.state.flops_per_sample
 
-    def _coming(self) -> Iterable[tuple[Tensor, Tensor]]:
+    def _coming(self) -> Iterable[Batch]:
         return self._train.onward(self.state.epoch, self.state.batch)
 
 

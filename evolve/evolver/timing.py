@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from evolve.config.options import Monitor
 from evolve.errors import CheckpointError
 from evolve.schedules import Clock, Schedule
 
@@ -18,10 +19,13 @@ class Timing:
 
     Args:
         schedule: The schedule.
+        monitor: The metric that it looks at, unless its options name another.
     """
 
-    def __init__(self, schedule: Schedule | None) -> None:
+    def __init__(self, schedule: Schedule | None, monitor: Monitor) -> None:
         self.schedule = schedule
+        if schedule is not None:
+            schedule.follow(monitor)
         self.due: str | None = None
 
     def ask(self, clock: Clock) -> None:

@@ -27,7 +27,8 @@ class Bandit(Policy):
     held-out loss falls in an epoch after it, over the growth of the logarithm of FLOPs: the exponent of a scaling law
     (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. The loss is the lowest
     of the epochs until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who
-    comes after. A mutation that was refused has the reward 0. All of it is read off the log, so that a resumed run
+    comes after. A mutation that was refused has the reward 0. Where the monitor rises, what
+    it is short of its best value stands for the loss. All of it is read off the log, so that a resumed run
     knows what the stopped one knew.
     """
 
@@ -36,13 +37,13 @@ class Bandit(Policy):
 
         regions: PositiveInt = 3
         exploration: NonNegativeFloat = 0.5
-        metric: str = "val_loss"
+        metric: str | None = None
         least_flops: PositiveFloat = 0.25
         seed: NonNegativeInt = 0
 
     def watched(self) -> list[Watched]:
-        """Returns the metric, which has to fall."""
-        return [Watched("metric", self.options.metric, "min")]
+        """Returns the metric."""
+        return [Watched("metric", self.monitor.metric, self.monitor.mode, positive=True)]
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns a random candidate of an arm that was not played yet, or of the one with the highest bound."""
@@ -106,11 +107,11 @@ class Bandit(Policy):
         return min(filter(math.isfinite, map(self._metric, lines)), default=None)
 
     def _metric(self, line: Mapping[str, Any]) -> float:
-        value = line.get(self.options.metric)
+        value = line.get(self.monitor.metric)
         if not isinstance(value, float):
             known = ", ".join(key for key, number in line.items() if isinstance(number, float))
-            raise EvolveError(f"Policy 'bandit' looks at '{self.options.metric}', which is not among {known}.")
-        return value
+            raise EvolveError(f"Policy 'bandit' looks at '{self.monitor.metric}', which is not among {known}.")
+        return self.monitor.falling(value)
 
     def _region(self, depth: float | None) -> str:
         count = self.options.regions

@@ -13,7 +13,7 @@ from pydantic import model_validator
 from typing_extensions import Self
 
 from evolve.config import Named
-from evolve.config.options import Watched, check_options
+from evolve.config.options import Monitor, Watching, check_options
 from evolve.lineage import Record, Weighed
 from evolve.registry import Registered, Registry, TypedOptions
 
@@ -89,6 +89,10 @@ class PolicyContext(Protocol):
     def history(self) -> Sequence[Mapping[str, Any]]:
         """One mapping of metrics for each finished epoch."""
 
+    @property
+    def monitor(self) -> Monitor:
+        """The metric that decisions look at."""
+
     def promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
         """Returns what a score says of a candidate, from the next `batches` of the training data; nothing is built."""
 
@@ -96,10 +100,10 @@ class PolicyContext(Protocol):
         """Returns how deep in the model a site lies, in [0, 1): 0 at the input; None where it is all of the model."""
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
-        """Trains a mutated copy of the model a little and returns its held-out loss.
+        """Trains a mutated copy of the model a little and returns its monitored metric on held-out data.
 
-        None if the mutation is refused, or memory or a finite loss give out. Of the mutated copies the one with the
-        lowest loss is kept: where its candidate is chosen then, it becomes the model.
+        None if the mutation is refused, or memory or a finite value give out. Of the mutated copies the one with the
+        best value is kept: where its candidate is chosen then, it becomes the model.
 
         Args:
             candidate: None for a copy that is not mutated.
@@ -107,7 +111,7 @@ class PolicyContext(Protocol):
         """
 
 
-class Policy(Registered, ABC):
+class Policy(Watching, Registered, ABC):
     """Chooses among candidates.
 
     Attributes:
@@ -126,10 +130,6 @@ class Policy(Registered, ABC):
 
     def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
         """Returns what in the policy's options does not go with the operators it may choose from, and where."""
-        return []
-
-    def watched(self) -> list[Watched]:
-        """Returns the metrics that it looks at; a run that does not measure them is refused before it begins."""
         return []
 
     def state(self) -> dict[str, Any]:

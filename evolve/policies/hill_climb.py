@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 class HillClimb(Policy):
     """Neural architecture search by hill climbing (NASH, Elsken, Metzen and Hutter 2017).
 
-    Each child is a mutated copy that keeps the weights. All are trained on the same batches, and the one with the
-    lowest held-out loss becomes the model, with what it has learned meanwhile. The model that is not mutated takes
-    part: where it wins, nothing is changed.
+    Each child is a mutated copy that keeps the weights. All are trained on the same batches, and the one that does best
+    on held-out data, by the run's monitor, becomes the model, with what it has learned meanwhile. The model that is not
+    mutated takes part: where it wins, nothing is changed.
     """
 
     class Options(TypedOptions):
@@ -40,6 +40,7 @@ class HillClimb(Policy):
         """Returns the best child's mutation."""
         if context.tried:
             return None  # the best child was refused on the model itself: there is no second best that was trained
+        monitor = context.monitor
         chance = random.Random(f"{self.options.seed} {self._rounds}")
         self._rounds += 1
         own = context.child(None, self.options.steps)
@@ -49,29 +50,33 @@ class HillClimb(Policy):
         weighed: list[tuple[float, Candidate | None]] = [(own, None)]
         refused: list[Weighed] = []
         for candidate in drawn(candidates, self.options.children, chance):
-            loss = context.child(candidate, self.options.steps)
-            if loss is not None:
-                weighed.append((loss, candidate))
+            found = context.child(candidate, self.options.steps)
+            if found is not None:
+                weighed.append((found, candidate))
             else:
                 refused.append(Weighed(operator=candidate.operator, site=candidate.site, note="refused, or given up"))
-        weighed.sort(key=lambda pair: pair[0])
-        (loss, best), *others = weighed
+        weighed.sort(key=lambda pair: monitor.falling(pair[0]))
+        (value, best), *others = weighed
         if best is None:
-            rest = ", ".join(f"{other.operator} {value:.4g}" for value, other in others if other)
+            rest = ", ".join(f"{other.operator} {score:.4g}" for score, other in others if other)
             logger.info(
-                "No child came below the model's own loss of %.4g after %d steps (%s).", loss, self.options.steps, rest
+                "No child came to a better %s than the model's own, %.4g, after %d steps (%s).",
+                monitor.metric,
+                value,
+                self.options.steps,
+                rest,
             )
             return None
         told = [
             Weighed(
                 operator=candidate.operator if candidate else "",
                 site=candidate.site if candidate else None,
-                value=value,
+                value=score,
                 note="" if candidate else "not mutated",
             )
-            for value, candidate in others
+            for score, candidate in others
         ]
-        return Choice(best, f"held-out loss after {self.options.steps} steps", loss, "", [*told, *refused])
+        return Choice(best, f"{monitor.metric} after {self.options.steps} steps", value, "", [*told, *refused])
 
     def state(self) -> dict[str, Any]:
         """Returns how often it was asked: each time it draws other children."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from evolve.config.options import Watched
+from evolve.config.options import Watching
 from evolve.errors import EvolveError
 from evolve.registry import Registered, Registry, TypedOptions
 
@@ -47,7 +47,7 @@ class Clock:
         return float(value)
 
 
-class Schedule(Registered, ABC):
+class Schedule(Watching, Registered, ABC):
     """Says after each optimizer step whether a mutation is due.
 
     Attributes:
@@ -65,10 +65,6 @@ class Schedule(Registered, ABC):
     @abstractmethod
     def due(self, clock: Clock) -> str | None:
         """Returns the reason why a mutation is due now, or None."""
-
-    def watched(self) -> list[Watched]:
-        """Returns the metrics that it looks at; a run that does not measure them is refused before it begins."""
-        return []
 
     def state(self) -> dict[str, Any]:
         """Returns what a resumed run needs, as JSON values."""

@@ -73,9 +73,9 @@ class Gain(Schedule):
     """
 
     class Options(TypedOptions):
-        """The metric to be lowered, what is promised for what cost, what is worth it, epochs that are fitted."""
+        """The metric (null: the monitor), what is promised for what cost, what is worth it, epochs that are fitted."""
 
-        metric: str = "val_loss"
+        metric: str | None = None
         promise: Annotated[float, Field(gt=0, lt=1)] = 0.1
         cost: Annotated[float, Field(gt=1)] = 2.0
         worth: Annotated[float, Field(ge=0, lt=1)] = 0.005
@@ -88,15 +88,16 @@ class Gain(Schedule):
         self._asked = 0  # finished epochs when a mutation was due last
 
     def watched(self) -> list[Watched]:
-        """Returns the metric, which has to fall."""
-        return [Watched("metric", self.options.metric, "min")]
+        """Returns the metric."""
+        return [Watched("metric", self.monitor.metric, self.monitor.mode, positive=True)]
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when a larger model is worth it."""
-        if not clock.epoch_end or not math.isfinite(clock.metric(self.options.metric, self.name)):
+        metric = self.monitor.metric
+        if not clock.epoch_end or not math.isfinite(clock.metric(metric, self.name)):
             return None
         clock.metric("flops", self.name)
-        spans = _spans([line for line in clock.history if math.isfinite(line[self.options.metric])])
+        spans = _spans([line for line in clock.history if math.isfinite(line[metric])])
         present = spans[-1]
         if len(present) < _FEWEST or len(clock.history) - self._asked < _FEWEST:
             return None
@@ -113,13 +114,22 @@ class Gain(Schedule):
             return None
         self._asked = len(clock.history)
         return (
-            f"a larger model gains more for its compute: {promise:.1%} less {self.options.metric} is promised for "
+            f"a larger model gains more for its compute: {promise:.1%} less {self._what} is promised for "
             f"{cost:.3g} times the FLOPs, {ends[0]:.4g} at the end of the budget against {ends[1]:.4g}"
         )
 
     def _fit(self, lines: Span) -> list[tuple[float, Approach]]:
         recent = lines[-self.options.window :]
-        return fit_approaches([line["flops"] for line in recent], [line[self.options.metric] for line in recent])
+        return fit_approaches([line["flops"] for line in recent], [self._falling(line) for line in recent])
+
+    def _falling(self, line: Mapping[str, Any]) -> float:
+        return self.monitor.falling(line[self.monitor.metric])
+
+    @property
+    def _what(self) -> str:
+        """What falls: a loss, or what a metric with a bound is short of that."""
+        monitor = self.monitor
+        return monitor.metric if monitor.mode == "min" else f"of what {monitor.metric} is short of {monitor.bound:g}"
 
     def _promise(self, spans: Sequence[Span]) -> float:
         """What growths have brought so far, the last one weighing half; the configured promise before the first."""

@@ -18,10 +18,10 @@ class Plateau(Schedule):
     """When the smoothed metric has not improved for `patience` epochs; then it begins anew, with nothing remembered."""
 
     class Options(TypedOptions):
-        """What to watch, which way is better, by which part of the best value at least, and how much to smooth."""
+        """What to watch (null: the run's monitor), which way is better, by which part of the best value, smoothing."""
 
-        metric: str = "val_loss"
-        mode: Literal["min", "max"] = "min"
+        metric: str | None = None
+        mode: Literal["min", "max"] | None = None
         patience: PositiveInt = 3
         min_delta: NonNegativeFloat = 0.01
         smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -37,16 +37,16 @@ class Plateau(Schedule):
 
     def watched(self) -> list[Watched]:
         """Returns the metric and its mode."""
-        return [Watched("metric", self.options.metric, self.options.mode)]
+        return [Watched("metric", self.monitor.metric, self.monitor.mode)]
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when patience is at its end."""
         if not clock.epoch_end:
             return None
-        found = clock.metric(self.options.metric, self.name)
+        found = clock.metric(self.monitor.metric, self.name)
         if math.isfinite(found):
             value = self._average.add(found)
-            sign = 1 if self.options.mode == "max" else -1
+            sign = 1 if self.monitor.mode == "max" else -1
             if self._best is None or sign * (value - self._best) > self.options.min_delta * abs(self._best):
                 self._best, self._waited = value, 0
                 return None
@@ -57,7 +57,7 @@ class Plateau(Schedule):
             return None
         best = self._best
         self._begin()
-        return f"{self.options.metric} not better than {best:.4g} for {self.options.patience} epochs"
+        return f"{self.monitor.metric} not better than {best:.4g} for {self.options.patience} epochs"
 
     def state(self) -> dict[str, Any]:
         """Returns the average, the best of it, and the epochs waited."""

@@ -1,83 +1,56 @@
-"""A run's state on disk: base model + records + tensors, written whole or not at all, loaded without pickle."""
+"""A run's state on disk: base model + records + tensors, written whole or not at all, and taken up again."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from evolve.errors import CheckpointError
-from evolve.lineage import Lineage, Record
+from evolve.lineage import Lineage
 from evolve.runtime.generators import random_state, set_random_state
 from evolve.surgery.optimizer_names import check_optimizers, load_optimizer_by_name, optimizer_by_name
 from evolve.training import TrainState
 from evolve.training.finite import check_finite_optimizer
-from evolve.training.folder import REPLACED, DamagedError, check_whole, discard, stamp, write_text, written_whole
-from evolve.training.restoring import fitting, read_records, replay_bounded
-from evolve.training.tensors import extra_state, load_tensors, read_model, read_state, write_model, write_state
+from evolve.training.folder import (
+    discard,
+    remove,
+    write_text,
+    written_whole,
+)
+from evolve.training.opening import (
+    BEST,
+    CONFIG,
+    CONTENT,
+    FOLDER,
+    PENDING,
+    RECORDS,
+    STATE,
+    VERSION,
+    WEIGHTS,
+    Checkpoint,
+    fault_of,
+    paths_of,
+)
+from evolve.training.restoring import fitting, replay_bounded
+from evolve.training.tensors import extra_state, load_tensors, write_model, write_state
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-CONFIG = "config.yaml"
-_VERSION = 3
-_WEIGHTS, _STATE, _RECORDS, _CONTENT = "model.safetensors", "state.pt", "lineage.jsonl", "checkpoint.json"
-_NEEDED = (_WEIGHTS, _STATE, _RECORDS, _CONTENT)
-_NAME = re.compile(rf"step-(\d+)({re.escape(REPLACED)})?")
-_TRIES = 50  # of reading while another process writes new checkpoints and deletes old ones
-
-
-class Content(BaseModel):
-    """What `checkpoint.json` holds: where the run stands and what it has spent, and what it needs to go on."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-    version: int
-    epoch: int = Field(ge=0)
-    step: int = Field(ge=0)
-    batch: int = Field(ge=0)
-    seconds: float = Field(ge=0, allow_inf_nan=False)
-    flops: int = Field(ge=0)
-    flops_per_sample: int = Field(ge=0)
-    finite: dict[str, list[str]]
-    progress: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint in memory; every file of it was whole.
-
-    Attributes:
-        path: Its folder.
-        content: Where the run stands.
-        records: All records so far.
-        tensors: Of the model.
-        saved: Of the optimizer and all else.
-        config: The run's configuration; None for a run that was started in Python.
-    """
-
-    path: Path
-    content: Content
-    records: list[Record]
-    tensors: dict[str, Tensor]
-    saved: dict[str, Any]
-    config: str | None
-
-    @property
-    def run(self) -> Path:
-        """The run folder."""
-        return self.path.parents[1]
-
 
 def save_checkpoint(
-    run: Path, state: TrainState, lineage: Lineage, progress: dict[str, Any], keep: int, config: str | None = None
+    run: Path,
+    state: TrainState,
+    lineage: Lineage,
+    progress: dict[str, Any],
+    keep: int,
+    config: str | None = None,
+    *,
+    root: str = FOLDER,
 ) -> Path:
     """Writes `checkpoints/step-N`, and deletes all but the newest `keep` that are whole.
 
@@ -88,6 +61,7 @@ def save_checkpoint(
         progress: What else the run needs to go on, as JSON values.
         keep: Checkpoints to keep.
         config: The run's configuration.
+        root: The folder of the run that it goes to.
 
     Returns:
         The checkpoint's folder; it appears only when all of it is on disk.
@@ -97,69 +71,36 @@ def save_checkpoint(
         CheckpointError: If it cannot be written.
     """
     state.finite.check(state.model, state.ema.shadow if state.ema else {})
-    target = run / FOLDER / f"step-{state.step:08d}"
-    if target.exists() and _fault(target):
+    target = run / root / f"step-{state.step:08d}"
+    if target.exists() and fault_of(target):
         discard(target)  # what is damaged gives nothing to fall back to
     saved = _state(state)
     check_finite_optimizer(saved["optimizer"])
-    content = {"version": _VERSION, **state.counts(), "finite": state.finite.state(), "progress": progress}
+    content = {"version": VERSION, **state.counts(), "finite": state.finite.state(), "progress": progress}
     with written_whole(target) as folder:
-        write_text(folder / _RECORDS, "".join(record.model_dump_json() + "\n" for record in lineage))
-        write_text(folder / _CONTENT, json.dumps(content))
+        write_text(folder / RECORDS, "".join(record.model_dump_json() + "\n" for record in lineage))
+        write_text(folder / CONTENT, json.dumps(content))
         if config is not None:
             write_text(folder / CONFIG, config)
-        write_model(state.model, folder / _WEIGHTS)
-        write_state(saved, folder / _STATE)
-    others = [path for path in _paths(run) if path != target]
+        write_model(state.model, folder / WEIGHTS)
+        write_state(saved, folder / STATE)
+    others = [path for path in paths_of(run, root) if path != target]
     if len(others) >= keep:
-        whole = [path for path in others if _fault(path) is None]
+        whole = [path for path in others if fault_of(path) is None]
         for path in set(others) - set(whole[: keep - 1]):
             discard(path)
     return target
 
 
-def newest_checkpoint(run: Path) -> Path:
-    """Returns the newest checkpoint that is whole; a damaged one is passed over with a warning.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    return open_newest(run).path
-
-
-def open_newest(run: Path) -> Checkpoint:
-    """Reads the newest checkpoint that is whole, also while a run writes new ones and deletes old ones.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    for _ in range(_TRIES):
-        found = _paths(run)
-        for path in found:
-            before = stamp(path)
-            try:
-                checkpoint = _read(path)
-            except DamagedError as error:
-                if stamp(path) != before:
-                    break  # it was deleted or replaced meanwhile: look again
-                logger.warning("Checkpoint %s is damaged (%s); trying the one before it.", path, error)
-                continue
-            if stamp(path) == before:
-                return checkpoint
-            break
-        else:
-            if _paths(run) == found:
-                break
-    raise CheckpointError(
-        f"No whole checkpoint in '{run / FOLDER}'. Give a run folder; a run that was "
-        "stopped before it saved anything has to be started again."
-    )
-
-
-def newer(run: Path, than: Path) -> Path | None:
-    """Returns a whole checkpoint of a later step, if there is one."""
-    step = _order(than)
-    return next((path for path in _paths(run) if _order(path) > step and _fault(path) is None), None)
+def settle_best(run: Path, *, kept: bool) -> None:
+    """Lets the best checkpoint that waits for a verdict take its place, or deletes it."""
+    if not (run / PENDING).is_dir():
+        return
+    if kept:
+        remove(run / BEST)
+        (run / PENDING).rename(run / BEST)
+    else:
+        remove(run / PENDING)
 
 
 def load_model(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False) -> None:
@@ -236,56 +177,3 @@ def _state(state: TrainState) -> dict[str, Any]:
         "new_parameters": state.new_parameters.state_dict() if state.new_parameters else None,
         "random": random_state(),
     }
-
-
-def _read(path: Path) -> Checkpoint:
-    files = check_whole(path, _NEEDED)
-    try:
-        content = _content(path)
-        config = (path / CONFIG).read_text(encoding="utf-8") if CONFIG in files else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(str(error)) from error
-    saved = read_state(path / _STATE)
-    missing = {"optimizer", "lr_schedule", "extra", "scheduler", "scaler", "ema", "new_parameters", "random"} - set(
-        saved
-    )
-    if missing:
-        raise DamagedError(f"{_STATE} has no {', '.join(sorted(missing))}")
-    return Checkpoint(path, content, read_records(path / _RECORDS), read_model(path / _WEIGHTS), saved, config)
-
-
-def _content(path: Path) -> Content:
-    text = (path / _CONTENT).read_bytes()
-    try:
-        version = json.loads(text).get("version")
-        if version != _VERSION:
-            raise CheckpointError(f"'{path}' has version {version!r}; this evolve reads version {_VERSION}.")
-        return Content.model_validate_json(text)
-    except (ValidationError, ValueError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{_CONTENT} is unreadable: {error}") from error
-
-
-def _fault(path: Path) -> str | None:
-    try:
-        check_whole(path, _NEEDED)
-    except DamagedError as error:
-        return str(error)
-    return None
-
-
-def _paths(run: Path) -> list[Path]:
-    """The folders of checkpoints, newest first.
-
-    Raises:
-        CheckpointError: If the folder that they lie in is a link: what a run writes and deletes lies within its folder.
-    """
-    root = run / FOLDER
-    if root.is_symlink():
-        raise CheckpointError(f"'{root}' is a link. A run folder holds its checkpoints itself: move them there.")
-    found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name)] if root.is_dir() else []
-    return sorted(found, key=_order, reverse=True)
-
-
-def _order(path: Path) -> tuple[int, bool]:
-    match = _NAME.fullmatch(path.name)
-    return (int(match[1]), match[2] is None) if match else (-1, False)

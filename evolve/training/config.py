@@ -9,7 +9,19 @@ from typing_extensions import Self
 
 from evolve.budget import UNITS, Budget
 from evolve.config import OptionFaults, Section
-from evolve.training.losses import LossConfig
+from evolve.tasks import LossConfig
+
+
+class MonitorConfig(Section):
+    """The metric that decisions look at: schedules, policies, probation, early stopping, the best checkpoint.
+
+    Attributes:
+        metric: Its key in the metrics of an epoch, such as "val_f1".
+        mode: Which way is better; null for what the metric itself says.
+    """
+
+    metric: Annotated[str, Field(min_length=1)] = "val_loss"
+    mode: Literal["min", "max"] | None = None
 
 
 class TrainingConfig(Section):
@@ -22,9 +34,12 @@ class TrainingConfig(Section):
         flops: FLOPs of all training steps: 3 times those of a forward pass, for each sample.
         device: "auto" (cuda, mps, cpu), or a torch device.
         precision: "fp32", or autocast to "bf16" or "fp16" (with loss scaling on CUDA).
-        loss: A function of `torch.nn.functional` or an import path.
+        loss: A function of outputs and targets, of `torch.nn.functional` or by import path, instead of the task's own;
+            null for that.
         grad_clip: Greatest norm of all gradients together; null for none.
         accumulate: Batches per optimizer step.
+        monitor: The metric that decisions look at, and which way is better.
+        patience: Epochs without a better value of it after which the run ends; null for none.
         ema: Decay of a moving average of the weights, used for evaluation; null for none.
         channels_last: Keep images and convolutions in channels-last memory format.
         compile: Run the model through `torch.compile`; it compiles again after a mutation.
@@ -37,9 +52,11 @@ class TrainingConfig(Section):
     flops: Annotated[float, Field(gt=0)] | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    loss: LossConfig = LossConfig()
+    loss: LossConfig | None = None
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
+    monitor: MonitorConfig = MonitorConfig()
+    patience: Annotated[int, Field(ge=1)] | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     channels_last: bool = False
     compile: bool = False

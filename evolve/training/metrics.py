@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evolve.data.trees import Batch
 from evolve.structure.probe import count_parameters
-from evolve.training import Batch, StepResult, TrainState, advance_schedule, evaluate
+from evolve.training import StepResult, TrainState, advance_schedule, evaluate
 
 # Keys of a line of metrics; those of accuracy are there where targets are class numbers.
 METRICS = (

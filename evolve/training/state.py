@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from evolve.budget import FORWARD_AND_BACKWARD, Spent
 from evolve.care import NewParameters
 from evolve.care.ema import EMA
 from evolve.runtime.device import resolve_device
+from evolve.tasks import Metric, Task
 from evolve.training.config import TrainingConfig
 from evolve.training.finite import FiniteWatch
-from evolve.training.losses import Loss
 from evolve.training.lr_schedule import LrScheduleConfig
 
 _COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
@@ -31,6 +32,8 @@ class TrainState:
     Attributes:
         model: The network, in place.
         forward: What is called in its place: the model, or its compiled form.
+        task: What a batch is, and its loss.
+        metrics: What is measured beside the loss.
         finite: Knows which of the model's tensors may be NaN or infinite, as they were so from the beginning.
         new_parameters: New parts of its parameters that are cared for.
         epoch: Epochs finished.
@@ -47,11 +50,12 @@ class TrainState:
 
     model: nn.Module
     optimizer: Optimizer
-    loss: Loss
+    task: Task
     config: TrainingConfig
     device: torch.device
     forward: Callable[..., Any]
     finite: FiniteWatch
+    metrics: Sequence[Metric] = ()
     scheduler: LRScheduler | None = None
     lr_schedule: LrScheduleConfig | None = None
     scaler: torch.amp.GradScaler | None = None
@@ -72,6 +76,11 @@ class TrainState:
         """Adds the wall time since it was last counted."""
         now = time.perf_counter()
         self.seconds, self.lap = self.seconds + now - self.lap, now
+
+    @cached_property
+    def counts_answers(self) -> bool:
+        """Whether training counts right answers."""
+        return any(metric.counted(self.task) for metric in self.metrics)
 
     @property
     def lr(self) -> float:
@@ -127,8 +136,9 @@ def create_state(
     model: nn.Module,
     optimizer: Optimizer,
     config: TrainingConfig,
+    task: Task,
     *,
-    loss: Loss | None = None,
+    metrics: Sequence[Metric] = (),
     lr_schedule: LrScheduleConfig | LRScheduler | None = None,
     epoch_steps: int = 1,
     epoch_samples: int = 0,
@@ -140,7 +150,8 @@ def create_state(
         model: Already placed by `place_model`.
         optimizer: Over the model's parameters.
         config: How to train.
-        loss: Instead of the configured one.
+        task: What a batch is, and its loss.
+        metrics: What is measured beside the loss.
         lr_schedule: Its configuration, or a schedule that moves once a step.
         epoch_steps: Optimizer steps of an epoch.
         epoch_samples: Samples of an epoch; needed where FLOPs are the budget.
@@ -158,7 +169,8 @@ def create_state(
     return TrainState(
         model=model,
         optimizer=optimizer,
-        loss=loss or config.loss.build(),
+        task=task,
+        metrics=metrics,
         config=config,
         device=device,
         forward=torch.compile(model) if config.compile else model,

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from evolve.budget import FORWARD_AND_BACKWARD
+from evolve.data.trees import Batch, map_tensors
 from evolve.errors import NonFiniteLossError
+from evolve.tasks import MetricMeter, loss_and_outputs
 from evolve.training.state import TrainState
-
-Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class StepResult:
     Attributes:
         loss: Mean of the batches' losses.
         samples: How many there were.
-        hits: For each batch, which answers were right; empty where targets are not classes.
+        hits: For each batch, which answers were right; empty where the task has no such answers.
     """
 
     loss: float
@@ -48,11 +48,10 @@ def train_step(
     """
     total, samples = 0.0, 0
     answers: list[Tensor | None] = []
-    for inputs, targets in batches:
-        inputs, targets = place(state, inputs), to_device(state, targets)
+    for batch in batches:
+        batch = place(state, batch)
         with autocast(state):
-            outputs = state.forward(inputs)
-            loss = state.loss(outputs, targets)
+            loss, outputs = loss_and_outputs(state.task.loss(state.forward, batch))
         value = loss.item()
         if not math.isfinite(value):
             state.optimizer.zero_grad()
@@ -62,8 +61,8 @@ def train_step(
             )
         share = loss if len(batches) == 1 else loss / len(batches)
         (state.scaler.scale(share) if state.scaler else share).backward()
-        total, samples = total + value / len(batches), samples + len(inputs)
-        answers.append(right_answers(outputs, targets))
+        total, samples = total + value / len(batches), samples + state.task.count(batch)
+        answers.append(state.task.right_answers(outputs, batch) if state.counts_answers else None)
     _optimizer_step(state, before_step)
     state.step += 1
     state.batch += len(batches)
@@ -101,25 +100,45 @@ def advance_schedule(state: TrainState, interval: str, val_loss: float | None = 
         state.lr_schedule.advance(state.scheduler, interval, state.progress, state.ticks, state.epoch_steps, val_loss)
 
 
-@torch.no_grad()
 def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
-    """Returns mean "loss" and, where targets are classes, "accuracy", with averaged weights where there are any."""
-    loss_sum, samples = torch.zeros((), device=state.device, dtype=torch.float32), 0
-    answers: list[Tensor | None] = []
+    """Returns the mean "loss" and the metrics of the task, with averaged weights where there are any."""
+    meter = EvaluationMeter(state)
+    for loss, outputs, batch in evaluated(state, batches):
+        meter.add(loss, outputs, batch)
+    return meter.compute()
+
+
+class EvaluationMeter:
+    """Sums over the batches of an evaluation."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._task = state.task
+        self._meter = MetricMeter(state.task, state.metrics)
+        self._loss = torch.zeros((), device=state.device, dtype=torch.float32)
+        self._samples = 0
+
+    def add(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
+        """Takes in a batch."""
+        samples = self._task.count(batch)
+        self._loss += loss.float() * samples
+        self._samples += samples
+        self._meter.update(outputs, batch)
+
+    def compute(self) -> dict[str, float]:
+        """Returns loss and metrics."""
+        return {"loss": self._loss.item() / max(self._samples, 1), **self._meter.compute()}
+
+
+@torch.no_grad()
+def evaluated(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Any, Batch]]:
+    """Yields loss, outputs and the batch of each, in eval mode, with averaged weights where there are any."""
     averaged = state.ema.applied_to(state.model) if state.ema else nullcontext()
     with eval_mode(state.model), averaged:
-        for inputs, targets in batches:
-            inputs, targets = place(state, inputs), targets.to(state.device, non_blocking=True)
+        for batch in batches:
+            batch = place(state, batch)
             with autocast(state):
-                outputs = state.forward(inputs)
-                loss = state.loss(outputs, targets)
-            loss_sum += loss.float() * len(inputs)
-            samples += len(inputs)
-            answers.append(right_answers(outputs, targets))
-    metrics = {"loss": loss_sum.item() / max(samples, 1)}
-    if hits := [batch for batch in answers if batch is not None]:
-        metrics["accuracy"] = int(torch.cat(hits).sum()) / samples
-    return metrics
+                loss, outputs = loss_and_outputs(state.task.evaluate(state.forward, batch))
+            yield loss, outputs, batch
 
 
 @contextmanager
@@ -134,16 +153,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def place(state: TrainState, inputs: Tensor) -> Tensor:
-    """Brings inputs to where the model is, in its memory format."""
-    if state.config.channels_last and inputs.dim() == 4:
-        return inputs.to(state.device, non_blocking=True, memory_format=torch.channels_last)
-    return inputs.to(state.device, non_blocking=True)
+def place(state: TrainState, batch: Batch) -> Batch:
+    """Brings a batch to where the model is, images in its memory format."""
+    channels_last = state.config.channels_last
 
+    def move(tensor: Tensor) -> Tensor:
+        if channels_last and tensor.dim() == 4:
+            return tensor.to(state.device, non_blocking=True, memory_format=torch.channels_last)
+        return tensor.to(state.device, non_blocking=True)
 
-def to_device(state: TrainState, targets: Tensor) -> Tensor:
-    """Brings targets to where the model is."""
-    return targets.to(state.device, non_blocking=True)
+    return map_tensors(batch, move)
 
 
 def autocast(state: TrainState) -> AbstractContextManager[Any]:
@@ -152,15 +171,3 @@ def autocast(state: TrainState) -> AbstractContextManager[Any]:
         return nullcontext()
     dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float16
     return torch.autocast(state.device.type, dtype)
-
-
-def right_answers(outputs: Any, targets: Tensor) -> Tensor | None:
-    """Returns which answers of a classification are right; None where the targets are not one class each.
-
-    Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an epoch.
-    """
-    classes = isinstance(outputs, Tensor) and outputs.dim() == 2 and targets.dim() == 1
-    if not classes or targets.is_floating_point():
-        return None
-    hits: Tensor = outputs.argmax(1) == targets
-    return hits

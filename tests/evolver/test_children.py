@@ -50,7 +50,7 @@ def test_one_that_has_no_finite_loss_is_given_up(monkeypatch, caplog):
     context = run.controller.proposer.context([])
     monkeypatch.setattr(evolve.evolver.run_loop, "evaluate", lambda state, batches: {"loss": math.nan})
     assert context.child(WIDER, 2) is None
-    assert "was given up: its held-out loss is nan" in caplog.text
+    assert "was given up: its val_loss is nan" in caplog.text
     assert run.run().applied == 0
 
 
@@ -76,7 +76,7 @@ def test_the_best_alone_is_kept():
     context.child(None, 5)
     losses = [context.child(one, 5) for one in (WIDER, other)]
     candidate, child = context._best
-    assert child.loss == min(losses) == losses[[WIDER, other].index(candidate)]
+    assert child.score == min(losses) == losses[[WIDER, other].index(candidate)]
     assert context.adopt(other if candidate == WIDER else WIDER) == 0
 
 

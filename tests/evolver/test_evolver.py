@@ -162,7 +162,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_pat
     def loss(outputs, targets):
         calls.append(1)
         value = nn.functional.cross_entropy(outputs, targets)
-        return value * float("nan") if len(calls) == 10 else value  # one check, then 4 steps and 2 evaluations an epoch
+        return (
+            value * float("nan") if len(calls) == 11 else value
+        )  # two checks, then 4 steps and 2 evaluations an epoch
 
     run = evolver(folder=tmp_path / "run", loss=loss)
     with pytest.raises(NonFiniteLossError, match=r"step 6 \(epoch 1\).*The last checkpoint"):

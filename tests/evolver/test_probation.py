@@ -323,7 +323,7 @@ def test_by_accuracy():
         batch_size=4,
         progress=False,
     )
-    with pytest.raises(EvolveError, match=r"this run has no val_accuracy.*val_loss"):
+    with pytest.raises(EvolveError, match=r"this run has no 'val_accuracy'.*val_loss"):
         other.run()
 
 
@@ -390,7 +390,7 @@ def scores(evolver, values):
 
     def score(metric):
         value = values.pop(0) if len(values) > 1 else values[0]
-        return Score([value] * 2, [8, 8])
+        return Score(value, [value] * 2)
 
     evolver.controller.loop.score = score
 
@@ -417,7 +417,7 @@ def test_few_noisy_points_excuse_no_harm(curve, found, kept):
     """More than a tenth above what there was is harm, however widely the points before it scatter."""
     evolver = run_of(evolution=evolution("deepen", 4, [5]))
     probation, values = evolver.controller.probation, [147.0, found]
-    evolver.controller.loop.score = lambda metric: Score([values.pop(0)], [8])
+    scores(evolver, values)
     history = [{"step": 2 * i + 2, "val_loss": float(value)} for i, value in enumerate(curve[:-1])]
     evolver.state.step = 2 * len(curve)
     probation.remember(history, evolver.lineage)

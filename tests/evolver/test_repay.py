@@ -5,6 +5,7 @@ from helpers.small_runs import SAMPLES, SMALL, evolver
 
 from evolve.budget import Budget, Spent
 from evolve.evolver.proposer import Proposer
+from evolve.lineage import Lineage
 
 EPOCH = 3 * SMALL * SAMPLES  # FLOPs of an epoch of the small net
 
@@ -63,7 +64,7 @@ def test_where_flops_cannot_be_counted_nothing_is_refused_for_them_and_it_is_tol
     run = evolver(evolution=growing(100), epochs=8)
     assert "evolution.repay" not in caplog.text
     run.state.flops_per_sample = 0
-    Proposer(run.evolution, run.state, run.train_data, run.val_data, lambda: False)
+    Proposer(run.evolution, run.controller.loop, Lineage(), run.controller.new_parameters, lambda: False)
     assert "evolution.repay says nothing about this model" in caplog.text
     assert run.run().applied == 1
 

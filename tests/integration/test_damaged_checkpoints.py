@@ -14,7 +14,7 @@ from torch import nn
 import evolve
 from evolve import EvolutionConfig, Evolver, TrainingConfig
 from evolve.errors import CheckpointError, EvolveError
-from evolve.training.checkpoint import newest_checkpoint
+from evolve.training.opening import newest_checkpoint
 
 FILES = ("checkpoint.json", "lineage.jsonl", "manifest.json", "model.safetensors", "state.pt")
 REPLACEMENTS = (b"", b"{}", b"[]", b"null", b"0", b'""', b"\0" * 64, b"\xff\xfe" * 32, b"[" * 100_000)

@@ -15,7 +15,7 @@ import evolve
 from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import CheckpointError, EvolveError
 from evolve.schedules import ScheduleConfig
-from evolve.training.checkpoint import newest_checkpoint
+from evolve.training.opening import newest_checkpoint
 
 
 @pytest.fixture(scope="module")

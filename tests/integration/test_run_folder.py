@@ -21,7 +21,7 @@ from evolve.cli import app
 from evolve.config import ConfigError
 from evolve.errors import CheckpointError, EvolveError, NonFiniteModelError
 from evolve.evolver.run_config import saved_config
-from evolve.training.checkpoint import newest_checkpoint, open_newest
+from evolve.training.opening import newest_checkpoint, open_newest
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,6 +11,7 @@ from helpers.runs import stop_after
 from torch import nn
 
 from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig, mutate
+from evolve.config.options import Monitor
 from evolve.errors import EvolveError
 from evolve.lineage import Reasons, Record, Weighed
 from evolve.policies import Candidate, PolicyConfig, Promise
@@ -28,6 +29,7 @@ class Told:
     history: list[dict[str, Any]] = field(default_factory=list)
     tried: list[Candidate] = field(default_factory=list)
     asked: list[Any] = field(default_factory=list)
+    monitor: Monitor = field(default_factory=Monitor)
 
     def promise(self, candidate, score, batches):
         self.asked.append((score, batches))
@@ -216,7 +218,7 @@ def test_bandit_says_which_metrics_there_are():
 def test_hill_climb_takes_the_best_child():
     told = Told(losses={"a": 0.5, "b": None, "c": 0.4, None: 0.6})
     choice = policy("hill_climb", children=3, steps=7).choose([A, B, C], told)
-    assert (choice.candidate, choice.value, choice.by) == (C, 0.4, "held-out loss after 7 steps")
+    assert (choice.candidate, choice.value, choice.by) == (C, 0.4, "val_loss after 7 steps")
     assert sorted(told.asked, key=str) == [("a", 7), ("b", 7), ("c", 7), (None, 7)]
     assert choice.others == [
         Weighed(operator="widen", site="a", value=0.5),
@@ -229,7 +231,7 @@ def test_hill_climb_changes_nothing_where_no_child_is_better(caplog):
     told = Told(losses={"a": 0.5, "b": None, "c": 0.4, None: 0.3})
     with caplog.at_level(logging.INFO, "evolve.policies.hill_climb"):
         assert policy("hill_climb").choose([A, B, C], told) is None
-    assert "No child came below the model's own loss of 0.3" in caplog.text
+    assert "No child came to a better val_loss than the model's own, 0.3" in caplog.text
     assert policy("hill_climb").choose([A], Told(losses={"a": 0.1}, tried=[A])) is None
     assert policy("hill_climb").choose([A], Told(losses={"a": None, None: 0.3})) is None
     assert policy("hill_climb").choose([A], Told(losses={"a": 0.1, None: None})) is None  # nothing to compare with
@@ -342,7 +344,7 @@ def test_the_best_child_becomes_the_model_with_what_it_has_learned():
     assert record.success
     assert evolver.model is model
     assert all(dict(model.named_parameters())[name] is parameter for name, parameter in kept.items())
-    assert record.choice.chosen.value == child.loss
+    assert record.choice.chosen.value == child.score
     learned = child.loop.model.state_dict()
     assert learned.keys() == model.state_dict().keys()
     assert all(torch.equal(learned[key], value) for key, value in model.state_dict().items())

@@ -207,7 +207,7 @@ def test_spoiled_validation_data_are_told_but_trained_on(caplog):
     training = TrainingConfig(epochs=1, device="cpu")
     result = Evolver(misfits.linear(), (x, y), (spoiled, y), training=training, progress=False).run()
     assert result.finished
-    assert "inputs hold NaN or infinity: 1 of 192 values, the first at [3, 2]" in caplog.text
+    assert "inputs of the validation data hold NaN or infinity: 1 of 192 values, the first at [3, 2]" in caplog.text
 
 
 def test_a_worker_that_fails_is_told_without_its_traceback():

@@ -14,6 +14,7 @@ from evolve import Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.care.ema import EMA
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.runtime.device import resolve_device
+from evolve.tasks import build_task
 from evolve.training import create_state, evaluate, place_model, train_step
 from evolve.training.lr_schedule import scheduler_class
 from evolve.training.optim import optimizer_class
@@ -29,11 +30,12 @@ def batches(count, size=8, seed=0):
     return [(torch.randn(size, 1, 8, 8, generator=g), torch.randint(3, (size,), generator=g)) for _ in range(count)]
 
 
-def state_of(model, lr=0.1, lr_schedule=None, **config):
+def state_of(model, lr=0.1, lr_schedule=None, loss=None, **config):
     training = TrainingConfig(device="cpu", **config)
     place_model(model, training)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    return create_state(model, optimizer, training, lr_schedule=lr_schedule)
+    task, metrics = build_task(None, loss)
+    return create_state(model, optimizer, training, task, metrics=metrics, lr_schedule=lr_schedule)
 
 
 def by_hand(model, windows, lr=0.1, clip=None, dtype=None):

@@ -1,0 +1,293 @@
+"""Tasks on inputs and targets: classification, several labels at once, regression."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from evolve.errors import MisfitError
+from evolve.registry import TypedOptions
+from evolve.tasks.base import Task, tasks
+from evolve.tasks.checks import check_pair
+from evolve.tasks.losses import Loss, LossConfig, loss_name
+
+TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping that hold the targets, where none is named
+_PREDICTIONS = ("logits", "out", "predictions")  # where models that return more than a tensor keep what is compared
+
+
+class PairOptions(TypedOptions):
+    """The key or field of a batch that holds the targets, where a batch is no pair."""
+
+    target: str | None = None
+
+
+class Supervised(Task):
+    """A task on pairs of inputs and targets.
+
+    A batch is `(inputs, targets)`, or a mapping or dataclass with the targets under a key of its own. A tuple of inputs
+    is what the model is called with, and so is a mapping, by keyword.
+
+    Args:
+        loss: `(outputs, targets) -> scalar tensor`, instead of the task's own.
+        **options: Those of the task.
+    """
+
+    Options = PairOptions
+    takes_loss = True
+
+    def __init__(self, loss: Loss | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.criterion: Loss = loss or self.default_loss().build()
+        self._plain = bool(loss_name(self.criterion))
+
+    def default_loss(self) -> LossConfig:
+        """Returns the loss that the task has of its own."""
+        raise NotImplementedError
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """Returns inputs and targets.
+
+        Raises:
+            MisfitError: If the batch has no targets.
+        """
+        if isinstance(batch, tuple | list) and len(batch) >= 2 and not hasattr(batch, "_fields"):
+            return batch[0], batch[1]
+        fields = fields_of(batch)
+        wanted = [self.options.target] if self.options.target else [key for key in TARGETS if key in fields]
+        if not wanted or wanted[0] not in fields:
+            found = f"the keys {', '.join(map(repr, fields))}" if fields else f"a {type(batch).__name__}"
+            asked = f"'{self.options.target}'" if self.options.target else "targets"
+            raise MisfitError(
+                f"The task '{self.name}' takes batches (inputs, targets), or mappings that hold the targets; this one "
+                f"has no {asked}: it is {found}. Name the key (task.options.target), or return pairs from the data."
+            )
+        return {key: value for key, value in fields.items() if key != wanted[0]}, fields[wanted[0]]
+
+    def loss(self, model: Any, batch: Any) -> tuple[Tensor, Any]:
+        """Returns the loss and the outputs."""
+        inputs, targets = self.split(batch)
+        outputs = call_model(model, inputs)
+        return self._of(outputs, targets), outputs
+
+    def _of(self, outputs: Any, targets: Any) -> Tensor:
+        return self.criterion(self.predictions(outputs) if self._plain else outputs, targets)
+
+    def predictions(self, outputs: Any) -> Any:
+        """Returns the tensor of predictions in what a model returned; the outputs themselves where there is none."""
+        if isinstance(outputs, Tensor):
+            return outputs
+        fields = fields_of(outputs)
+        return next((fields[key] for key in _PREDICTIONS if isinstance(fields.get(key), Tensor)), outputs)
+
+    def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns predictions and targets."""
+        return self.predictions(outputs), self.split(batch)[1]
+
+    def count(self, batch: Any) -> int:
+        """Returns how many samples a batch has."""
+        if type(batch) in (tuple, list) and isinstance(batch[0], Tensor):
+            return len(batch[0])
+        return super().count(batch)
+
+    def check(self, outputs: Any, batch: Any, where: str = "") -> None:
+        """Checks shapes, types and ranges of outputs and targets against what torch's losses take."""
+        check_pair(self.criterion, self.predictions(outputs), self.split(batch)[1], where)
+
+    def arguments(self, model: nn.Module, batch: Any) -> Any:
+        """Returns the inputs."""
+        return self.split(batch)[0]
+
+    def loss_of(self, model: nn.Module, batch: Any) -> Callable[[Any], Tensor]:
+        """Returns the loss as a function of the model's outputs."""
+        targets = self.split(batch)[1]
+        return lambda outputs: self._of(outputs, targets)
+
+
+def call_model(model: Any, inputs: Any) -> Any:
+    """Calls a model with a tensor, with several arguments, or with keyword arguments."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """Returns what a mapping, a dataclass or a named tuple holds, by name; nothing for anything else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "_asdict"):
+        return dict(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {}
+
+
+@tasks.register("classification")
+class Classification(Supervised):
+    """One class for each sample: outputs (N, classes, ...), targets (N, ...) of class numbers or of probabilities."""
+
+    class Options(PairOptions):
+        """Weights of the classes, and the share of each target that is spread over all of them."""
+
+        class_weights: list[float] | None = None
+        label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    measures: ClassVar = ("accuracy",)
+
+    def default_loss(self) -> LossConfig:
+        """Cross-entropy, with the options."""
+        options: dict[str, Any] = {"weight": self.options.class_weights} if self.options.class_weights else {}
+        if self.options.label_smoothing:
+            options["label_smoothing"] = self.options.label_smoothing
+        return LossConfig(name="cross_entropy", options=options)
+
+    def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
+        """Returns how many classes there are; one output means two."""
+        classes = predictions.shape[1] if isinstance(predictions, Tensor) and predictions.dim() > 1 else 1
+        return {"task": "multiclass", "num_classes": classes} if classes > 1 else {"task": "binary"}
+
+    def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
+        """Returns which answers are right.
+
+        Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an
+        epoch.
+        """
+        predictions, targets = self.compared(outputs, batch)
+        classes = isinstance(predictions, Tensor) and predictions.dim() == 2 and isinstance(targets, Tensor)
+        if not classes or targets.dim() != 1 or targets.is_floating_point():
+            return None
+        hits: Tensor = predictions.argmax(1) == targets
+        return hits
+
+
+@tasks.register("multilabel")
+class Multilabel(Supervised):
+    """Any number of labels for each sample: outputs (N, labels), logits; targets (N, labels) of 0.0 and 1.0."""
+
+    class Options(PairOptions):
+        """How much more a positive label weighs than a negative one, for each label."""
+
+        pos_weight: list[float] | None = None
+
+    measures: ClassVar = ("f1",)
+
+    def default_loss(self) -> LossConfig:
+        """Binary cross-entropy of the logits."""
+        options = {"pos_weight": self.options.pos_weight} if self.options.pos_weight else {}
+        return LossConfig(name="binary_cross_entropy_with_logits", options=options)
+
+    def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns probabilities, and targets as integers."""
+        predictions, targets = super().compared(outputs, batch)
+        return predictions.sigmoid(), targets.long()
+
+    def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
+        """Returns how many labels there are; a macro average says most where labels are rare."""
+        return {"task": "multilabel", "num_labels": predictions.shape[1], "average": "macro"}
+
+
+@tasks.register("regression")
+class Regression(Supervised):
+    """Numbers for each sample: outputs and targets have one shape."""
+
+    measures: ClassVar = ("rmse", "r2")
+
+    def default_loss(self) -> LossConfig:
+        """Mean squared error."""
+        return LossConfig(name="mse_loss")
+
+    def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns predictions and targets as (N,) or (N, outputs)."""
+        predictions, targets = super().compared(outputs, batch)
+        predictions, targets = predictions.float().flatten(1), targets.float().flatten(1)
+        single = predictions.shape[-1] == 1
+        return (predictions.flatten(), targets.flatten()) if single else (predictions, targets)
+
+    def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
+        """Returns nothing: torchmetrics' defaults are those of a regression."""
+        return {}
+
+
+@tasks.register("segmentation")
+class Segmentation(Supervised):
+    """One class for each pixel: outputs (N, classes, H, W), targets (N, H, W) of class numbers."""
+
+    class Options(PairOptions):
+        """A target that is not counted, such as that of borders, and weights of the classes."""
+
+        ignore_index: int | None = None
+        class_weights: list[float] | None = None
+
+    measures: ClassVar = ("iou",)
+
+    def default_loss(self) -> LossConfig:
+        """Cross-entropy over the pixels."""
+        options: dict[str, Any] = {"weight": self.options.class_weights} if self.options.class_weights else {}
+        if self.options.ignore_index is not None:
+            options["ignore_index"] = self.options.ignore_index
+        return LossConfig(name="cross_entropy", options=options)
+
+    def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
+        """Returns how many classes there are, and which target is not counted."""
+        ignored = self.options.ignore_index
+        known = {"task": "multiclass", "num_classes": predictions.shape[1]}
+        return known if ignored is None else {**known, "ignore_index": ignored}
+
+
+@tasks.register("language_modeling")
+class LanguageModeling(Supervised):
+    """The next token of each position: a causal model gives logits (N, L, vocabulary).
+
+    A batch is a tensor of tokens (N, L + 1), of which the model sees all but the last, or a mapping with `input_ids`
+    (N, L) and `labels` (N, L), which are the tokens that follow; labels of -100 are not counted.
+    """
+
+    measures: ClassVar = ("perplexity",)
+
+    def default_loss(self) -> LossConfig:
+        """Cross-entropy over all positions."""
+        return LossConfig(name="cross_entropy")
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """Returns the tokens that the model sees, and those that follow them."""
+        if isinstance(batch, Tensor):
+            return batch[:, :-1], batch[:, 1:]
+        inputs, targets = super().split(batch)
+        if isinstance(inputs, Mapping) and list(inputs) == ["input_ids"]:
+            inputs = inputs["input_ids"]
+        return inputs, targets
+
+    def _of(self, outputs: Any, targets: Tensor) -> Tensor:
+        logits = self.predictions(outputs)
+        if not self._plain or not isinstance(logits, Tensor):
+            return self.criterion(outputs, targets)
+        return self.criterion(logits.flatten(0, -2), targets.flatten())
+
+    def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
+        """Returns the label that is not counted."""
+        return {"ignore_index": -100}
+
+    def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns logits and targets in single precision."""
+        predictions, targets = super().compared(outputs, batch)
+        return predictions.float(), targets
+
+    def check(self, outputs: Any, batch: Any, where: str = "") -> None:
+        """Checks shapes and the range of the tokens."""
+        logits, targets = self.predictions(outputs), self.split(batch)[1]
+        if not isinstance(logits, Tensor) or logits.dim() < 3 or logits.shape[:-1] != targets.shape:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise MisfitError(
+                f"Language modelling needs logits of shape (samples, positions, vocabulary); the model returned "
+                f"{found}, and the targets have shape {tuple(targets.shape)}."
+            )
+        check_pair(self.criterion, logits.flatten(0, -2), targets.flatten(), where)
+
+    def count(self, batch: Any) -> int:
+        """Returns how many sequences a batch has."""
+        return len(batch) if isinstance(batch, Tensor) else super().count(batch)

@@ -1,0 +1,61 @@
+"""The metric that a run is judged by: found among what it measures, and how long it has not become better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evolve.config.options import Monitor
+from evolve.errors import EvolveError, did_you_mean
+from evolve.tasks import Metric
+from evolve.training.config import MonitorConfig
+
+
+def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
+    """Returns the metric that decisions look at, and which way is better.
+
+    Args:
+        config: Its name, and the way where the user says it.
+        metrics: What the run measures beside the loss.
+
+    Raises:
+        EvolveError: If nobody says which way is better.
+    """
+    known = {f"val_{metric.label}": metric for metric in metrics}
+    if config.metric in known and (found := known[config.metric].monitor) is not None:
+        same = config.mode in (None, found.mode)
+        return found if same else Monitor(config.metric, config.mode or found.mode)
+    if config.metric == "val_loss":
+        return Monitor(config.metric, config.mode or "min")
+    names = [*known, "val_loss"]
+    if not config.metric.startswith("val_"):
+        raise EvolveError(
+            f"training.monitor: '{config.metric}' is no metric on held-out data.{did_you_mean(config.metric, names)} "
+            f"Look at one of {', '.join(names)}."
+        )
+    if config.mode is None:
+        what = "does not say which way is better" if config.metric in known else "is not measured by this run"
+        raise EvolveError(
+            f"training.monitor: '{config.metric}' {what}.{did_you_mean(config.metric, names)} Set "
+            f"training.monitor.mode to min or max, or look at one of {', '.join(names)}."
+        )
+    return Monitor(config.metric, config.mode)
+
+
+def best_value(history: Sequence[Mapping[str, Any]], monitor: Monitor) -> tuple[int, float] | None:
+    """Returns the number of the line with the best value, the first of them, and that; None where there is none."""
+    best: tuple[int, float] | None = None
+    for number, line in enumerate(history):
+        value = line.get(monitor.metric, math.nan)
+        if math.isfinite(value) and (best is None or monitor.better(value, best[1])):
+            best = number, value
+    return best
+
+
+def out_of_patience(history: Sequence[Mapping[str, Any]], monitor: Monitor, patience: int | None) -> bool:
+    """Whether so many epochs have gone by since the best value."""
+    if patience is None:
+        return False
+    best = best_value(history, monitor)
+    return len(history) - (0 if best is None else best[0] + 1) >= patience
