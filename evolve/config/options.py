@@ -19,13 +19,13 @@ class Watched:
         option: The option that names it.
         metric: Its key in the metrics of an epoch.
         mode: Which way is taken for better: "min" or "max"; None where it does not matter.
-        positive: Whether it has to be a number above 0 that falls, or what a metric is short of its upper bound.
+        unbounded: Whether it rises without a best value that is known, where one is needed.
     """
 
     option: str
     metric: str
     mode: Literal["min", "max"] | None = None
-    positive: bool = False
+    unbounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Monitor:
     metric: str = "val_loss"
     mode: Literal["min", "max"] = "min"
     bound: float | None = None
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether it rises and nobody knows how far."""
+        return self.mode == "max" and self.bound is None
 
     def better(self, value: float, other: float) -> bool:
         """Whether a value is better than another; NaN never is."""

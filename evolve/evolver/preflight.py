@@ -11,8 +11,9 @@ from evolve.config.faults import key_text
 from evolve.config.options import Monitor
 from evolve.data import Batches
 from evolve.data.trees import Batch
-from evolve.errors import MisfitError, NotApplicable, NotYetApplicable, did_you_mean
+from evolve.errors import MisfitError, NotApplicable, NotYetApplicable
 from evolve.evolver.config import EvolutionConfig
+from evolve.evolver.watched import metric_faults, not_measured
 from evolve.mutation.api import create_operator
 from evolve.mutation.verify import first_look
 from evolve.policies import Fixed
@@ -34,7 +35,7 @@ def check_run(config: EvolutionConfig, state: TrainState, train: Batches, val: B
         MisfitError: With the cause.
     """
     measured = check_data(state, train, val)
-    if fault := _not_measured(monitor.metric, measured):
+    if fault := not_measured(monitor.metric, measured):
         raise MisfitError(f"training.monitor.metric: {fault}")
     check_evolution(config, state, train.examples(config.probe), measured, monitor)
 
@@ -57,41 +58,13 @@ def check_evolution(
     if config.schedule is None:
         return
     faults = [
-        *_metric_faults(config, metrics, monitor),
+        *metric_faults(config, metrics, monitor),
         *_figure_faults(config, state),
         *_site_faults(config, state, probe),
     ]
     if faults:
         lines = [f"  evolution.{key_text(path)}: {message}" for path, message in faults]
         raise MisfitError("\n".join(["The configuration does not fit the model and its data:", *lines]))
-
-
-def _metric_faults(config: EvolutionConfig, metrics: Collection[str], monitor: Monitor) -> Faults:
-    for path, seen in config.watched(monitor):
-        falls = "max" if seen.metric.endswith("accuracy") else "min" if seen.metric.endswith("loss") else None
-        if fault := _not_measured(seen.metric, metrics):
-            yield path, fault
-        elif seen.mode and falls and seen.mode != falls:
-            way = "rises" if falls == "max" else "falls"
-            yield path, f"'{seen.metric}' {way} as a model gets better, and mode: {seen.mode} is the other way."
-        elif seen.positive and seen.mode == "max" and (seen.metric != monitor.metric or monitor.bound is None):
-            yield (
-                path,
-                f"needs a metric that falls to 0, or one with a known best value; '{seen.metric}' is none of them.",
-            )
-
-
-def _not_measured(metric: str, metrics: Collection[str]) -> str:
-    """Says that a run does not measure a metric; "" where it does."""
-    train = {"loss", *({"accuracy"} & set(metrics))}
-    known = [*_COUNTED, *(f"train_{name}" for name in train), *(f"val_{name}" for name in metrics)]
-    if metric in known:
-        return ""
-    return f"this run has no '{metric}'.{did_you_mean(metric, known)} It measures {', '.join(known)}."
-
-
-# What a line of metrics has beside them.
-_COUNTED = ("epoch", "step", "lr", "seconds", "flops", "progress", "params")
 
 
 def _figure_faults(config: EvolutionConfig, state: TrainState) -> Faults:

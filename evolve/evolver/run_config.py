@@ -32,6 +32,7 @@ from evolve.data import Data, Sampler, build_data, find_collate, find_data, no_a
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
+from evolve.evolver.watched import metric_faults
 from evolve.models import build_model, find_model, load_weights
 from evolve.plugins import import_callable, load_plugins, untrusted
 from evolve.tasks import TaskConfig
@@ -39,6 +40,7 @@ from evolve.training import TrainingConfig
 from evolve.training.events import Callback
 from evolve.training.loggers import NO_FOLDER, LoggerConfig
 from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.monitor import MONITOR, find_monitor
 from evolve.training.opening import CONFIG, Checkpoint
 from evolve.training.optim import OptimizerConfig
 
@@ -173,6 +175,20 @@ class RunConfig(Section):
         if self.training.loss is not None and not self.task.takes_loss():
             message = f"the task '{self.task.name}' computes its loss by itself: leave this out, or use another task."
             raise OptionFaults([(("training", "loss"), message)])
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_looked_at_is_measured(self) -> Self:
+        metrics = self.task.measured()
+        try:
+            monitor = find_monitor(self.training.monitor, metrics)
+        except EvolveError as error:
+            raise OptionFaults([(("training", "monitor", "metric"), str(error).removeprefix(MONITOR))]) from error
+        if any(metric.several for metric in metrics):  # their names are known when they are computed
+            return self
+        names = ["loss", *(metric.label for metric in metrics)]
+        if faults := list(metric_faults(self.evolution, names, monitor)):
+            raise OptionFaults([(("evolution", *path), message) for path, message in faults])
         return self
 
 

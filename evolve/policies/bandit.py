@@ -43,7 +43,7 @@ class Bandit(Policy):
 
     def watched(self) -> list[Watched]:
         """Returns the metric."""
-        return [Watched("metric", self.monitor.metric, self.monitor.mode, positive=True)]
+        return [Watched("metric", self.monitor.metric, self.monitor.mode, unbounded=self.monitor.unbounded)]
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns a random candidate of an arm that was not played yet, or of the one with the highest bound."""

@@ -89,7 +89,7 @@ class Gain(Schedule):
 
     def watched(self) -> list[Watched]:
         """Returns the metric."""
-        return [Watched("metric", self.monitor.metric, self.monitor.mode, positive=True)]
+        return [Watched("metric", self.monitor.metric, self.monitor.mode, unbounded=self.monitor.unbounded)]
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when a larger model is worth it."""

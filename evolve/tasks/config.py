@@ -60,6 +60,11 @@ class TaskConfig(Named):
         found = self._find()
         return _is_task(found) and found.takes_loss
 
+    def measured(self) -> list[Metric]:
+        """Returns what is measured beside the loss."""
+        found = self._find()
+        return _metrics(found if _is_task(found) else Task, self.metrics)
+
     def build(self, loss: Loss | None = None) -> tuple[Task, list[Metric]]:
         """Returns the task and what it measures.
 
@@ -79,7 +84,7 @@ class TaskConfig(Named):
                 f"The task '{self.name}' computes its loss by itself, so that no other can take its place. Leave out "
                 "the loss (training.loss), or use a task on inputs and targets, such as classification."
             )
-        return task, measured(task, self.metrics)
+        return task, _metrics(task, self.metrics)
 
 
 TaskSource: TypeAlias = Task | TaskConfig | str | Callable[[Any, Any], Any]
@@ -106,10 +111,10 @@ def build_task(source: TaskSource | None, loss: Loss | None = None) -> tuple[Tas
     task = source if isinstance(source, Task) else FunctionTask(source)
     if loss is not None:
         raise EvolveError("Give a task by its name together with a loss, or a task that has its own; not both.")
-    return task, measured(task, None)
+    return task, _metrics(task, None)
 
 
-def measured(task: Task, asked: Sequence[MetricConfig] | None) -> list[Metric]:
+def _metrics(task: Task | type[Task], asked: Sequence[MetricConfig] | None) -> list[Metric]:
     """Returns the metrics that are asked for, or those that a task measures by itself."""
     configs = [MetricConfig.model_validate(metric) for metric in task.measures] if asked is None else asked
     return [config.build() for config in configs]

@@ -100,6 +100,11 @@ class Metric:
         """Its arguments."""
         return {**_find(self.name)[1], **self.given}
 
+    @property
+    def several(self) -> bool:
+        """Whether it computes several numbers, each with a name of its own, as mean average precision does."""
+        return self.name in ("map", "MeanAveragePrecision", "mean_average_precision")
+
     def counted(self, task: Task) -> bool:
         """Whether it is the accuracy that training counts too."""
         counts = type(task).right_answers is not Task.right_answers

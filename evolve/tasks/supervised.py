@@ -59,11 +59,12 @@ class Supervised(Task):
         fields = fields_of(batch)
         wanted = [self.options.target] if self.options.target else [key for key in TARGETS if key in fields]
         if not wanted or wanted[0] not in fields:
-            found = f"the keys {', '.join(map(repr, fields))}" if fields else f"a {type(batch).__name__}"
+            found = f"a {type(batch).__name__}" + (f" with {', '.join(map(repr, fields))}" if fields else "")
             asked = f"'{self.options.target}'" if self.options.target else "targets"
             raise MisfitError(
                 f"The task '{self.name}' takes batches (inputs, targets), or mappings that hold the targets; this one "
-                f"has no {asked}: it is {found}. Name the key (task.options.target), or return pairs from the data."
+                f"has no {asked}: it is {found}. Name the key (task.options.target), return (input, target) from the "
+                "data set, or give the DataLoader a collate_fn."
             )
         return {key: value for key, value in fields.items() if key != wanted[0]}, fields[wanted[0]]
 

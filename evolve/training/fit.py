@@ -157,7 +157,10 @@ def _advice(state: TrainState, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     inputs = next((tensor for _, tensor in (*tensors_of(args), *tensors_of(kwargs))), None)
     dtype = next((p.dtype for p in state.model.parameters() if p.is_floating_point()), torch.float32)
     if inputs is None:
-        return "The model gets no tensor: look at what the data give."
+        return (
+            f"The model gets no tensor but {', '.join(type(value).__name__ for value in args[:3])}: let the data give "
+            "(inputs, targets) as tensors."
+        )
     if inputs.is_floating_point() and inputs.dtype != dtype and state.config.precision == "fp32":
         return f"The model computes in {str(dtype).removeprefix('torch.')}: convert the inputs to that."
     if not inputs.is_floating_point():

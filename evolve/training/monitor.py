@@ -11,6 +11,8 @@ from evolve.errors import EvolveError, did_you_mean
 from evolve.tasks import Metric
 from evolve.training.config import MonitorConfig
 
+MONITOR = "training.monitor.metric: "
+
 
 def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
     """Returns the metric that decisions look at, and which way is better.
@@ -31,13 +33,13 @@ def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
     names = [*known, "val_loss"]
     if not config.metric.startswith("val_"):
         raise EvolveError(
-            f"training.monitor: '{config.metric}' is no metric on held-out data.{did_you_mean(config.metric, names)} "
-            f"Look at one of {', '.join(names)}."
+            f"{MONITOR}'{config.metric}' is no metric on held-out data."
+            f"{did_you_mean(config.metric, names)} Look at one of {', '.join(names)}."
         )
     if config.mode is None:
         what = "does not say which way is better" if config.metric in known else "is not measured by this run"
         raise EvolveError(
-            f"training.monitor: '{config.metric}' {what}.{did_you_mean(config.metric, names)} Set "
+            f"{MONITOR}'{config.metric}' {what}.{did_you_mean(config.metric, names)} Set "
             f"training.monitor.mode to min or max, or look at one of {', '.join(names)}."
         )
     return Monitor(config.metric, config.mode)

@@ -181,7 +181,7 @@ def test_a_plan_that_was_spoilt_builds_nothing_large(run, operator):
     for path in random.Random(operator).sample(found, min(6, len(found))):
         for new in (10**9, -1, 10**30, None, "x", [], {}, [10**9]):
             rewrite(run, index, {**records[index], "plan": with_change(records[index]["plan"], path, new)})
-            fault(lambda: evolve.load(run, model=net()))
+            fault(lambda: evolve.load(run, model=net(), which="last"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
 
 
@@ -198,7 +198,7 @@ def test_a_plan_that_was_spoilt_builds_nothing_large(run, operator):
 def test_a_record_that_was_spoilt_is_told(run, change, caplog):
     lines = (newest(run) / "lineage.jsonl").read_text().split("\n")
     rewrite(run, 0, {**json.loads(lines[0]), **change})
-    told = fault(lambda: evolve.load(run, model=net()))
+    told = fault(lambda: evolve.load(run, model=net(), which="last"))
     assert told or "damaged" in caplog.text  # and the checkpoint before it was taken
 
 
@@ -206,4 +206,4 @@ def test_nothing_left(run):
     for folder in (run / "checkpoints").iterdir():
         (folder / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match="No whole checkpoint"):
-        evolve.load(run, model=net())
+        evolve.load(run, model=net(), which="last")

@@ -131,7 +131,7 @@ def test_load_gives_the_evaluated_model(tmp_path):
     x = torch.randn(4, 1, 8, 8)
     with evolver.state.ema.applied_to(evolver.model), torch.no_grad():
         expected = evolver.model.eval()(x)
-    model = evolve.load(tmp_path / "run", model=Net())
+    model = evolve.load(tmp_path / "run", model=Net(), which="last")
     assert not model.training
     assert torch.equal(model(x), expected)
     with pytest.raises(CheckpointError, match=r"no config\.yaml"):
@@ -179,7 +179,7 @@ def test_another_base_model_is_refused(tmp_path):
     make(tmp_path / "run").run()
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(EvolveError, match=r"'features'|no submodule|does not fit"):
-        evolve.load(tmp_path / "run", model=other)
+        evolve.load(tmp_path / "run", model=other, which="last")
 
 
 def test_a_run_is_not_written_over(tmp_path):
@@ -229,7 +229,7 @@ def test_tied_weights_are_saved_once(tmp_path):
     Evolver(
         model, (x, y), (x, y), training=TrainingConfig(epochs=1, device="cpu"), output=tmp_path / "run", progress=False
     ).run()
-    loaded = evolve.load(tmp_path / "run", model=Tied())
+    loaded = evolve.load(tmp_path / "run", model=Tied(), which="last")
     assert loaded.twin.weight is loaded.body.weight
     assert torch.equal(loaded.body.weight, model.body.weight)
     from safetensors import safe_open

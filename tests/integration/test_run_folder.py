@@ -92,7 +92,7 @@ def test_a_model_that_is_not_finite_ends_the_run(tmp_path, what, step, written):
         last = f"step-{step - 4:08d}"
         assert f"{last}, is from before it" in str(caught.value)
         assert checkpoints(tmp_path / "run")[-1] == last
-        model = evolve.load(tmp_path / "run", model=Masked())
+        model = evolve.load(tmp_path / "run", model=Masked(), which="last")
         assert model.layer.weight.isfinite().all()
         assert small(tmp_path / "run").restore().run().finished
 
@@ -100,7 +100,7 @@ def test_a_model_that_is_not_finite_ends_the_run(tmp_path, what, step, written):
 def test_what_was_infinite_from_the_beginning_may_stay_so(tmp_path):
     stop_at(small(tmp_path / "run"), 4).run()
     assert small(tmp_path / "run").restore().run().finished
-    assert evolve.load(tmp_path / "run", model=Masked()).smallest == float("inf")
+    assert evolve.load(tmp_path / "run", model=Masked(), which="last").smallest == float("inf")
 
 
 def stop_at(run, step):
@@ -303,7 +303,7 @@ def test_a_configuration_that_was_spoilt_is_told_and_not_used(tmp_path, caplog):
         caplog.clear()
         assert saved_config(checkpoint, trust=False) == whole
         assert "is damaged; the copy in" in caplog.text
-        assert isinstance(evolve.load(run), nn.Module)
+        assert isinstance(evolve.load(run, which="last"), nn.Module)
 
 
 def test_a_configuration_that_was_edited_counts(tmp_path, caplog):
@@ -373,9 +373,9 @@ def test_code_in_a_strangers_folder_is_not_run(tmp_path, monkeypatch, changes):
     assert invoke("report", run).exit_code == 0
     if of_model:
         with pytest.raises(ConfigError, match="trust=True"):
-            evolve.load(run)
+            evolve.load(run, which="last")
     else:
-        assert isinstance(evolve.load(run), nn.Module)
+        assert isinstance(evolve.load(run, which="last"), nn.Module)
     assert not harm.exists()
     assert "evil" not in sys.modules
 
@@ -384,7 +384,7 @@ def test_code_in_a_strangers_folder_is_not_run(tmp_path, monkeypatch, changes):
 def test_what_builds_no_model_is_not_even_called_when_it_is_trusted(tmp_path, name):
     run, harm = stranger(tmp_path, model={"name": name, "options": HARM["options"]})
     with pytest.raises(ConfigError, match="part of Python itself"):
-        evolve.load(run, trust=True)
+        evolve.load(run, which="last", trust=True)
     assert not harm.exists()
 
 
@@ -436,7 +436,7 @@ def test_a_run_does_not_write_through_links(tmp_path, name):
 def test_loading_a_folder_in_use_finds_the_newest(tmp_path, monkeypatch):
     run = small(OutputConfig(dir=str(tmp_path / "run"), keep=1))
     stop_at(run, 4).run()
-    from evolve.training import checkpoint as module
+    from evolve.training import opening as module
 
     read = module.read_state
     moved = []
@@ -449,7 +449,7 @@ def test_loading_a_folder_in_use_finds_the_newest(tmp_path, monkeypatch):
         return read(path)
 
     monkeypatch.setattr(module, "read_state", raced)
-    assert isinstance(evolve.load(tmp_path / "run", model=Masked()), Masked)
+    assert isinstance(evolve.load(tmp_path / "run", model=Masked(), which="last"), Masked)
     assert module.newest_checkpoint(tmp_path / "run").name == "step-00000005"
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from evolve import LrScheduleConfig, TrainingConfig, load_config
 from evolve.config import ConfigError
 from evolve.errors import CheckpointError, EvolveError
+from evolve.tasks import build_task
 from evolve.training import advance_schedule, create_state, place_model, train_step
 from evolve.training.lr_curves import WarmupLR
 
@@ -23,8 +24,8 @@ def rates(schedule, steps=12, lr=1.0, epoch_steps=4, groups=None, **budget):
     each = [{"params": [p], "lr": rate} for p, rate in zip(model.parameters(), groups or [lr, lr], strict=True)]
     optimizer = torch.optim.SGD(each, momentum=0.9)
     state = create_state(
-        model, optimizer, config, lr_schedule=LrScheduleConfig.model_validate(schedule), epoch_steps=epoch_steps,
-        epoch_samples=epoch_steps, flops_per_sample=10,
+        model, optimizer, config, build_task(None)[0], lr_schedule=LrScheduleConfig.model_validate(schedule),
+        epoch_steps=epoch_steps, epoch_samples=epoch_steps, flops_per_sample=10,
     )  # fmt: skip
     seen, data = [], (torch.zeros(1, 2), torch.zeros(1, 1))
     while state.progress < 1:
