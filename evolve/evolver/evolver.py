@@ -130,6 +130,7 @@ class Evolver:
             self.events.listen(self._display)
         self._params_from = count_parameters(model)
         self._begun, self._stop, self._interrupt = False, False, Interrupt()
+        self.stopped_early = False  # after `training.patience` epochs without a better value of the monitor
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -201,10 +202,7 @@ class Evolver:
         return self._stop or self._interrupt.signal is not None
 
     def restore(self) -> Evolver:
-        """Takes up the newest checkpoint of the run folder; the Evolver must be built as the one that wrote it.
-
-        Returns:
-            Itself: `Evolver(...).restore().run()`.
+        """Takes up the newest checkpoint of the run folder and returns the Evolver, built as the one that wrote it.
 
         Raises:
             CheckpointError: If there is none, or it does not fit.
@@ -214,6 +212,7 @@ class Evolver:
         with fitting(checkpoint.path):
             self.lineage.records[:] = checkpoint.records
             self.history[:] = progress["history"]
+            self.stopped_early = out_of_patience(self.history, self.monitor, self.training.patience)
             self._meter.load_state_dict(progress["meter"])
             self._params_from = progress["params_from"]
             self.controller.load_decisions(progress)
@@ -236,11 +235,6 @@ class Evolver:
     def finished(self) -> bool:
         """Whether the budget is spent, or patience is at its end."""
         return self.state.progress >= 1 or self.stopped_early
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether the monitored metric has not become better for `training.patience` epochs."""
-        return out_of_patience(self.history, self.monitor, self.training.patience)
 
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
@@ -304,8 +298,9 @@ class Evolver:
             self.state.finite.look(self.model)
 
     def _keep_best(self) -> None:
-        """Saves the epoch that has just ended if none did better."""
+        """Saves the epoch that has just ended if none did better, and sees whether patience is at its end."""
         best = best_value(self.history, self.monitor)
+        self.stopped_early = out_of_patience(self.history, self.monitor, self.training.patience)
         if best is not None and best[0] == len(self.history) - 1:
             self._folder.save_best(self.state, self.lineage, self._progress(), testing=self.controller.testing)
 
