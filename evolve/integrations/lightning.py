@@ -74,6 +74,8 @@ class EvolveCallback(pl.Callback):
         self._driver: Driver | None = None
         self._records: list[Record] = []  # of the model as it stands, where no training is going on
         self._loaded: Mapping[str, Any] = {}
+        self._stepped = False  # the optimizer, in the batch that is going on
+        self._epoch_over = False
 
     @property
     def records(self) -> list[Record]:
@@ -171,6 +173,7 @@ class EvolveCallback(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Makes the mutation that is due."""
+        self._epoch_over = False
         if self.controller.due and pl_module.automatic_optimization:
             for optimizer in trainer.optimizers:
                 optimizer.zero_grad()  # as Lightning is about to do; a run that is taken up here has no gradients
@@ -201,8 +204,7 @@ class EvolveCallback(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Ends an epoch that was not validated."""
         self._driving.end_epoch()
-
-    _stepped = False
+        self._epoch_over = True
 
     @property
     def _driving(self) -> Driver:
@@ -216,7 +218,7 @@ class EvolveCallback(pl.Callback):
             by_name = optimizer_by_name(module, trainer.optimizers)
             saved["optimizers"] = {"optimizers": [_without_state(each) for each in by_name["optimizers"]]}
             saved["driver"] = self._driver.state()
-            saved["random"], saved["within_epoch"] = random_state(), not trainer.is_last_batch
+            saved["random"], saved["within_epoch"] = random_state(), not self._epoch_over
             if self._driver.controller.testing:
                 logger.warning(
                     "A checkpoint is written while a mutation is on probation: resumed from, the mutation is kept."

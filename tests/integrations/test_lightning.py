@@ -191,6 +191,45 @@ def test_checkpoints_of_weights_alone_hold_the_records(tmp_path):
     assert digest(other.state_dict()) == digest(module.state_dict())
 
 
+def test_manual_optimization_with_two_optimizers(tmp_path):
+    """Validated twice an epoch: what is measured within one is a line of the history that ends no epoch."""
+
+    class Manual(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, index):
+            loss = self.model(**batch).loss
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+            return loss
+
+        def configure_optimizers(self):
+            body, head = self.model.bert.parameters(), self.model.classifier.parameters()
+            return torch.optim.AdamW(body, lr=0.01), torch.optim.SGD(head, lr=0.1, momentum=0.9)
+
+    options = {"module": Manual(), "val_check_interval": 2}
+    evolving = evolution([3, 6], care={"rewarm": {"steps": 3}})
+    trainer, module, callback = fit(tmp_path, 2, evolving, extra=[checkpoints(tmp_path / "saved")], **options)
+    assert [(r.operator, r.status, r.step) for r in callback.records] == [
+        ("residual", "applied", 3),
+        ("widen", "applied", 6),
+    ]
+    both = sorted(
+        id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]
+    )
+    assert both == sorted(map(id, module.parameters()))
+    assert [(line["epoch"], line["step"]) for line in callback.controller.history] == [(0, 2), (1, 4), (1, 6), (2, 8)]
+    (saved,) = (tmp_path / "saved").glob("*-step=8.ckpt")  # Lightning counts the steps of both
+    _, resumed, again = fit(tmp_path, 2, evolving, ckpt_path=saved, seed=77, **{**options, "module": Manual()})
+    assert digest(resumed.state_dict()) == digest(module.state_dict())
+    assert again.controller.lineage.digest() == callback.controller.lineage.digest()
+
+
 def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(EvolveError, match=r"part='net' is no submodule of Classifier\. Its children: 'model'"):
         fit(tmp_path, 1, evolution([2]), evolve={"part": "net"})
