@@ -173,6 +173,18 @@ def test_a_failing_step_and_probation(tmp_path, caplog):
         made.train()
     assert callback.records[0].verdict.kept
     assert "on probation" in caplog.text
+    worse = iter(range(1, 100))
+    evolving = evolution([3], probation={"steps": 3})
+    made, callback = trainer(
+        tmp_path / "back", evolving, num_train_epochs=2, evolve={"evaluate": lambda model: float(next(worse))}
+    )
+    made.train()
+    assert [(r.status, r.verdict.kept) for r in callback.records] == [("rolled_back", False)]
+    assert held(made.optimizer) == sorted(map(id, made.model.parameters()))
+    for step, gates in ((4, 1), (8, 0)):  # on probation, and after it
+        loaded = from_pretrained(tmp_path / "back" / f"checkpoint-{step}")
+        assert sum(p.numel() for p in loaded.parameters()) == callback.records[0].params_before + gates
+    assert digest(loaded.state_dict()) == digest(made.model.state_dict())
 
 
 @pytest.fixture(scope="module")
