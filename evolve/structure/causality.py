@@ -15,78 +15,23 @@ import logging
 import math
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from evolve.structure.crops import Crops
-from evolve.structure.disturbance import Disturber, Place, changes, cuts_of, marginal, moved, outputs_inside
+from evolve.structure.disturbance import Disturber, Place, cuts_of, moved, outputs_inside
 from evolve.structure.fingerprint import fingerprint
 from evolve.structure.inputs import Inputs
+from evolve.structure.orders import Order
 from evolve.structure.outputs import output_tensors
 from evolve.structure.probe import Probe
 
 logger = logging.getLogger(__name__)
 
 _IMAGE = 4  # axes of (N, C, H, W)
-
-
-@dataclass(frozen=True)
-class Order:
-    """An axis of an output that heeds the order of an input.
-
-    Position q of the output sees nothing of the input behind q * stride - margin.
-
-    Attributes:
-        place: The positions of the input.
-        output: Number of the output tensor.
-        lead: Sizes that the output's first axis is made of, such as batch and length of (N * L, V); () for one axis.
-        axes: Its axes, as many as the place has, or one for all of them.
-        size: How many positions they have.
-        margin: Smallest distance from a position of the input to the first output position that it reaches. 1 or more
-            where an output does not see its own position, as in a PixelCNN.
-        spreads: Whether an output sees more than one position.
-        stride: Positions of the input for each one of the output.
-        module: Whose output it is; None for those of the model itself.
-    """
-
-    place: Place
-    output: int
-    lead: tuple[int, ...]
-    axes: tuple[int, ...]
-    size: int
-    margin: int = 0
-    spreads: bool = False
-    stride: int = 1
-    module: str | None = None
-
-    def bound(self, cut: int) -> int:
-        """Returns the first position that may change where the input changes from `cut` on."""
-        return -(-(cut + self.margin) // self.stride)
-
-    def first(self, base: Sequence[Tensor], other: Sequence[Tensor]) -> int | None:
-        """Returns the first position at which two runs differ, `size` for none, None where the output is another."""
-        found = self._changed(base, other)
-        return None if found is None else int(found.nonzero()[0]) if bool(found.any()) else self.size
-
-    def count(self, base: Sequence[Tensor], other: Sequence[Tensor]) -> int:
-        """Returns at how many positions two runs differ."""
-        found = self._changed(base, other)
-        return 0 if found is None else int(found.sum())
-
-    def _changed(self, base: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor | None:
-        if self.output >= min(len(base), len(other)):
-            return None
-        one, two = base[self.output], other[self.output]
-        if one.shape != two.shape or (self.lead and one.shape[0] != math.prod(self.lead)):
-            return None
-        changed = changes(one, two)
-        changed = changed.unflatten(0, self.lead) if self.lead else changed
-        if changed.dim() <= max(self.axes) or math.prod(changed.shape[axis] for axis in self.axes) != self.size:
-            return None
-        return marginal(changed, self.axes)
 
 
 def orders_of(model: nn.Module, seen: Probe) -> tuple[Order, ...]:
@@ -108,7 +53,7 @@ _MEMO: weakref.WeakKeyDictionary[nn.Module, tuple[Any, tuple[Order, ...]]] = wea
 
 def _remembered(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> tuple[Order, ...]:
     numbers = _readable(inputs)
-    asked = any(_candidates(inputs, number, outputs, False) for number in numbers)
+    asked = any(_candidates(inputs, number, outputs) for number in numbers)
     if not numbers or (not asked and _answers_whole_images(inputs, outputs)):
         return ()
     key = fingerprint(model, inputs)
@@ -121,11 +66,10 @@ def _remembered(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> 
 
 def _find(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> tuple[Order, ...]:
     with moved(model):
-        for own in (False, True):
-            try:
-                return tuple(_measured(model, inputs, outputs, own))
-            except Exception as error:  # whatever a user's forward raises on other values
-                failed = error
+        try:
+            return tuple(_measured(model, inputs, outputs))
+        except Exception as error:  # whatever a user's forward raises on other values
+            failed = error
     logger.warning(
         "Whether the outputs of a %s depend on later positions could not be tried: it does not run on other "
         "values (%s: %s). Check it yourself if the model is causal.",
@@ -136,8 +80,8 @@ def _find(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> tuple[
     return ()
 
 
-def _measured(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], own: bool) -> list[Order]:
-    candidates = [_candidates(inputs, number, outputs, own) for number in _readable(inputs)]
+def _measured(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor]) -> list[Order]:
+    candidates = [_candidates(inputs, number, outputs) for number in _readable(inputs)]
     if any(candidates):
         found = _tried(Disturber(model, inputs), candidates)
         if found or any(_tells(order, outputs) for places in candidates for some in places.values() for order in some):
@@ -145,7 +89,7 @@ def _measured(model: nn.Module, inputs: Inputs, outputs: Sequence[Tensor], own: 
     if _answers_whole_images(inputs, outputs):
         return []
     for name, tensor in reversed(outputs_inside(model, inputs).items()):
-        inner = [_candidates(inputs, number, [tensor], own) for number in _readable(inputs)]
+        inner = [_candidates(inputs, number, [tensor]) for number in _readable(inputs)]
         single = tensor.dim() > 2 and tensor.shape[1] == 1  # the logits of the last position alone
         if any(inner) and not (single and any(is_sequence(inputs.tensors[number]) for number in _readable(inputs))):
             found = _tried(Disturber(model, inputs, name), inner)
@@ -167,8 +111,28 @@ def _tells(order: Order, outputs: Sequence[Tensor]) -> bool:
 
 
 def _tried(runs: Disturber, candidates: list[dict[Place, list[Order]]]) -> list[Order]:
-    base = runs.run()
-    return [order for places in candidates if places for order in _heeded(runs, base, places)]
+    """Tries the places of each input; one that the model takes no other values of, such as boxes, is passed over."""
+    base, found, failed = runs.run(), [], []
+    asked = [places for places in candidates if places]
+    for places in asked:
+        try:
+            found += _heeded_somehow(runs, base, places)
+        except Exception as error:  # whatever a user's forward raises on other values
+            logger.debug("%s does not run on other values of an input: %s", type(runs.model).__name__, error)
+            failed.append(error)
+    if failed and len(failed) == len(asked):
+        raise failed[0]
+    return found
+
+
+def _heeded_somehow(runs: Disturber, base: Sequence[Tensor], places: dict[Place, list[Order]]) -> list[Order]:
+    """Tries other values, then the input's own in another order, for a model that checks their range."""
+    try:
+        return _heeded(runs, base, places)
+    except Exception as error:  # whatever a user's forward raises on other values
+        logger.debug("%s does not run on other values: %s", type(runs.model).__name__, error)
+    own = {replace(place, own=True): orders for place, orders in places.items()}
+    return _heeded(runs, base, {place: [replace(order, place=place) for order in own[place]] for place in own})
 
 
 def _readable(inputs: Inputs) -> list[int]:
@@ -178,7 +142,7 @@ def _readable(inputs: Inputs) -> list[int]:
     return varied or [i for i, _ in plain[:1]]
 
 
-def _candidates(inputs: Inputs, number: int, outputs: Sequence[Tensor], own: bool) -> dict[Place, list[Order]]:
+def _candidates(inputs: Inputs, number: int, outputs: Sequence[Tensor]) -> dict[Place, list[Order]]:
     """Returns what there is to try: places of an input, each with the axes of outputs that may heed it."""
     tensor = inputs.tensors[number]
     counts = not (tensor.is_floating_point() or tensor.is_complex())
@@ -188,7 +152,7 @@ def _candidates(inputs: Inputs, number: int, outputs: Sequence[Tensor], own: boo
         axes.insert(0, (tensor.dim() - 2, tensor.dim() - 1))
     if is_sequence(tensor):
         axes.append((0,))
-    places = [Place(number, place, own) for place in axes]
+    places = [Place(number, place) for place in axes]
     found = {place: _like(inputs, place, outputs) for place in places}
     return {place: orders for place, orders in found.items() if orders}
 

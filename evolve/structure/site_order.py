@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evolve.structure.causality import Order, orders_of
+from evolve.structure.causality import orders_of
 from evolve.structure.disturbance import Disturber, Place, changes, marginal, moved
+from evolve.structure.orders import Order
 from evolve.structure.probe import Probe
 from evolve.structure.sites import Site
 from evolve.structure.tracing.calls import watched_calls

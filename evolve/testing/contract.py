@@ -18,9 +18,10 @@ from evolve.mutation.api import MutationResult, create_operator, mutate, sites
 from evolve.mutation.replaying import replay
 from evolve.operators import operators
 from evolve.structure.analysis import analyse
-from evolve.structure.causality import Order, leaks, orders_of
+from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
+from evolve.structure.orders import Order
 from evolve.structure.outputs import differentiable, output_tensors
 from evolve.structure.probe import probe
 from evolve.structure.sites import EVERYWHERE
