@@ -18,17 +18,20 @@ from torch.nn import functional as F
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig, build_model
 from evolve.data import Batches, TensorBatches, datasets
+from evolve.tasks import TaskConfig
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and the data it is trained on."""
+    """A model, the data it is trained on, and the task with the loss that it stands for."""
 
     name: str
     model: Callable[[], nn.Module]
     data: Callable[[], tuple[Tensor, Tensor]]
     batch_size: int
     steps: int  # in a block
+    task: TaskConfig = TaskConfig()
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
 
 
 def fake_images() -> tuple[Tensor, Tensor]:
@@ -40,12 +43,47 @@ def fake_images() -> tuple[Tensor, Tensor]:
 def digits() -> tuple[Tensor, Tensor]:
     """Returns the bundled digits, normalised to floats beforehand."""
     train = datasets.get("digits")().train
-    return train.example(train.samples), train.targets
+    return train.examples(train.samples)
+
+
+def vectors() -> tuple[Tensor, Tensor]:
+    """Returns made-up vectors with any number of four labels each."""
+    train = datasets.get("fake_multilabel")(samples=1024, features=128).train
+    return train.inputs, train.targets
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    """Returns bytes of Python's own sources, and those that follow them."""
+    batch = datasets.get("stdlib_source")(context=64, samples=512).train.examples(512)
+    return batch["input_ids"], batch["labels"]
+
+
+def next_token(logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns the loss of a language model."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 CASES = [
     Case("simple_cnn, 3x32x32, batch 64", lambda: build_model("simple_cnn"), fake_images, 64, 8),
     Case("small_resnet, digits 1x8x8, batch 32", lambda: build_model("small_resnet", in_channels=1), digits, 32, 20),
+    Case(
+        "multilabel, mlp of 512, batch 128",
+        lambda: build_model("mlp", in_features=128, hidden=[512, 512], num_classes=4),
+        vectors,
+        128,
+        20,
+        TaskConfig(name="multilabel"),
+        F.binary_cross_entropy_with_logits,
+    ),
+    Case(
+        "language_modeling, gpt 2 layers of 64, 16 x 64 bytes",
+        lambda: build_model("gpt", width=64, depth=2, context=64),
+        tokens,
+        16,
+        10,
+        TaskConfig(name="language_modeling"),
+        next_token,
+    ),
 ]
 
 
@@ -57,7 +95,8 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 class BareLoop:
     """A well-written PyTorch loop over tensors in memory, shuffled each epoch, that logs its loss each step."""
 
-    def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, case: Case, inputs: Tensor, targets: Tensor) -> None:
+        self.criterion, batch_size = case.loss, case.batch_size
         self.model = model.train()
         self.optimizer = make_optimizer(model)
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
@@ -72,12 +111,12 @@ class BareLoop:
 
     def run(self, steps: int) -> Took:
         """Trains and returns the seconds that it took."""
-        model, optimizer, batches = self.model, self.optimizer, self.batches
+        model, criterion, optimizer, batches = self.model, self.criterion, self.optimizer, self.batches
         timer = Timer()
         for _ in range(steps):
             inputs, targets = next(batches)
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(model(inputs), targets)
+            loss = criterion(model(inputs), targets)
             loss.backward()
             optimizer.step()
             self.loss += loss.item()
@@ -138,7 +177,7 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
     for _ in range(3):
         torch.manual_seed(0)
         models.append(case.model())
-    bare, control = (BareLoop(model, inputs, targets, case.batch_size) for model in models[1:])
+    bare, control = (BareLoop(model, case, inputs, targets) for model in models[1:])
     whole = len(inputs) // case.batch_size * case.batch_size
     inner = TensorBatches(inputs[:whole], targets[:whole], case.batch_size, shuffle=True)
     bare.inputs = control.inputs = inputs[:whole]  # no arm has a smaller last batch
@@ -147,6 +186,7 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
         models[0],
         data,
         TensorBatches(inputs[:256], targets[:256], 256, shuffle=False),
+        task=case.task,
         optimizer=make_optimizer(models[0]),
         training=TrainingConfig(epochs=1, device="cpu"),
         evolution=EvolutionConfig(

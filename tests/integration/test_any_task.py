@@ -21,19 +21,19 @@ CASES = {
     ),
     "multilabel": (["data.options.samples=64", "data.batch_size=16"], ["widen@1"], {"f1", "auroc"}),
     "segmentation": (
-        ["data.options.samples=16", "data.options.image_size=16", "data.options.ignore_index=255", "model.options.width=4"],
+        ["data.options.samples=16", "data.options.image_size=16", "model.options.width=4"],
         ["widen@down.0.0"],
         {"iou"},
     ),
     "text_classifier": (
-        ["data.options.samples=48", "data.batch_size=16", "model.options.hidden_size=16", "model.options.intermediate_size=16"],
+        ["data.options.samples=48", "data.batch_size=16", "model.options.hidden_size=16"],
         ["widen@bert.encoder.layer.0.intermediate.dense"],
         {"accuracy"},
     ),
     "language_model": (
         [
-            "data.options.samples=64", "data.options.val_samples=16", "data.options.max_bytes=20000", "data.batch_size=16",
-            "data.options.context=16", "model.options.context=16", "model.options.width=16", "model.options.heads=2",
+            "data.options.samples=64", "data.options.val_samples=16", "data.options.max_bytes=20000",
+            "data.batch_size=16", "data.options.context=16", "model.options.context=16", "model.options.width=16", "model.options.heads=2",
         ],
         ["deepen@blocks"],
         {"perplexity"},
