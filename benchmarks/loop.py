@@ -30,7 +30,7 @@ class Case:
     data: Callable[[], tuple[Tensor, Tensor]]
     batch_size: int
     steps: int  # in a block
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig | None = None
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
 
 

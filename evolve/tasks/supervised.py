@@ -281,7 +281,8 @@ class LanguageModeling(Supervised):
     def check(self, outputs: Any, batch: Any, where: str = "") -> None:
         """Checks shapes and the range of the tokens."""
         logits, targets = self.predictions(outputs), self.split(batch)[1]
-        if not isinstance(logits, Tensor) or logits.dim() < 3 or logits.shape[:-1] != targets.shape:
+        misfit = not isinstance(logits, Tensor) or logits.dim() < 3 or logits.shape[1:-1] != targets.shape[1:]
+        if misfit or (not where and len(logits) != len(targets)):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise MisfitError(
                 f"Language modelling needs logits of shape (samples, positions, vocabulary); the model returned "

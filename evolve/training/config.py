@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -81,7 +82,7 @@ class TrainingConfig(Section):
             raise OptionFaults([((unit,), message) for unit in given[1:]])
         return self
 
-    @property
+    @cached_property
     def budget(self) -> Budget:
         """How long the run is."""
         return next(Budget(unit, amount) for unit in UNITS if (amount := getattr(self, unit)) is not None)

@@ -33,7 +33,8 @@ CASES = {
     "language_model": (
         [
             "data.options.samples=64", "data.options.val_samples=16", "data.options.max_bytes=20000",
-            "data.batch_size=16", "data.options.context=16", "model.options.context=16", "model.options.width=16", "model.options.heads=2",
+            "data.batch_size=16", "data.options.context=16",
+            "model.options.context=16", "model.options.width=16", "model.options.heads=2",
         ],
         ["deepen@blocks"],
         {"perplexity"},
