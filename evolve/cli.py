@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from enum import Enum
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,10 +17,7 @@ from evolve import __version__
 from evolve.errors import EvolveError
 
 if TYPE_CHECKING:
-    from evolve.budget import Budget
-    from evolve.evolver.evolver import Evolver
-    from evolve.evolver.output import RunResult
-    from evolve.lineage import Record
+    from evolve.evolver.going_on import Start
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,39 +51,44 @@ Trust = Annotated[
 ]
 
 
+class Resume(str, Enum):
+    """Whether `evolve run` goes on with the run that its folder holds."""
+
+    never = "never"
+    auto = "auto"
+
+
 @app.command(epilog="Example: evolve run configs/quickstart.yaml training.epochs=3")
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
     overrides: Overrides = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on with the run in output.dir where there is one; never: refuse it.")
+    ] = Resume.never,
 ) -> None:
     """Train and evolve the model that a YAML file describes."""
     with _told():
         from evolve.evolver.evolver import Evolver
+        from evolve.evolver.going_on import Start, begin_or_go_on
         from evolve.evolver.run_config import load_config
 
         config = load_config(file, overrides or [])
-        _train(lambda: Evolver.from_config(config))
+        if resume is Resume.auto:
+            _train(begin_or_go_on(config, file, overrides or []))
+        else:
+            _train(Start(Evolver.from_config(config), goes_on=False))
 
 
-@app.command(epilog="Example: evolve resume runs/quickstart")
-def resume(folder: RunFolder, trust: Trust = False) -> None:
-    """Continue a stopped run as if it had never stopped."""
+@app.command(epilog="Example: evolve resume runs/quickstart training.epochs=30")
+def resume(folder: RunFolder, overrides: Overrides = None, trust: Trust = False) -> None:
+    """Continue a stopped run as if it had never stopped, or train a finished one longer."""
     with _told():
-        from evolve.errors import CheckpointError
-        from evolve.evolver.evolver import Evolver
-        from evolve.evolver.run_config import first_config, saved_config
-        from evolve.evolver.run_folder import BEGIN_ANEW, any_checkpoint, is_recorded
-        from evolve.training.opening import CONFIG, open_newest
+        from evolve.evolver.going_on import take_up
 
-        anew = not any_checkpoint(folder) and (folder / CONFIG).is_file()
-        if anew and is_recorded(folder):
-            raise CheckpointError(f"'{folder}' holds a run, {BEGIN_ANEW}")
-        if anew:
+        start = take_up(folder, overrides or [], trust=trust)
+        if not start.goes_on:
             typer.echo(f"'{folder}' has no checkpoint yet: the run starts from the beginning.")
-        config = first_config(folder, trust=trust) if anew else saved_config(open_newest(folder), trust=trust)
-        moved = config.model_copy(update={"output": config.output.model_copy(update={"dir": str(folder)})})
-        evolver = Evolver.from_config(moved)
-        _train(lambda: evolver if anew else evolver.restore())
+        _train(start)
 
 
 @app.command(epilog="Example: evolve validate configs/quickstart.yaml")
@@ -189,51 +190,15 @@ def schema() -> None:
         typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
 
 
-def _train(build: Callable[[], Evolver]) -> None:
+def _train(start: Start) -> None:
     """Runs an Evolver and says how it ended."""
-    evolver = build()
-    names = (evolver.train_data, evolver.val_data)
-    typer.echo(
-        f"{type(evolver.model).__name__} on {evolver.state.device}: {names[0].samples:,} training and "
-        f"{names[1].samples:,} held-out samples, {evolver.training.budget}."
-    )
-    result = evolver.run()
-    typer.echo(_summary(result, evolver.training.budget))
-    if evolver.evolution.schedule is not None and result.finished and not result.applied:
-        typer.echo(_without_mutation(evolver.evolution.schedule.name, list(evolver.lineage)))
+    from evolve.evolver.ending import closing_lines, opening_lines
+
+    typer.echo("\n".join(opening_lines(start)))
+    result = start.evolver.run()
+    typer.echo("\n".join(closing_lines(start.evolver, result)))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
-
-
-def _summary(result: RunResult, budget: Budget) -> str:
-    metrics, lines = result.metrics, []
-    if not result.finished:
-        lines.append(f"Stopped by a signal at {result.progress:.1%} of {budget}.")
-    if "val_accuracy" in metrics:
-        lines.append(f"Held-out accuracy   {metrics['val_accuracy']:.2%}")
-    elif "val_loss" in metrics:
-        lines.append(f"Held-out loss       {metrics['val_loss']:.4g}")
-    lines.append(f"Mutations           {result.applied} applied, {result.refused} refused")
-    lines.append(f"Parameters          {result.params_from:,} → {result.params_to:,}")
-    if result.folder is not None:
-        lines.append(f"Run folder          {result.folder}")
-        command = "evolve report" if result.finished else "evolve resume"
-        lines.append(f"Next                {command} {result.folder}")
-    return "\n".join(["", *lines])
-
-
-def _without_mutation(schedule: str, refused: Sequence[Record]) -> str:
-    """Says that a run that was to mutate its model never did, and why."""
-    if not refused:
-        return f"\nNo mutation was tried: the schedule '{schedule}' was never due, or no operator had a site."
-    reasons = Counter(f"{record.operator} at '{record.site}': {record.message}" for record in refused)
-    count = f"{len(refused)} were" if len(refused) > 1 else "1 was"
-    lines = [f"\nNo mutation was applied: {count} tried and refused."]
-    for reason, times in reasons.most_common(5):
-        lines += wrap(
-            f"{reason} ({times} times)" if times > 1 else reason, 78, initial_indent="- ", subsequent_indent="  "
-        )
-    return "\n".join(lines)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from torch import nn
 
 from evolve.config import ConfigError, apply_overrides
 from evolve.errors import EvolveError, UnknownNameError, did_you_mean
-from evolve.evolver.run_config import load_config, saved_model_config
+from evolve.evolver.run_config import load_config
+from evolve.evolver.saved_config import saved_model_config
 from evolve.lineage import Record
 from evolve.models import build_model, models
 from evolve.models.libraries import usual_shape

@@ -24,12 +24,11 @@ from evolve.config import (
     apply_overrides,
     is_trusted,
     load_yaml,
-    parse_yaml,
     signature_faults,
     validate,
 )
 from evolve.data import Data, Sampler, build_data, find_collate, find_data, no_augmentation, takes
-from evolve.errors import CheckpointError, EvolveError, UnknownNameError
+from evolve.errors import EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
 from evolve.evolver.watched import metric_faults
@@ -41,7 +40,6 @@ from evolve.training.events import Callback
 from evolve.training.loggers import NO_FOLDER, LoggerConfig
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.monitor import MONITOR, find_monitor
-from evolve.training.opening import CONFIG, Checkpoint
 from evolve.training.optim import OptimizerConfig
 
 logger = logging.getLogger(__name__)
@@ -205,79 +203,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     raw, places, faults = load_yaml(path)
     raw, places, more = apply_overrides(raw, places, overrides)
-    _let_budget_win(raw, places)
-    return validate(RunConfig, raw, places, path, [*faults, *more, *_load_plugins(raw, places, path)])
-
-
-def saved_config(checkpoint: Checkpoint, *, trust: bool) -> RunConfig:
-    """Returns the configuration of a run that was stopped; what was edited in it meanwhile counts.
-
-    Args:
-        checkpoint: Of the run.
-        trust: Whether to import what it names: model, data and loss by import path, plugins.
-
-    Raises:
-        CheckpointError: If the run was started in Python.
-        ConfigError: With all faults, among them what would have to be trusted.
-    """
-    text, file = _text(checkpoint), checkpoint.run / CONFIG
-    found = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    if _is_damage(found, text):
-        logger.warning("%s is damaged; the copy in %s takes its place.", file, checkpoint.path)
-    elif found != text:
-        logger.warning("%s was changed since the last checkpoint; the run goes on with it as it is now.", file)
-        text = found
-    return _parsed(RunConfig, text, file, trust)
-
-
-def first_config(run: Path, *, trust: bool) -> RunConfig:
-    """As `saved_config`, of a run that was stopped before its first checkpoint."""
-    return _parsed(RunConfig, (run / CONFIG).read_text(encoding="utf-8", errors="replace"), run / CONFIG, trust)
-
-
-def saved_model_config(checkpoint: Checkpoint, *, trust: bool) -> ModelConfig:
-    """Returns how a run built its base model, and imports its plugins if they are trusted. Nothing else is looked at.
-
-    Raises:
-        CheckpointError: If the run was started in Python.
-        ConfigError: With all faults, among them an import path that would have to be trusted.
-    """
-    return _parsed(_BaseModelConfig, _text(checkpoint), checkpoint.run / CONFIG, trust).model
-
-
-class _BaseModelConfig(Section):
-    """The part of a run that its base model is built from."""
-
-    model: ModelConfig
-
-
-def _text(checkpoint: Checkpoint) -> str:
-    """The configuration as a checkpoint holds it, with a digest."""
-    if checkpoint.config is None:
-        raise CheckpointError(
-            f"{checkpoint.run} has no config.yaml to build the base model from: the run was started in Python. Pass "
-            "the model, `evolve.load(run, model=...)`, or build its Evolver again and call `.restore().run()`."
-        )
-    return checkpoint.config
-
-
-def _is_damage(found: str, written: str) -> bool:
-    """Tells a file that a disk has spoilt, cut off or with one byte that differs, from one that somebody has edited."""
-    if len(found) < len(written):
-        return written.startswith(found)
-    return len(found) == len(written) and sum(a != b for a, b in zip(found, written, strict=True)) == 1
-
-
-def _parsed(cls: type[S], text: str, file: Path, trust: bool) -> S:
-    raw, places, faults = parse_yaml(text, str(file))
-    needed = {key: value for key, value in raw.items() if key in cls.model_fields}
-    if trust:
-        faults += _load_plugins(raw, places, file)
-    elif "plugins" in cls.model_fields:
-        for index, plugin in enumerate(raw.get("plugins") or []):
-            where = places.get(("plugins", index), Place(str(file)))
-            faults.append(Fault(("plugins", index), where, untrusted("plugin", str(plugin))))
-    return validate(cls, needed, places, file, faults, trusted=trust)
+    let_budget_win(raw, places)
+    return validate(RunConfig, raw, places, path, [*faults, *more, *plugin_faults(raw, places, path)])
 
 
 def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: set[str]) -> Callable[..., Any]:
@@ -292,7 +219,7 @@ def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: 
     return function
 
 
-def _let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
+def let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
     """Takes the file's budget out where the command line gives one."""
     training = raw.get("training")
     if not isinstance(training, dict):
@@ -303,7 +230,8 @@ def _let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
             training.pop(unit, None)
 
 
-def _load_plugins(raw: Mapping[str, Any], places: Places, path: str | Path) -> list[Fault]:
+def plugin_faults(raw: Mapping[str, Any], places: Places, path: str | Path) -> list[Fault]:
+    """Imports the plugins that a configuration lists; returns those that cannot be imported, with the reason."""
     listed = raw.get("plugins")
     faults: list[Fault] = []
     for index, plugin in enumerate(listed if isinstance(listed, list) else []):

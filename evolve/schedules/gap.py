@@ -56,6 +56,7 @@ class Gap(Schedule):
         gap = self._average.add(gap)
         exponent = min((self.options.middle - gap) / self.options.width, 700.0)  # exp of more is no float
         interval = self.options.longest / (1 + math.exp(exponent))
+        self._since = min(self._since, clock.progress)  # of a run that goes on with a larger budget
         if clock.progress - self._since < interval or clock.progress > self.options.stop:
             return None
         self._since = clock.progress

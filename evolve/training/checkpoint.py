@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from evolve.training.folder import (
     write_text,
     written_whole,
 )
+from evolve.training.new_budget import take_new_budget
 from evolve.training.opening import (
     BEST,
     CONFIG,
@@ -76,6 +78,7 @@ def save_checkpoint(
         discard(target)  # what is damaged gives nothing to fall back to
     saved = _state(state)
     check_finite_optimizer(saved["optimizer"])
+    progress = {**progress, "budget": asdict(state.config.budget)}
     content = {"version": VERSION, **state.counts(), "finite": state.finite.state(), "progress": progress}
     with written_whole(target) as folder:
         write_text(folder / RECORDS, "".join(record.model_dump_json() + "\n" for record in lineage))
@@ -152,8 +155,6 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
         if state.config.channels_last:
             state.model.to(memory_format=torch.channels_last)
         load_optimizer_by_name(state.model, state.optimizer, saved["optimizer"])
-        if state.scheduler is not None:
-            state.scheduler.load_state_dict(saved["scheduler"])
         if state.scaler is not None:
             state.scaler.load_state_dict(saved["scaler"])
         if state.ema is not None:
@@ -161,6 +162,7 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
         if state.new_parameters is not None and saved["new_parameters"] is not None:
             state.new_parameters.load_state_dict(saved["new_parameters"])
         state.take_counts(content.model_dump())
+        take_new_budget(state, content.progress, saved["scheduler"])
         state.finite.load_state(content.finite)
         set_random_state(saved["random"])
     return content.progress

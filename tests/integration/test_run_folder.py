@@ -20,7 +20,7 @@ from evolve import Evolver, OutputConfig, TrainingConfig
 from evolve.cli import app
 from evolve.config import ConfigError
 from evolve.errors import CheckpointError, EvolveError, NonFiniteModelError
-from evolve.evolver.run_config import saved_config
+from evolve.evolver.saved_config import saved_config
 from evolve.training.opening import newest_checkpoint, open_newest
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,75 @@
+"""What is said of a run at its beginning and at its end, in plain text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from evolve.evolver.evolver import Evolver
+from evolve.evolver.going_on import Start
+from evolve.evolver.output import RunResult
+from evolve.lineage import Record
+from evolve.training.lines import wrapped
+from evolve.training.monitor import best_value
+
+
+def opening_lines(start: Start) -> list[str]:
+    """Returns what is trained on what, and where a run goes on, from where and with what changed."""
+    evolver, lines = start.evolver, []
+    if start.goes_on:
+        stands = f"step {evolver.state.step:,}, {evolver.state.progress:.1%} of {evolver.training.budget}"
+        lines.append(f"Going on with {evolver.output.dir} at {stands}.")
+        lines += [line for change in start.changed for line in wrapped(f"- {change}", then="  ")]
+    names = (evolver.train_data, evolver.val_data)
+    lines += wrapped(
+        f"{type(evolver.model).__name__} on {evolver.state.device}: {names[0].samples:,} training and "
+        f"{names[1].samples:,} held-out samples, {evolver.training.budget}."
+    )
+    return lines
+
+
+def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
+    """Returns how a run ended and what came of it."""
+    monitor, budget, metrics = evolver.monitor, evolver.training.budget, result.metrics
+    best = best_value(evolver.history, monitor)
+    lines = [""]
+    if not result.finished:
+        lines.append(f"Stopped by {'a signal' if result.signal else 'request'} at {result.progress:.1%} of {budget}.")
+    elif result.stopped_early and evolver.training.patience is not None:
+        epochs = f"{evolver.training.patience} epoch{'s' if evolver.training.patience > 1 else ''}"
+        told = f"not better than {best[1]:.4g}" if best else "never a finite number"
+        lines.append(f"Stopped early: {monitor.metric} {told} for {epochs}.")
+    if best is not None:
+        epoch = evolver.history[best[0]]["epoch"]
+        lines.append(_row(f"Best {monitor.metric}", f"{best[1]:.4g} (epoch {epoch})"))
+    if "val_accuracy" in metrics:
+        lines.append(_row("Held-out accuracy", f"{metrics['val_accuracy']:.2%}"))
+    elif "val_loss" in metrics:
+        lines.append(_row("Held-out loss", f"{metrics['val_loss']:.4g}"))
+    if monitor.metric in metrics and monitor.metric not in ("val_accuracy", "val_loss"):
+        lines.append(_row(f"Last {monitor.metric}", f"{metrics[monitor.metric]:.4g}"))
+    lines.append(_row("Mutations", f"{result.applied} applied, {result.refused} refused"))
+    lines.append(_row("Parameters", f"{result.params_from:,} → {result.params_to:,}"))
+    if result.folder is not None:
+        lines.append(_row("Run folder", str(result.folder)))
+        lines.append(_row("Next", f"evolve {'report' if result.finished else 'resume'} {result.folder}"))
+    schedule = evolver.evolution.schedule
+    if schedule is not None and result.finished and not result.applied:
+        lines += _without_mutation(schedule.name, list(evolver.lineage))
+    return lines
+
+
+def _row(name: str, value: str) -> str:
+    return f"{name:<19} {value}"
+
+
+def _without_mutation(schedule: str, refused: Sequence[Record]) -> list[str]:
+    """Says that a run that was to mutate its model never did, and why."""
+    if not refused:
+        return ["", f"No mutation was tried: the schedule '{schedule}' was never due, or no operator had a site."]
+    reasons = Counter(f"{record.operator} at '{record.site}': {record.message}" for record in refused)
+    count = f"{len(refused)} were" if len(refused) > 1 else "1 was"
+    lines = ["", f"No mutation was applied: {count} tried and refused."]
+    for reason, times in reasons.most_common(5):
+        lines += wrapped(f"- {reason} ({times} times)" if times > 1 else f"- {reason}", 78, then="  ")
+    return lines

@@ -1,0 +1,136 @@
+"""The configuration of a run that was stopped, as it lies in the run folder: data that may be anybody's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from evolve.config import (
+    COMMAND_LINE,
+    ConfigError,
+    Fault,
+    Place,
+    Section,
+    apply_overrides,
+    dump_yaml,
+    parse_yaml,
+    validate,
+)
+from evolve.config.faults import key_text
+from evolve.errors import CheckpointError
+from evolve.evolver.changes import Change, changes
+from evolve.evolver.run_config import ModelConfig, RunConfig, let_budget_win, plugin_faults
+from evolve.plugins import untrusted
+from evolve.training.opening import CONFIG, Checkpoint
+
+logger = logging.getLogger(__name__)
+
+S = TypeVar("S", bound=Section)
+
+
+def saved_config(checkpoint: Checkpoint, overrides: Sequence[str] = (), *, trust: bool) -> RunConfig:
+    """Returns the configuration of a run that was stopped; what was edited in it meanwhile counts, and overrides win.
+
+    Args:
+        checkpoint: Of the run.
+        overrides: Such as "training.epochs=100".
+        trust: Whether to import what it names: model, data and loss by import path, plugins.
+
+    Raises:
+        CheckpointError: If the run was started in Python.
+        ConfigError: With all faults, among them what would have to be trusted, and what may not change in a run that
+            goes on.
+    """
+    text, file = _text(checkpoint), checkpoint.run / CONFIG
+    found = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if _is_damage(found, text):
+        logger.warning("%s is damaged; the copy in %s takes its place.", file, checkpoint.path)
+    elif found != text:
+        logger.warning("%s was changed since the last checkpoint; the run goes on with it as it is now.", file)
+        text = found
+    config = _parsed(RunConfig, text, file, trust, overrides)
+    check_changes(checkpoint, config, file, overrides)
+    return config
+
+
+def check_changes(
+    checkpoint: Checkpoint, config: RunConfig, file: str | Path, overrides: Sequence[str] = ()
+) -> list[Change]:
+    """Returns what a configuration changes in a run that goes on with it; where that lies does not count.
+
+    Args:
+        checkpoint: Of the run.
+        config: How it is to go on.
+        file: Where the configuration comes from.
+        overrides: What the command line said.
+
+    Raises:
+        CheckpointError: If the run was started in Python.
+        ConfigError: With everything that may not change.
+    """
+    found = [change for change in changes(_text(checkpoint), dump_yaml(config)) if change.path != ("output", "dir")]
+    told = tuple(override.partition("=")[0].strip() for override in overrides)
+    faults = [
+        Fault(change.path, Place(COMMAND_LINE if key_text(change.path).startswith(told) else str(file)), change.fault)
+        for change in found
+        if change.fault
+    ]
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
+def first_config(run: Path, overrides: Sequence[str] = (), *, trust: bool) -> RunConfig:
+    """As `saved_config`, of a run that was stopped before its first checkpoint; anything may change."""
+    text = (run / CONFIG).read_text(encoding="utf-8", errors="replace")
+    return _parsed(RunConfig, text, run / CONFIG, trust, overrides)
+
+
+def saved_model_config(checkpoint: Checkpoint, *, trust: bool) -> ModelConfig:
+    """Returns how a run built its base model, and imports its plugins if they are trusted. Nothing else is looked at.
+
+    Raises:
+        CheckpointError: If the run was started in Python.
+        ConfigError: With all faults, among them an import path that would have to be trusted.
+    """
+    return _parsed(_BaseModelConfig, _text(checkpoint), checkpoint.run / CONFIG, trust).model
+
+
+class _BaseModelConfig(Section):
+    """The part of a run that its base model is built from."""
+
+    model: ModelConfig
+
+
+def _text(checkpoint: Checkpoint) -> str:
+    """The configuration as a checkpoint holds it, with a digest."""
+    if checkpoint.config is None:
+        raise CheckpointError(
+            f"{checkpoint.run} has no config.yaml to build the base model from: the run was started in Python. Pass "
+            "the model, `evolve.load(run, model=...)`, or build its Evolver again and call `.restore().run()`."
+        )
+    return checkpoint.config
+
+
+def _is_damage(found: str, written: str) -> bool:
+    """Tells a file that a disk has spoilt, cut off or with one byte that differs, from one that somebody has edited."""
+    if len(found) < len(written):
+        return written.startswith(found)
+    return len(found) == len(written) and sum(a != b for a, b in zip(found, written, strict=True)) == 1
+
+
+def _parsed(cls: type[S], text: str, file: Path, trust: bool, overrides: Sequence[str] = ()) -> S:
+    raw, places, faults = parse_yaml(text, str(file))
+    raw, places, more = apply_overrides(raw, places, overrides)
+    faults += more
+    let_budget_win(raw, places)
+    needed = {key: value for key, value in raw.items() if key in cls.model_fields}
+    if trust:
+        faults += plugin_faults(raw, places, file)
+    elif "plugins" in cls.model_fields:
+        for index, plugin in enumerate(raw.get("plugins") or []):
+            where = places.get(("plugins", index), Place(str(file)))
+            faults.append(Fault(("plugins", index), where, untrusted("plugin", str(plugin))))
+    return validate(cls, needed, places, file, faults, trusted=trust)
