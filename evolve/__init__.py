@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evolve.config.options import Monitor as Monitor
     from evolve.evolver.config import EvolutionConfig as EvolutionConfig
     from evolve.evolver.controller import MutationController as MutationController
     from evolve.evolver.evolver import Evolver as Evolver
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from evolve.structure.analysis import Analysis as Analysis
     from evolve.structure.analysis import analyse as analyse
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
+    from evolve.tasks import Task as Task
+    from evolve.tasks import TaskConfig as TaskConfig
     from evolve.training import TrainingConfig as TrainingConfig
     from evolve.training.lr_schedule import LrScheduleConfig as LrScheduleConfig
     from evolve.training.optim import OptimizerConfig as OptimizerConfig
@@ -48,6 +51,9 @@ _HOME = {
     "LrScheduleConfig": ("evolve.training.lr_schedule", "LrScheduleConfig"),
     "OptimizerConfig": ("evolve.training.optim", "OptimizerConfig"),
     "OutputConfig": ("evolve.evolver.output", "OutputConfig"),
+    "Monitor": ("evolve.config.options", "Monitor"),
+    "Task": ("evolve.tasks", "Task"),
+    "TaskConfig": ("evolve.tasks", "TaskConfig"),
     "RunResult": ("evolve.evolver.output", "RunResult"),
     "TrainingConfig": ("evolve.training", "TrainingConfig"),
     "build_model": ("evolve.models", "build_model"),

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import evolve
-from evolve import EvolutionConfig, MutationController
+from evolve import EvolutionConfig, Monitor, MutationController
 from evolve.errors import CheckpointError, EvolveError
 from evolve.evolver.loop import Loop
 from evolve.training.events import BestImproved, EpochEnded, MutationTried, VerdictGiven
@@ -517,3 +517,42 @@ PLUGINS = {
 @pytest.fixture(autouse=True, scope="module")
 def _plugins():
     yield from registered(PLUGINS)
+
+
+def test_a_loop_may_be_judged_by_a_metric_that_rises():
+    """Probation and history look at the monitor; what is best is the highest."""
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    values = iter([0.5, 0.6, 0.9, 0.2, 0.2, 0.7])
+    loop = Loop(
+        model, optimizer, example_inputs=X[:8], evaluate=lambda model: {"loss": 1.0, "f1": next(values)},
+        monitor=Monitor("val_f1", "max", 1.0),
+    )  # fmt: skip
+    config = EvolutionConfig.model_validate(
+        {"schedule": {"name": "at", "options": {"steps": [2]}}, "operators": ["residual"], "probation": {"steps": 2}}
+    )
+    told = []
+    controller = MutationController(config, loop, callbacks=told.append)
+    for step in range(6):
+        metrics = {"val_loss": 1.0, "val_f1": [0.5, 0.6, 0.4, 0.9, 0.3, 0.3][step]}
+        controller.before_step()
+        optimizer.step()
+        controller.after_step(1.0, metrics=metrics)
+        if controller.due:
+            controller.mutate()
+    bests = [(event.metric, event.value) for event in told if isinstance(event, BestImproved)]
+    assert bests[:2] == [("val_f1", 0.5), ("val_f1", 0.6)]
+    (verdict,) = [event.verdict for event in told if isinstance(event, VerdictGiven)]
+    assert (verdict.metric, verdict.before, verdict.found) == ("val_f1", 0.5, 0.6)
+    assert verdict.kept
+
+
+def test_a_metric_that_the_loop_does_not_give_is_told():
+    model = net()
+    loop = Loop(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=X[:8], evaluate=lambda model: 1.0,
+        monitor=Monitor("val_f1", "max"),
+    )  # fmt: skip
+    with pytest.raises(EvolveError, match=r"`evaluate` gives val_loss, and val_f1 is asked for"):
+        loop.held_out()
