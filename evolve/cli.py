@@ -176,9 +176,11 @@ def report(folder: RunFolder) -> None:
     with _told():
         from rich.console import Console
 
+        from evolve.evolver.judged import judged
         from evolve.report.terminal import run_report
 
-        Console().print(run_report(folder))
+        read = judged(folder)
+        Console().print(run_report(folder, read.modes, read.monitor.metric if read.monitor else None))
 
 
 @app.command(epilog="Example: evolve schema > evolve.schema.json")

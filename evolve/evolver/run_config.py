@@ -32,7 +32,7 @@ from evolve.errors import EvolveError, UnknownNameError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
 from evolve.evolver.watched import metric_faults
-from evolve.models import build_model, find_model, load_weights
+from evolve.models import build_model, find_model, load_weights, size_faults
 from evolve.plugins import import_callable, load_plugins, untrusted
 from evolve.tasks import TaskConfig
 from evolve.training import TrainingConfig
@@ -58,7 +58,9 @@ class ModelConfig(Named):
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
-        _check_call(partial(find_model, trusted=is_trusted(info)), self, skip=set())
+        builder = _check_call(partial(find_model, trusted=is_trusted(info)), self, skip=set())
+        if faults := size_faults(builder, self.options):
+            raise OptionFaults([(("options", *path), message) for path, message in faults])
         return self
 
     def build(self) -> nn.Module:
@@ -121,9 +123,18 @@ class CallbackConfig(Named):
     """
 
     @model_validator(mode="after")
-    def _trusted(self, info: ValidationInfo) -> Self:
+    def _known(self, info: ValidationInfo) -> Self:
         if not is_trusted(info):
             raise OptionFaults([(("name",), untrusted("callback", self.name))])
+        try:
+            target = import_callable(self.name, "callback")
+        except UnknownNameError as error:
+            raise OptionFaults([(("name",), str(error))]) from error
+        if isinstance(target, type):
+            if faults := signature_faults(target, self.options):
+                raise OptionFaults([(("options", *path), message) for path, message in faults])
+        elif self.options:
+            raise OptionFaults([(("options",), f"the callback '{self.name}' is a function, so it takes no options.")])
         return self
 
     def build(self) -> Callback:
@@ -134,8 +145,6 @@ class CallbackConfig(Named):
         """
         target = import_callable(self.name, "callback")
         if not isinstance(target, type):
-            if self.options:
-                raise EvolveError(f"The callback '{self.name}' is a function, so it takes no options.")
             return target
         try:
             callback = target(**self.options)

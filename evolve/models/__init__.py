@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evolve.models.gpt import GPT
-from evolve.models.lookup import build_model, find_model, models
+from evolve.models.lookup import build_model, find_model, models, size_faults
 from evolve.models.mlp import mlp
 from evolve.models.simple_cnn import SimpleCNN
 from evolve.models.small_resnet import SmallResNet, small_resnet
@@ -20,5 +20,6 @@ __all__ = [
     "load_weights",
     "mlp",
     "models",
+    "size_faults",
     "small_resnet",
 ]

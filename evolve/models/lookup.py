@@ -7,12 +7,12 @@ or an import path (`my_package.my_models:MyNet`). Nothing is ever evaluated: a p
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, get_args
 
 from torch import nn
 
-from evolve.config import signature_faults
+from evolve.config import KeyPath, signature_faults, signature_of
 from evolve.errors import EvolveError, UnknownNameError
 from evolve.models.libraries import find_in_library, is_library
 from evolve.plugins import import_callable, is_import_path
@@ -47,7 +47,7 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
         EvolveError: If the options do not fit, or the result is not an `nn.Module`.
     """
     builder = find_model(name)
-    if faults := signature_faults(builder, options):
+    if faults := signature_faults(builder, options) or size_faults(builder, options):
         raise EvolveError(f"Model '{name}': {' '.join(message for _, message in faults)}")
     try:
         model = builder(**options)
@@ -60,6 +60,26 @@ def build_model(name: str, /, **options: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise EvolveError(f"Model '{name}' built a {type(model).__name__}, not an nn.Module. Return the module itself.")
     return model
+
+
+def size_faults(builder: Callable[..., nn.Module], options: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:
+    """Returns which widths, depths and other sizes of a built-in model are below 1, and where they stand.
+
+    Torch builds a layer of no units with a warning, or fails somewhere inside.
+    """
+    if not str(builder.__module__).startswith("evolve.models."):
+        return []  # what the numbers of others mean is theirs to say
+    kinds = {name: parameter.annotation for name, parameter in (signature_of(builder) or {}).items()}
+    faults: list[tuple[KeyPath, str]] = []
+    for key, value in options.items():
+        if kinds.get(key) not in (int, Sequence[int]):
+            continue
+        for path, number in (
+            [((key, i), n) for i, n in enumerate(value)] if kinds[key] is not int else [((key,), value)]
+        ):
+            if number < 1:
+                faults.append((path, f"'{key}' has to be at least 1; found {number}."))
+    return faults
 
 
 def _builder(name: str, item: Callable[..., Any]) -> Callable[..., nn.Module]:

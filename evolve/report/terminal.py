@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
@@ -21,8 +23,17 @@ _WIDTH = 60
 Metrics = dict[str, float]  # the numbers of one epoch
 
 
-def run_report(folder: Path) -> Group:
+# Which way is better where nobody says so.
+_MODES: Mapping[str, str] = {"train_loss": "min", "val_loss": "min", "val_accuracy": "max"}
+
+
+def run_report(folder: Path, modes: Mapping[str, str] = _MODES, monitor: str | None = None) -> Group:
     """Returns curves, mutations and parameters over time of a run.
+
+    Args:
+        folder: The run folder.
+        modes: Which way a metric is better, "min" or "max"; the best value of others is not told.
+        monitor: The metric that decisions looked at.
 
     Raises:
         EvolveError: If the folder holds no run.
@@ -36,8 +47,8 @@ def run_report(folder: Path) -> Group:
     parts: list[RenderableType] = [Text(one_line(str(folder)), style="bold"), Text()]
     if unreadable:
         parts += [Text(f"{unreadable} lines of metrics.jsonl are unreadable and left out.", style="yellow"), Text()]
-    parts += _curves(metrics)
-    parts += [Text(), _mutations(records), Text(), _summary(metrics, records)]
+    parts += _curves(metrics, modes)
+    parts += [Text(), _mutations(records), Text(), _summary(metrics, records, modes, monitor)]
     return Group(*parts)
 
 
@@ -62,7 +73,7 @@ def _numbers(line: bytes) -> Metrics | None:
     return {key: value for key, value in numbers.items() if isinstance(value, float) or abs(value) < 2**63}
 
 
-def _curves(metrics: list[Metrics]) -> list[RenderableType]:
+def _curves(metrics: list[Metrics], modes: Mapping[str, str]) -> list[RenderableType]:
     if not metrics:
         return [Text("No epoch has finished yet.")]
     table = Table(box=None, pad_edge=False, show_header=True)
@@ -70,17 +81,21 @@ def _curves(metrics: list[Metrics]) -> list[RenderableType]:
         table.add_column(
             heading, justify="left" if heading in ("", f"epoch 1-{len(metrics)}") else "right", no_wrap=True
         )
-    for key, label, best, style in (
-        ("train_loss", "train loss", min, "{:.4f}"),
-        ("val_loss", "val loss", min, "{:.4f}"),
-        ("val_accuracy", "val accuracy", max, "{:.2%}"),
-        ("params", "parameters", None, "{:,}"),
-    ):
+    held_out = dict.fromkeys(key for line in metrics for key in line if key.startswith("val_") and key != "val_loss")
+    for key in ("train_loss", "val_loss", *held_out, "params"):
         values = [line[key] for line in metrics if key in line]
         if values:
-            top = style.format(best(_finite(values) or values)) if best else ""
-            table.add_row(label, _sparkline(values), style.format(values[0]), top, style.format(values[-1]))
+            best = (min if modes.get(key) == "min" else max)(_finite(values) or values)
+            told = _number(key, best) if key in modes else ""
+            label = "parameters" if key == "params" else one_line(key.replace("_", " "))
+            table.add_row(label, _sparkline(values), _number(key, values[0]), told, _number(key, values[-1]))
     return [table]
+
+
+def _number(key: str, value: float) -> str:
+    if key == "params":
+        return f"{value:,}"
+    return f"{value:.2%}" if key == "val_accuracy" else f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
 
 
 def _sparkline(values: list[float]) -> str:
@@ -121,7 +136,7 @@ def _mutations(records: list[Record]) -> RenderableType:
     return table
 
 
-def _summary(metrics: list[Metrics], records: list[Record]) -> Text:
+def _summary(metrics: list[Metrics], records: list[Record], modes: Mapping[str, str], monitor: str | None) -> Text:
     applied = sum(record.success for record in records)
     words = [f"{applied} mutations applied, {len(records) - applied} refused."]
     last = metrics[-1] if metrics else {}
@@ -129,4 +144,7 @@ def _summary(metrics: list[Metrics], records: list[Record]) -> Text:
         words.append(f"Parameters {records[0].params_before:,} → {last.get('params', records[-1].params_after):,}.")
     if "val_accuracy" in last and "epoch" in last:
         words.append(f"Held-out accuracy {last['val_accuracy']:.2%} after epoch {last['epoch']}.")
+    if monitor in modes and (found := [line for line in metrics if isfinite(line.get(monitor, math.nan))]):
+        best = (min if modes[monitor] == "min" else max)(found, key=lambda line: line[monitor])
+        words.append(f"Best {monitor} {_number(monitor, best[monitor])} after epoch {best.get('epoch', '?')}.")
     return Text(" ".join(words))

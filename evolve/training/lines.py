@@ -7,20 +7,40 @@ from typing import Any
 
 from evolve.budget import Budget
 from evolve.lineage import Record
+from evolve.training.eta import duration
 
 WIDTH = 80  # columns of a terminal
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 
-def epoch_lines(metrics: Mapping[str, Any], budget: Budget, width: int = WIDTH) -> list[str]:
-    """Returns the line of an epoch; where it would be too long, the last of its parts go to further lines."""
+def epoch_lines(
+    metrics: Mapping[str, Any], budget: Budget, width: int = WIDTH, *, left: float | None = None
+) -> list[str]:
+    """Returns the line of an epoch; where it would be too long, the last of its parts go to further lines.
+
+    Args:
+        metrics: Of the epoch.
+        budget: How long the run is.
+        width: Columns.
+        left: Seconds that the rest of the run will take; told where there is room for it.
+    """
     parts = [
         where(metrics["epoch"], metrics["progress"], budget),
         *_results(metrics, "train"),
         *_results(metrics, "val"),
     ]
     parts += [f"lr {_short(metrics['lr'])}", f"{compact(metrics['params'])} params", f"{metrics['seconds']:.1f}s"]
-    return _packed(parts, width)
+    lines = _packed(parts, width)
+    told = f"  {duration(left)} left" if left is not None and metrics["progress"] < 1 else ""
+    if len(lines[-1]) + len(told) <= width:
+        lines[-1] += told
+    return lines
+
+
+def run_time(elapsed: float, left: float | None) -> str:
+    """Says how long a run has taken, and how long it will still take where that is known."""
+    taken = f"run {duration(elapsed)}"
+    return taken if left is None else f"{taken}, {duration(left)} left"
 
 
 def where(epoch: int, progress: float, budget: Budget) -> str:

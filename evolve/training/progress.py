@@ -10,8 +10,9 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 from evolve.budget import Budget
-from evolve.training.events import EpochEnded, Event, MutationTried, StepMade
-from evolve.training.lines import epoch_lines, mutation_lines, where
+from evolve.training.eta import Eta
+from evolve.training.events import EpochEnded, Event, MutationTried, RunBegun, StepMade
+from evolve.training.lines import epoch_lines, mutation_lines, run_time, where
 
 
 class Progress:
@@ -26,6 +27,7 @@ class Progress:
         self._budget = budget
         self._steps = steps
         self._bar: Any = None
+        self._eta = Eta()
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
@@ -41,10 +43,14 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         """Shows an event."""
-        if isinstance(event, StepMade):
+        if isinstance(event, RunBegun):
+            self._eta = Eta()  # a run that was stopped does not count the time in between
+        elif isinstance(event, StepMade):
+            self._eta.see(event.progress)
             self._step(event)
         elif isinstance(event, EpochEnded):
-            self._write(epoch_lines(event.metrics, self._budget))
+            self._eta.see(event.metrics["progress"])  # with the evaluation
+            self._write(epoch_lines(event.metrics, self._budget, left=self._eta.left))
         elif isinstance(event, MutationTried):
             self._write(mutation_lines(event.record))
 
@@ -54,6 +60,7 @@ class Progress:
         self._bar.set_description(where(step.epoch + 1, step.progress, self._budget), refresh=False)
         if step.epoch_step <= 1 or self._bar.n > step.epoch_step:
             self._bar.reset()
+        self._bar.set_postfix_str(run_time(self._eta.elapsed, self._eta.left), refresh=False)
         self._bar.update(step.epoch_step - self._bar.n)
 
     def _write(self, lines: list[str]) -> None:

@@ -146,3 +146,23 @@ def test_the_evolver_takes_callbacks_from_the_configuration(tmp_path, monkeypatc
     (tmp_path / "run.yaml").write_text(YAML)
     evolver = Evolver.from_config("run.yaml")
     assert [e.callback_name(callback) for callback in evolver.events.callbacks] == ["first", "Count"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "place", "words"),
+    [
+        ("nope", "callbacks[0].name", "neither a known name nor an import path"),
+        ("my_callbacks:missing", "callbacks[0].name", "has no 'missing'"),
+        ("{name: my_callbacks:first, options: {file: x}}", "callbacks[0].options", "takes no options"),
+        ("{name: my_callbacks:Count, options: {path: x, file: y}}", "callbacks[0].options.path", "unknown option"),
+    ],
+)
+def test_validate_finds_what_is_wrong_with_callbacks(tmp_path, monkeypatch, entry, place, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_callbacks.py").write_text(MODULE)
+    (tmp_path / "run.yaml").write_text(YAML.replace("my_callbacks:first", entry))
+    result = CliRunner().invoke(app, ["validate", "run.yaml"])
+    assert result.exit_code == 2
+    assert f"run.yaml:6: {place}: " in result.output
+    assert words in result.output

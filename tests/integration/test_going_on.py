@@ -190,3 +190,14 @@ def test_in_python_a_longer_budget_is_laid_over_too(tmp_path):
     whole.run()
     assert [line["lr"] for line in going.history[2:]] == [line["lr"] for line in whole.history[2:]]
     assert [line["progress"] for line in going.history] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_the_end_of_a_run_says_how_it_went(tmp_path):
+    training = {"epochs": 9, "device": "cpu", "patience": 2, "monitor": {"metric": "val_f1"}}
+    task = {"name": "classification", "metrics": ["f1"]}
+    optimizer = {"name": "SGD", "options": {"lr": 0.0}}
+    told = succeeds("run", write_config(tmp_path, training=training, task=task, optimizer=optimizer))
+    first = metrics(tmp_path / "run")[0]["val_f1"]
+    assert f"Stopped early: val_f1 not better than {first:.4g} for 2 epochs." in told
+    assert f"Best val_f1         {first:.4g} (epoch 1)" in told
+    assert len(metrics(tmp_path / "run")) == 3

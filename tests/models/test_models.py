@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from evolve.errors import EvolveError, UnknownNameError
-from evolve.models import SimpleCNN, build_model, find_model, models
+from evolve.models import SimpleCNN, build_model, find_model, models, size_faults
 
 
 def count(model: nn.Module) -> int:
@@ -39,7 +39,7 @@ def test_simple_cnn_features_shape_and_too_small_images():
 
 
 def test_small_resnet_refuses_empty_stages():
-    with pytest.raises(EvolveError, match="at least one block"):
+    with pytest.raises(EvolveError, match="has to be at least 1"):
         build_model("small_resnet", blocks=[1, 0])
 
 
@@ -80,3 +80,26 @@ def test_wrong_options_and_results_are_told():
         build_model("simple_cnn", num_clases=3)
     with pytest.raises(EvolveError, match=r"built a tuple, not an nn\.Module"):
         build_model("helpers.misfits:no_module")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "place"),
+    [
+        ("mlp", {"in_features": 4, "hidden": [8, 0], "num_classes": 2}, ("hidden", 1)),
+        ("mlp", {"in_features": 0, "hidden": [], "num_classes": 2}, ("in_features",)),
+        ("small_resnet", {"width": -1}, ("width",)),
+        ("gpt", {"depth": 0}, ("depth",)),
+        ("simple_cnn", {"num_classes": 0}, ("num_classes",)),
+    ],
+)
+def test_sizes_below_1_are_faults_of_their_keys(name, options, place):
+    ((path, message),) = size_faults(find_model(name), options)
+    assert path == place
+    assert message.startswith(f"'{place[0]}' has to be at least 1; found ")
+    with pytest.raises(EvolveError, match="has to be at least 1"):
+        build_model(name, **options)
+
+
+def test_numbers_of_other_models_and_other_kinds_are_not_sizes():
+    assert size_faults(find_model("simple_cnn"), {"dropout": 0}) == []
+    assert size_faults(find_model("torch.nn:Dropout"), {"p": 0}) == []

@@ -100,3 +100,24 @@ def test_nor_does_an_error_message(tmp_path, text):
 
 def test_plain_text_stays_as_it_is():
     assert printable("max|Δ| = 0 → 16\n\tnäher") == "max|Δ| = 0 → 16\n\tnäher"
+
+
+def test_curves_of_all_metrics_with_the_best_by_their_way(tmp_path):
+    values = [(0.9, 3.0, 0.5), (0.4, 2.0, 0.8), (0.6, 2.5, 0.7)]
+    lines = [{**LINE, "epoch": e, "val_loss": v[0], "val_mae": v[1], "val_f1": v[2]} for e, v in enumerate(values, 1)]
+    folder(tmp_path, lines)
+    (tmp_path / "config.yaml").write_text(
+        "task: {name: regression, metrics: [mae, f1]}\ntraining: {monitor: {metric: val_f1}}\ndata: my.own:data\n"
+    )
+    text = CliRunner().invoke(app, ["report", str(tmp_path)]).output
+    assert next(row for row in text.splitlines() if "val mae" in row).split()[-3:] == ["3.0000", "2.0000", "2.5000"]
+    assert next(row for row in text.splitlines() if "val f1" in row).split()[-3:] == ["0.5000", "0.8000", "0.7000"]
+    assert next(row for row in text.splitlines() if "val loss" in row).split()[-3:] == ["0.9000", "0.4000", "0.6000"]
+    assert "Best val_f1 0.8000 after epoch 2." in " ".join(text.split())
+
+
+def test_a_metric_whose_way_nobody_knows_has_no_best(tmp_path):
+    folder(tmp_path, [{**LINE, "val_mystery": v} for v in (1.0, 3.0, 2.0)])
+    row = next(line for line in shown(tmp_path).splitlines() if "val mystery" in line)
+    assert row.split()[-2:] == ["1.0000", "2.0000"]
+    assert "3.0000" not in row

@@ -6,7 +6,7 @@ from rich.console import Console
 from evolve.budget import Budget
 from evolve.lineage import Record
 from evolve.report.operators import operator_list
-from evolve.training.lines import compact, epoch_lines, mutation_lines, wrapped
+from evolve.training.lines import compact, epoch_lines, mutation_lines, run_time, wrapped
 
 METRICS = {
     "epoch": 3, "step": 9, "train_loss": 0.7811, "train_accuracy": 0.7726, "val_loss": 0.1397, "val_accuracy": 0.9499,
@@ -100,3 +100,16 @@ def test_operators_in_plain_words(width):
     known = set(flat.split())
     for line in text.splitlines():
         assert set(line.split()) <= known
+
+
+def test_the_time_left_is_told_where_there_is_room():
+    metrics = {key: value for key, value in METRICS.items() if "accuracy" not in key}
+    line = "epoch  3/15  train 0.7811  val 0.1397  lr 0.049  77.8k params  0.4s"
+    assert epoch_lines(metrics, Budget("epochs", 15), left=754) == [f"{line}  12m34s left"]
+    assert epoch_lines(metrics, Budget("epochs", 15), left=None) == [line]
+    assert epoch_lines({**metrics, "progress": 1.0}, Budget("epochs", 15), left=0.0) == [line]
+    assert epoch_lines(METRICS, Budget("epochs", 15), left=754) == epoch_lines(METRICS, Budget("epochs", 15))
+    for width in (66, 67, 78, 79, 80):
+        assert all(len(text) <= width for text in epoch_lines(metrics, Budget("epochs", 15), width, left=754))
+    assert run_time(61.2, 3600) == "run 1m01s, 1h00m left"
+    assert run_time(5, None) == "run 5s"
