@@ -144,7 +144,8 @@ def _summary(metrics: list[Metrics], records: list[Record], modes: Mapping[str, 
         words.append(f"Parameters {records[0].params_before:,} → {last.get('params', records[-1].params_after):,}.")
     if "val_accuracy" in last and "epoch" in last:
         words.append(f"Held-out accuracy {last['val_accuracy']:.2%} after epoch {last['epoch']}.")
-    if monitor in modes and (found := [line for line in metrics if isfinite(line.get(monitor, math.nan))]):
-        best = (min if modes[monitor] == "min" else max)(found, key=lambda line: line[monitor])
-        words.append(f"Best {monitor} {_number(monitor, best[monitor])} after epoch {best.get('epoch', '?')}.")
+    watched = monitor or ""
+    if watched in modes and (found := [line for line in metrics if isfinite(line.get(watched, math.nan))]):
+        best = (min if modes[watched] == "min" else max)(found, key=lambda line: line[watched])
+        words.append(f"Best {watched} {_number(watched, best[watched])} after epoch {best.get('epoch', '?')}.")
     return Text(" ".join(words))
