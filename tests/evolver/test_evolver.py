@@ -330,7 +330,7 @@ def test_operators_and_schema():
         ("output.dir=/proc/nowhere/run", "/proc/nowhere"),
         ("optimizer.name=SparseAdam", "SparseAdam takes sparse gradients alone"),
         ("training.device=tpu", "Device 'tpu' is not available"),
-        ("model.options.width=-1", "Model 'small_resnet' cannot be built with the options"),
+        ("model.options.blocks=[]", "A residual network needs at least one block"),
     ],
 )
 def test_misfits_are_told_before_anything_is_written(tmp_path, override, words):
