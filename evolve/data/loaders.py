@@ -276,7 +276,7 @@ def _reading() -> Iterator[None]:
         cause = text.splitlines()[-1] if text.startswith("Caught ") else text  # a worker's, after its traceback
         advice = ""
         if "equal size" in text or "resize storage" in text:
-            advice = " The samples have different shapes: give the DataLoader a collate_fn that pads them."
+            advice = ". The samples have different shapes: give the DataLoader a collate_fn that pads them."
         raise DataError(f"Reading the data failed: {type(error).__name__}: {cause}{advice}") from error
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from evolve.data.batches import form_of
 from evolve.data.trees import count_samples, join
 from evolve.errors import MisfitError
 from evolve.registry import Registered, Registry, TypedOptions
@@ -20,7 +21,7 @@ class Task(Registered):
     anything that the data give: tensors, tuples, mappings, dataclasses, nested in any way.
 
     Attributes:
-        name: Registered name.
+        name: Registered name, or that of the class.
         Options: Typed options.
         measures: Metrics, as `metrics:` in a configuration names them, where none are asked for.
         takes_loss: Whether `training.loss`, a function of outputs and targets, may take the place of its own.
@@ -29,6 +30,10 @@ class Task(Registered):
     Options: ClassVar[type[TypedOptions]] = TypedOptions
     measures: ClassVar[Sequence[str | Mapping[str, Any]]] = ()
     takes_loss: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.name = cls.__name__  # until it is registered
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)
@@ -65,6 +70,13 @@ class Task(Registered):
     def join(self, batches: Sequence[Any]) -> Any:
         """Returns one batch of the samples of several."""
         return join(batches)
+
+    def check_batch(self, batch: Any) -> None:
+        """Looks at a batch before a model sees it, when a run begins.
+
+        Raises:
+            MisfitError: If it is none that the task takes, with the cause.
+        """
 
     def check(self, outputs: Any, batch: Any, where: str = "") -> None:
         """Holds outputs and batch against each other before a run begins.
@@ -117,7 +129,7 @@ def loss_and_outputs(found: Any) -> tuple[Tensor, Any]:
     if isinstance(held, Tensor):
         return held, found
     raise MisfitError(
-        f"The loss of a task returns a scalar tensor or (loss, outputs); this one returned a {type(found).__name__}."
+        f"The loss of a task returns a scalar tensor or (loss, outputs); this one returned {form_of(found)}."
     )
 
 
@@ -130,6 +142,7 @@ class FunctionTask(Task):
 
     def __init__(self, function: Callable[[Any, Any], Any]) -> None:
         super().__init__()
+        self.name = getattr(function, "__name__", type(self).__name__)  # type: ignore[misc]  # each has one of its own
         self._function = function
 
     def loss(self, model: Any, batch: Any) -> Any:

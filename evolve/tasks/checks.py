@@ -11,8 +11,18 @@ from torch import Tensor
 from evolve.errors import MisfitError
 from evolve.tasks.losses import ELEMENTWISE, OF_CLASSES, Loss, TensorLoss, loss_name
 
+_ROUNDING = 0.02  # of a sum of probabilities in half precision
 
-def check_pair(loss: Loss, outputs: Any, targets: Any, where: str = "") -> None:
+
+def check_pair(
+    loss: Loss,
+    outputs: Any,
+    targets: Any,
+    where: str = "",
+    *,
+    what: str = "Class numbers",
+    given_as: Mapping[str, str] | None = None,
+) -> None:
     """Checks outputs and targets against what torch's losses take; a loss of the user's own takes anything.
 
     Args:
@@ -20,6 +30,9 @@ def check_pair(loss: Loss, outputs: Any, targets: Any, where: str = "") -> None:
         outputs: Of the model.
         targets: Those of the outputs; or of all the data, of which classes alone are looked at then.
         where: What to call all the data, such as " of the training data".
+        what: What to call class numbers.
+        given_as: Where a user sets options of the loss, such as `{"weight": "task.options.class_weights"}`; in
+            `training.loss.options` if None.
 
     Raises:
         MisfitError: If they do not fit, with the cause.
@@ -37,9 +50,9 @@ def check_pair(loss: Loss, outputs: Any, targets: Any, where: str = "") -> None:
     if name in ELEMENTWISE and not where:
         _check_elements(name, outputs, targets)
     elif name in OF_CLASSES:
-        _check_classes(loss, outputs, targets, where)
+        _check_classes(loss, outputs, targets, where, what)
     if isinstance(loss, TensorLoss):
-        _check_weights(loss.tensors, name, outputs)
+        _check_weights(loss.tensors, name, outputs, given_as or {})
 
 
 def _check_elements(name: str, outputs: Tensor, targets: Tensor) -> None:
@@ -69,7 +82,7 @@ def _check_elements(name: str, outputs: Tensor, targets: Tensor) -> None:
         )
 
 
-def _check_classes(loss: Loss, outputs: Any, targets: Tensor, where: str = "") -> None:
+def _check_classes(loss: Loss, outputs: Any, targets: Tensor, where: str, what: str) -> None:
     name = loss_name(loss)
     if not isinstance(outputs, Tensor) or outputs.dim() < 2:
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
@@ -77,6 +90,7 @@ def _check_classes(loss: Loss, outputs: Any, targets: Tensor, where: str = "") -
     classes = outputs.shape[1]
     probabilities = targets.is_floating_point() and targets.shape[1:] == outputs.shape[1:] and name == "cross_entropy"
     if probabilities:
+        _check_probabilities(targets, where)
         return
     if targets.is_floating_point():
         advice = "For classes convert them with .long(); for a regression use mse_loss."
@@ -84,13 +98,9 @@ def _check_classes(loss: Loss, outputs: Any, targets: Tensor, where: str = "") -
     if targets.dtype != torch.long:
         raise MisfitError(f"{name} needs targets{where} of dtype int64; these are {_dtype(targets)}. Use .long().")
     if targets.shape[1:] != outputs.shape[2:]:
-        one_hot = targets.shape[1:] == outputs.shape[1:]
-        advice = "They look one-hot: use targets.argmax(1)." if one_hot else "Give one class number for each sample."
-        if targets.dim() == outputs.dim() and targets.shape[1] == 1:
-            advice = "Squeeze them: targets.squeeze(1)."
         raise MisfitError(
             f"{name} needs one class number for each output{where}: outputs have shape {tuple(outputs.shape)}, targets "
-            f"{tuple(targets.shape)}. {advice}"
+            f"{tuple(targets.shape)}. {_advice_on_shapes(outputs.shape, targets.shape)}"
         )
     if classes == 1:
         raise MisfitError(
@@ -101,10 +111,38 @@ def _check_classes(loss: Loss, outputs: Any, targets: Tensor, where: str = "") -
     counted = targets[targets != ignored]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
         low, high = int(counted.min()), int(counted.max())
+        dense = outputs.dim() > 2
+        ignore = " Where one of them stands for what is not counted, name it: ignore_index." if dense else ""
         raise MisfitError(
-            f"Class numbers{where} run from {low} to {high}, out of bounds for a model with {classes} outputs, which "
-            f"knows 0 to {classes - 1}. Give the model {high + 1} outputs, or renumber the targets from 0."
+            f"{what}{where} run from {low} to {high}, out of bounds for a model with {classes} outputs, which "
+            f"knows 0 to {classes - 1}. Give the model {high + 1} outputs, or renumber the targets from 0.{ignore}"
         )
+
+
+def _advice_on_shapes(outputs: torch.Size, targets: torch.Size) -> str:
+    """Says what to do where class numbers do not go with outputs (N, classes, ...)."""
+    if targets[1:] == outputs[1:]:
+        return "They look one-hot: use targets.argmax(1)."
+    if len(targets) == len(outputs) and targets[1] == 1:
+        return "Squeeze them: targets.squeeze(1)."
+    if len(targets) > 1 and targets == outputs[:-1]:
+        return "The outputs have the classes last, as in the task 'language_modeling': move them to dimension 1."
+    if len(targets) == len(outputs) - 1 > 1:
+        return "Resize the targets, or let the model return their size (torch.nn.functional.interpolate)."
+    return "Give one class number for each sample." if len(outputs) == 2 else "Give one class number for each position."
+
+
+def _check_probabilities(targets: Tensor, where: str) -> None:
+    """Refuses what is taken for probabilities of classes and is none, as several labels at once."""
+    sums = targets.float().sum(1)
+    if bool((targets >= 0).all()) and bool((sums - 1).abs().max() <= _ROUNDING):
+        return
+    odd = float(sums.flatten()[(sums - 1).abs().argmax()])
+    raise MisfitError(
+        f"cross_entropy takes floating-point targets{where} for the probabilities of the classes, from 0 on and with "
+        f"a sum of 1 for each sample; one of these sums up to {odd:g}. For several labels of a sample use the task "
+        "'multilabel', for numbers the task 'regression'."
+    )
 
 
 def _option(loss: Loss, name: str, default: Any) -> Any:
@@ -112,9 +150,9 @@ def _option(loss: Loss, name: str, default: Any) -> Any:
     return getattr(function, "keywords", {}).get(name, default)
 
 
-def _check_weights(tensors: Mapping[str, Tensor], name: str, outputs: Tensor) -> None:
+def _check_weights(tensors: Mapping[str, Tensor], name: str, outputs: Tensor, given_as: Mapping[str, str]) -> None:
     for option, tensor in tensors.items():
-        where = f"training.loss.options.{option}"
+        where = given_as.get(option, f"training.loss.options.{option}")
         if name in OF_CLASSES or name == "multilabel_soft_margin_loss":
             if tensor.shape != outputs.shape[1:2]:
                 size = "x".join(map(str, tensor.shape))

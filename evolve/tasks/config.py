@@ -15,7 +15,7 @@ from evolve.errors import EvolveError, UnknownNameError
 from evolve.plugins import import_callable, is_import_path
 from evolve.tasks.base import FunctionTask, Task, tasks
 from evolve.tasks.losses import Loss
-from evolve.tasks.metrics import Metric, MetricConfig
+from evolve.tasks.metrics import LOSS, Metric, MetricConfig
 
 
 class TaskConfig(Named):
@@ -40,6 +40,8 @@ class TaskConfig(Named):
         labels = [metric.called for metric in self.metrics or ()]
         if doubled := next((label for label in labels if labels.count(label) > 1), None):
             raise OptionFaults([(("metrics",), f"two metrics are called '{doubled}': give one of them a label.")])
+        if LOSS in labels:
+            raise OptionFaults([(("metrics",), f"'{LOSS}' is what the task minimises: give the metric another label.")])
         if _is_task(found):
             try:
                 found.Options.read(self.options)

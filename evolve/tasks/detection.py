@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from evolve.data.batches import form_of
 from evolve.errors import MisfitError
 from evolve.tasks.base import Task, tasks
 
@@ -55,32 +56,46 @@ class Detection(Task):
         """Returns one batch of the images of several, which may have different sizes."""
         return [image for batch in batches for image in batch[0]], [target for batch in batches for target in batch[1]]
 
-    def check(self, outputs: Any, batch: Any, where: str = "") -> None:
-        """Checks the targets."""
-        for number, target in enumerate(_lists(batch)[1]):
-            missing = {"boxes", "labels"} - set(target)
-            if missing:
-                raise MisfitError(f"Target {number} has no {' and no '.join(sorted(missing))}: detection needs both.")
-            boxes, labels = target["boxes"], target["labels"]
-            if boxes.dim() != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
-                raise MisfitError(
-                    f"Target {number} has boxes of shape {tuple(boxes.shape)} and labels of shape "
-                    f"{tuple(labels.shape)}; they have to be (boxes, 4) and (boxes,)."
-                )
-            if len(boxes) and not ((boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()):
-                raise MisfitError(
-                    f"Target {number} has a box without an area, or with a corner below 0: boxes are (x1, y1, x2, y2)."
-                )
+    def check_batch(self, batch: Any) -> None:
+        """Checks images and targets."""
+        for number, (image, target) in enumerate(zip(*_lists(batch), strict=True)):
+            if not isinstance(image, Tensor) or image.dim() != 3 or not image.is_floating_point():
+                found = f"{tuple(image.shape)} ({image.dtype})" if isinstance(image, Tensor) else type(image).__name__
+                raise MisfitError(f"Image {number} is {found}; detection takes tensors (C, H, W) of floats in [0, 1].")
+            if fault := _target_fault(target):
+                raise MisfitError(f"Target {number} {fault}")
 
 
 def _lists(batch: Any) -> tuple[list[Tensor], list[Any]]:
     paired = isinstance(batch, tuple | list) and len(batch) == 2
     if not paired or not all(isinstance(part, tuple | list) for part in batch) or len(batch[0]) != len(batch[1]):
         raise MisfitError(
-            f"The task 'detection' takes batches (list of images, list of targets) of one length; this one is a "
-            f"{type(batch).__name__}. Give the DataLoader collate_fn=lambda samples: tuple(zip(*samples))."
+            f"The task 'detection' takes batches (list of images, list of targets) of one length; this one is "
+            f"{form_of(batch)}. Give the DataLoader collate_fn=lambda samples: tuple(zip(*samples))."
         )
     return list(batch[0]), list(batch[1])
+
+
+def _target_fault(target: Any) -> str:
+    """Says what is wrong with the boxes of an image; "" where nothing is."""
+    found = target if isinstance(target, Mapping) else {}
+    if missing := [key for key in ("boxes", "labels") if not isinstance(found.get(key), Tensor)]:
+        has = ", ".join(map(repr, found)) or f"is a {type(target).__name__}"
+        return f"has no tensor {' and no '.join(map(repr, missing))} ({has}): detection needs both."
+    boxes, labels = found["boxes"], found["labels"]
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or labels.shape != boxes.shape[:1]:
+        shapes = f"{tuple(boxes.shape)} and labels of shape {tuple(labels.shape)}"
+        return f"has boxes of shape {shapes}; they have to be (boxes, 4) and (boxes,)."
+    if not boxes.is_floating_point() or labels.dtype != torch.long:
+        return f"has boxes of {boxes.dtype} and labels of {labels.dtype}: use .float() for boxes, .long() for labels."
+    if not ((boxes[:, 2:] > boxes[:, :2]).all() and (boxes >= 0).all()):
+        return (
+            "has a box without an area, or with a corner below 0: boxes are corners (x1, y1, x2, y2) in pixels. Those "
+            "of x, y, width and height: torchvision.ops.box_convert(boxes, 'xywh', 'xyxy')."
+        )
+    if len(labels) and int(labels.min()) < 1:
+        return f"has the label {int(labels.min())}: detection counts from 1, 0 is the background. Add 1 to the labels."
+    return ""
 
 
 @contextmanager

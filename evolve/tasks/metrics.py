@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, ValidationInfo, model_validator
 from torch import Tensor
@@ -16,11 +17,12 @@ from typing_extensions import Self
 
 from evolve.config import Named, OptionFaults, is_trusted, signature_faults
 from evolve.config.options import Monitor
-from evolve.errors import MisfitError, UnknownNameError
+from evolve.errors import MisfitError, UnknownNameError, described
 from evolve.plugins import import_callable, is_import_path
 from evolve.tasks.base import Task
 from evolve.tasks.torchmetric import direction_of, find_metric, make_metric
 
+LOSS = "loss"  # measured beside all metrics
 ACCURACY = "accuracy"  # of classes it is counted in training too, where a library's metric would take too long
 
 
@@ -58,11 +60,15 @@ class MetricConfig(Named):
         """What it is called in a run, without `val_`."""
         if self.label:
             return self.label
-        return self.name.replace(":", ".").rpartition(".")[2]
+        return _usual_label(self.name)
 
     def build(self) -> Metric:
         """Returns the metric."""
         return Metric(self.called, self.name, dict(self.options), self.mode)
+
+
+def _usual_label(name: str) -> str:
+    return name.replace(":", ".").rpartition(".")[2]
 
 
 # Parameters of torchmetrics' classes that are of no use in a configuration.
@@ -102,8 +108,14 @@ class Metric:
 
     @property
     def several(self) -> bool:
-        """Whether it computes several numbers, each with a name of its own, as mean average precision does."""
-        return self.name in ("map", "MeanAveragePrecision", "mean_average_precision")
+        """Whether it may compute several numbers, each with a name of its own, as mean average precision does."""
+        own = is_import_path(self.name) and inspect.isclass(self.target)
+        return own or self.name in ("map", "MeanAveragePrecision", "mean_average_precision")
+
+    def named(self, part: str) -> str:
+        """Returns what one of several numbers is called: its own name, after a label that the user chose."""
+        usual = self.label == _usual_label(self.name)
+        return part if usual or part == self.label else f"{self.label}_{part}"
 
     def counted(self, task: Task) -> bool:
         """Whether it is the accuracy that training counts too."""
@@ -158,20 +170,22 @@ class MetricMeter:
         for metric in self._others:
             try:
                 self._take(metric, predictions, targets, samples)
+            except MisfitError:
+                raise
             except Exception as error:  # a metric, the user's own too, may raise anything
+                whole = " These targets are the whole batch: give metrics a task class with `compared`."
                 raise MisfitError(
-                    f"The metric '{metric.label}' does not take {_shown(predictions)} and {_shown(targets)}: "
-                    f"{type(error).__name__}: {str(error).strip()}"
+                    f"The metric '{metric.label}' does not take predictions {_shown(predictions)} and targets "
+                    f"{_shown(targets)}: {described(error).strip()}{whole if targets is batch else ''}"
                 ) from error
 
     def _take(self, metric: Metric, predictions: Any, targets: Any, samples: int) -> None:
         if not inspect.isclass(metric.target):
-            value = metric.target(predictions, targets, **metric.options)
-            self._sums[metric.label] = self._sums.get(metric.label, 0.0) + float(value) * samples
+            value = _number(metric, metric.target(predictions, targets, **metric.options))
+            self._sums[metric.label] = self._sums.get(metric.label, 0.0) + value * samples
             return
         if metric.label not in self._made:
-            decided = self._task.for_metrics(predictions, targets)
-            made = make_metric(metric.target, metric.options, decided)
+            made = _made(metric, self._task, self._task.for_metrics(predictions, targets))
             self._made[metric.label] = made.to(predictions.device) if isinstance(predictions, Tensor) else made
         self._made[metric.label].update(predictions, targets)
 
@@ -188,20 +202,65 @@ class MetricMeter:
             if metric.label in self._sums:
                 found[metric.label] = self._sums[metric.label] / max(self._samples, 1)
             elif metric.label in self._made:
-                found |= _numbers(metric.label, self._made[metric.label].compute())
+                for name, value in _numbers(metric, self._made[metric.label]).items():
+                    if name in found or name == LOSS:
+                        raise MisfitError(f"Two metrics are called '{name}': give '{metric.label}' another label.")
+                    found[name] = value
         return found
 
 
-def _numbers(label: str, value: Any) -> dict[str, float]:
-    """Returns the single numbers in what a metric computed: mean average precision gives several by name."""
-    if isinstance(value, Mapping):
-        return {k: float(v) for k, v in value.items() if isinstance(v, Tensor) and v.numel() == 1 and k != "classes"}
-    if isinstance(value, Tensor) and value.numel() != 1:
+def _made(metric: Metric, task: Task, decided: Mapping[str, Any]) -> Any:
+    """Makes a metric of torchmetrics; what it refuses is told."""
+    given = {**decided, **metric.options}
+    if "task" in inspect.signature(metric.target).parameters and "task" not in given:
         raise MisfitError(
-            f"The metric '{label}' gives {value.numel()} numbers, and a run looks at one: average them (options: "
-            "{average: macro})."
+            f"The metric '{metric.label}' is one of classes, and the task '{task.name}' does "
+            "not say which kind: set its options, such as {task: binary} or {task: multiclass, num_classes: 3}, or "
+            "take a metric that goes with the task."
         )
-    return {label: float(value) if value is not None else math.nan}
+    try:
+        return make_metric(metric.target, metric.options, decided)
+    except ImportError as error:
+        raise MisfitError(f"The metric '{metric.label}' needs a library: {error}") from error
+    except Exception as error:  # the user's own may raise anything
+        options = f"the options {metric.options}" if metric.options else "its defaults"
+        raise MisfitError(f"The metric '{metric.label}' cannot be made with {options}: {described(error)}") from error
+
+
+def _numbers(metric: Metric, made: Any) -> dict[str, float]:
+    """Returns the single numbers in what a metric computes: mean average precision gives several by name."""
+    try:
+        value = made.compute()
+    except Exception as error:  # the user's own may raise anything
+        raise MisfitError(
+            f"The metric '{metric.label}' cannot be computed of the held-out data: {described(error)}"
+        ) from error
+    if isinstance(value, Mapping):
+        single = {k: v for k, v in value.items() if isinstance(v, Tensor) and v.numel() == 1 and k != "classes"}
+        return {metric.named(name): float(number) for name, number in single.items()}
+    return {metric.label: _number(metric, value)}
+
+
+def _number(metric: Metric, value: Any) -> float:
+    """Returns what a metric gives as a number."""
+    if value is None:
+        return math.nan
+    single = value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float | np.number)
+    if single:
+        return float(value)
+    found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise MisfitError(
+        f"The metric '{metric.label}' gives {found}, and a run looks at one number. {_averaging(metric.target)}"
+    )
+
+
+def _averaging(target: Callable[..., Any]) -> str:
+    """Says how a metric gives one number."""
+    known = inspect.signature(target).parameters
+    for option, value in (("average", "macro"), ("multioutput", "uniform_average")):
+        if option in known:
+            return f"Average them (options: {{{option}: {value}}})."
+    return "Take another metric." if inspect.isclass(target) else "Let the function return the mean."
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from evolve.errors import MisfitError
+from evolve.data.batches import form_of
+from evolve.errors import MisfitError, described
 
 _NOTHING = object()
 
@@ -61,8 +62,12 @@ def arguments_of(loss: Callable[[Any, Any], Any], model: nn.Module, batch: Any) 
         loss(seen, batch)
     except _Called:
         pass
+    except MisfitError:  # says it all
+        raise
     except Exception as error:  # a task of the user's own may raise anything
-        raise MisfitError(f"The task cannot take its batch apart: {type(error).__name__}: {error}") from error
+        raise MisfitError(
+            f"The task fails on its batch before it calls the model: {described(error)}. The batch is {form_of(batch)}."
+        ) from error
     if seen.arguments is None:
         raise MisfitError(
             f"The loss of the task never calls the model ({type(model).__name__}): write model(...), so that mutations "

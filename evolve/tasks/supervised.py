@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from evolve.errors import MisfitError
+from evolve.errors import MisfitError, did_you_mean
 from evolve.registry import TypedOptions
 from evolve.tasks.base import Task, tasks
 from evolve.tasks.checks import check_pair
@@ -17,6 +17,10 @@ from evolve.tasks.losses import Loss, LossConfig, loss_name
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping that hold the targets, where none is named
 _PREDICTIONS = ("logits", "out", "predictions")  # where models that return more than a tensor keep what is compared
+
+
+Weights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+"""One for each class or label."""
 
 
 class PairOptions(TypedOptions):
@@ -34,19 +38,42 @@ class Supervised(Task):
     Args:
         loss: `(outputs, targets) -> scalar tensor`, instead of the task's own.
         **options: Those of the task.
+
+    Attributes:
+        own_loss: Name of the loss that the task has of its own.
+        loss_options: Options of that loss, and those of the task that set them.
+
+    Raises:
+        MisfitError: If options of the task's own loss are set, and another one is given.
     """
 
     Options = PairOptions
     takes_loss = True
+    own_loss: ClassVar[str]
+    loss_options: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, loss: Loss | None = None, **options: Any) -> None:
         super().__init__(**options)
+        if loss is not None:
+            self._refuse_unused()
         self.criterion: Loss = loss or self.default_loss().build()
+        self._given_as = {} if loss else {name: f"task.options.{option}" for name, option in self.loss_options.items()}
         self._plain = bool(loss_name(self.criterion))
+
+    def _refuse_unused(self) -> None:
+        """Refuses options of the task's own loss where another one takes its place."""
+        for name, option in self.loss_options.items():
+            if option in self.options.model_fields_set and option != "ignore_index":  # which metrics take too
+                raise MisfitError(
+                    f"task.options.{option} belongs to the loss of the task '{self.name}' ({self.own_loss}), and "
+                    f"another loss is given. Set an option of that one (training.loss.options.{name}, where it has "
+                    "one), or leave out training.loss."
+                )
 
     def default_loss(self) -> LossConfig:
         """Returns the loss that the task has of its own."""
-        raise NotImplementedError
+        options = {name: getattr(self.options, option) for name, option in self.loss_options.items()}
+        return LossConfig(name=self.own_loss, options={n: value for n, value in options.items() if value is not None})
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """Returns inputs and targets.
@@ -61,10 +88,11 @@ class Supervised(Task):
         if not wanted or wanted[0] not in fields:
             found = f"a {type(batch).__name__}" + (f" with {', '.join(map(repr, fields))}" if fields else "")
             asked = f"'{self.options.target}'" if self.options.target else "targets"
+            meant = did_you_mean(self.options.target, fields) if self.options.target else ""
             raise MisfitError(
                 f"The task '{self.name}' takes batches (inputs, targets), or mappings that hold the targets; this one "
-                f"has no {asked}: it is {found}. Name the key (task.options.target), return (input, target) from the "
-                "data set, or give the DataLoader a collate_fn."
+                f"has no {asked}: it is {found}.{meant} Name the key (task.options.target), return (input, target) "
+                "from the data set, or give the DataLoader a collate_fn."
             )
         return {key: value for key, value in fields.items() if key != wanted[0]}, fields[wanted[0]]
 
@@ -96,7 +124,8 @@ class Supervised(Task):
 
     def check(self, outputs: Any, batch: Any, where: str = "") -> None:
         """Checks shapes, types and ranges of outputs and targets against what torch's losses take."""
-        check_pair(self.criterion, self.predictions(outputs), self.split(batch)[1], where)
+        predictions, targets = self.predictions(outputs), self.split(batch)[1]
+        check_pair(self.criterion, predictions, targets, where, given_as=self._given_as)
 
     def arguments(self, model: nn.Module, batch: Any) -> Any:
         """Returns the inputs."""
@@ -135,17 +164,12 @@ class Classification(Supervised):
     class Options(PairOptions):
         """Weights of the classes, and the share of each target that is spread over all of them."""
 
-        class_weights: list[float] | None = None
+        class_weights: Weights | None = None
         label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
     measures: ClassVar = ("accuracy",)
-
-    def default_loss(self) -> LossConfig:
-        """Cross-entropy, with the options."""
-        options: dict[str, Any] = {"weight": self.options.class_weights} if self.options.class_weights else {}
-        if self.options.label_smoothing:
-            options["label_smoothing"] = self.options.label_smoothing
-        return LossConfig(name="cross_entropy", options=options)
+    own_loss = "cross_entropy"
+    loss_options: ClassVar = {"weight": "class_weights", "label_smoothing": "label_smoothing"}
 
     def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
         """Returns how many classes there are; one output means two."""
@@ -173,14 +197,11 @@ class Multilabel(Supervised):
     class Options(PairOptions):
         """How much more a positive label weighs than a negative one, for each label."""
 
-        pos_weight: list[float] | None = None
+        pos_weight: Weights | None = None
 
     measures: ClassVar = ("f1",)
-
-    def default_loss(self) -> LossConfig:
-        """Binary cross-entropy of the logits."""
-        options = {"pos_weight": self.options.pos_weight} if self.options.pos_weight else {}
-        return LossConfig(name="binary_cross_entropy_with_logits", options=options)
+    own_loss = "binary_cross_entropy_with_logits"
+    loss_options: ClassVar = {"pos_weight": "pos_weight"}
 
     def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
         """Returns probabilities, and targets as integers."""
@@ -197,17 +218,14 @@ class Regression(Supervised):
     """Numbers for each sample: outputs and targets have one shape."""
 
     measures: ClassVar = ("rmse", "r2")
-
-    def default_loss(self) -> LossConfig:
-        """Mean squared error."""
-        return LossConfig(name="mse_loss")
+    own_loss = "mse_loss"
 
     def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
         """Returns predictions and targets as (N,) or (N, outputs)."""
         predictions, targets = super().compared(outputs, batch)
-        predictions, targets = predictions.float().flatten(1), targets.float().flatten(1)
-        single = predictions.shape[-1] == 1
-        return (predictions.flatten(), targets.flatten()) if single else (predictions, targets)
+        rows = tuple(values.float().reshape(len(values), -1) for values in (predictions, targets))
+        single = all(values.shape[1] == 1 for values in rows)
+        return (rows[0].flatten(), rows[1].flatten()) if single else rows
 
     def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
         """Returns nothing: torchmetrics' defaults are those of a regression."""
@@ -222,16 +240,11 @@ class Segmentation(Supervised):
         """A target that is not counted, such as that of borders, and weights of the classes."""
 
         ignore_index: int | None = None
-        class_weights: list[float] | None = None
+        class_weights: Weights | None = None
 
     measures: ClassVar = ("iou",)
-
-    def default_loss(self) -> LossConfig:
-        """Cross-entropy over the pixels."""
-        options: dict[str, Any] = {"weight": self.options.class_weights} if self.options.class_weights else {}
-        if self.options.ignore_index is not None:
-            options["ignore_index"] = self.options.ignore_index
-        return LossConfig(name="cross_entropy", options=options)
+    own_loss = "cross_entropy"
+    loss_options: ClassVar = {"weight": "class_weights", "ignore_index": "ignore_index"}
 
     def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
         """Returns how many classes there are, and which target is not counted."""
@@ -249,10 +262,7 @@ class LanguageModeling(Supervised):
     """
 
     measures: ClassVar = ("perplexity",)
-
-    def default_loss(self) -> LossConfig:
-        """Cross-entropy over all positions."""
-        return LossConfig(name="cross_entropy")
+    own_loss = "cross_entropy"
 
     def split(self, batch: Any) -> tuple[Any, Any]:
         """Returns the tokens that the model sees, and those that follow them."""
@@ -288,7 +298,7 @@ class LanguageModeling(Supervised):
                 f"Language modelling needs logits of shape (samples, positions, vocabulary); the model returned "
                 f"{found}, and the targets have shape {tuple(targets.shape)}."
             )
-        check_pair(self.criterion, logits.flatten(0, -2), targets.flatten(), where)
+        check_pair(self.criterion, logits.flatten(0, -2), targets.flatten(), where, what="The tokens to predict")
 
     def count(self, batch: Any) -> int:
         """Returns how many sequences a batch has."""

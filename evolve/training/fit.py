@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evolve.data import Batches, TensorBatches
 from evolve.data.trees import Batch, tensors_of
-from evolve.errors import MisfitError
+from evolve.errors import MisfitError, described
 from evolve.structure.isolation import undisturbed
 from evolve.tasks import MetricMeter, Supervised, call_model, loss_and_outputs
 from evolve.tasks.losses import ELEMENTWISE
@@ -44,10 +46,10 @@ def check_data(state: TrainState, train: Batches, val: Batches) -> list[str]:
         raise MisfitError(f"{fault} Fill in or drop those samples.")
     with undisturbed(state.model):
         state.model.train()
+        state.task.check_batch(examples)
         examples = place(state, examples)
-        _, outputs = _loss_on(state, state.model, examples, state.task.loss)
-        state.task.check(outputs, examples)
-        measured = _check_validation(state, next(iter(val.epoch(0))))
+        _loss_on(state, state.model, examples, state.task.loss)
+        measured = _check_validation(state, val)
         if isinstance(state.task, Supervised):
             with torch.no_grad(), eval_mode(state.model):
                 for name, batches in (("training", train), ("validation", val)):
@@ -58,19 +60,24 @@ def check_data(state: TrainState, train: Batches, val: Batches) -> list[str]:
     return measured
 
 
-def _check_validation(state: TrainState, batch: Batch) -> list[str]:
-    """Runs the model on one batch of validation data, in eval mode; returns what can be measured."""
-    spoiled = _not_finite(batch, "validation")
-    batch = place(state, batch)
-    with eval_mode(state.model), torch.enable_grad():
-        loss, outputs = _loss_on(state, state.forward, batch, state.task.evaluate)
-        state.task.check(outputs, batch)
-    if spoiled:
-        logger.warning("%s Metrics will be NaN or infinite.", spoiled)
-    _check_loss(loss, finite=not spoiled)
+def _check_validation(state: TrainState, val: Batches) -> list[str]:
+    """Runs the model on validation data, in eval mode; returns what can be measured."""
+    meter, samples = MetricMeter(state.task, state.metrics), 0
+    for batch in val.epoch(0):
+        state.task.check_batch(batch)
+        spoiled = _not_finite(batch, "validation")
+        batch = place(state, batch)
+        with eval_mode(state.model), torch.enable_grad():
+            loss, outputs = _loss_on(state, state.forward, batch, state.task.evaluate)
+        if spoiled:
+            logger.warning("%s Metrics will be NaN or infinite.", spoiled)
+        _check_loss(loss, finite=not spoiled)
+        with torch.no_grad():
+            meter.update(outputs, batch)
+        samples += state.task.count(batch)
+        if samples > 1:  # a coefficient of determination needs two
+            break
     with torch.no_grad():
-        meter = MetricMeter(state.task, state.metrics)
-        meter.update(outputs, batch)
         return ["loss", *meter.compute()]
 
 
@@ -84,9 +91,10 @@ def _whole(batches: Batches) -> Batch | None:
 class _Watched:
     """Stands for the model: what it raises on its arguments becomes a `MisfitError`, and what it returns is noted."""
 
-    def __init__(self, state: TrainState, forward: Callable[..., Any]) -> None:
+    def __init__(self, state: TrainState, forward: Callable[..., Any], batch: Batch) -> None:
         self._state = state
         self._forward = forward
+        self._batch = batch
         self.outputs: Any = None
         self.called = False
 
@@ -97,9 +105,11 @@ class _Watched:
         except Exception as error:  # a model may fail in any way on data that it was not made for
             raise MisfitError(
                 f"Model and data do not fit: on {_shapes(args, kwargs)} {type(self._state.model).__name__} raised "
-                f"{type(error).__name__}: {error}. {_advice(self._state, args, kwargs)}"
+                f"{described(error).rstrip('.')}. {_advice(self._state, error, args, kwargs)}"
             ) from error
         self.called = True
+        if type(self._state.task).loss is Supervised.loss:  # before the loss: on a GPU, a class out of range ends all
+            self._state.task.check(self.outputs, self._batch)
         return self.outputs
 
     def __getattr__(self, name: str) -> Any:
@@ -109,8 +119,8 @@ class _Watched:
 def _loss_on(
     state: TrainState, forward: Callable[..., Any], batch: Batch, loss: Callable[[Any, Batch], Any]
 ) -> tuple[Tensor, Any]:
-    """Returns the loss on a batch and the outputs of the model; all that goes wrong is told with its cause."""
-    watched = _Watched(state, forward)
+    """Returns the loss on a batch, and outputs if the task gives them; all that goes wrong is told with its cause."""
+    watched = _Watched(state, forward, batch)
     pair = state.task.split(batch) if isinstance(state.task, Supervised) else None
     comparisons = _Comparisons(watched, pair[1]) if pair is not None and isinstance(pair[1], Tensor) else None
     try:
@@ -131,7 +141,8 @@ def _loss_on(
             f"The loss compares {_given(watched.outputs, batch, pair)}, which have different shapes, so that each "
             "output is compared with every target. Give both one shape: targets.unsqueeze(1), or outputs.squeeze(1)."
         )
-    return found, watched.outputs if outputs is None else outputs
+    state.task.check(watched.outputs if outputs is None else outputs, batch)
+    return found, outputs
 
 
 def _given(outputs: Any, batch: Batch, pair: tuple[Any, Any] | None) -> str:
@@ -153,19 +164,58 @@ def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     return f"inputs {', '.join(parts[:6])}" if parts else "inputs without a tensor"
 
 
-def _advice(state: TrainState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _advice(state: TrainState, error: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     inputs = next((tensor for _, tensor in (*tensors_of(args), *tensors_of(kwargs))), None)
-    dtype = next((p.dtype for p in state.model.parameters() if p.is_floating_point()), torch.float32)
     if inputs is None:
+        kinds = ", ".join(type(value).__name__ for value in (*args, *kwargs.values())[:3])
+        return f"The model gets no tensor but {kinds}: let the data give (inputs, targets) as tensors."
+    if isinstance(error, TypeError) and (unlike := _other_arguments(state.model, args, kwargs)):
         return (
-            f"The model gets no tensor but {', '.join(type(value).__name__ for value in args[:3])}: let the data give "
-            "(inputs, targets) as tensors."
+            f"{unlike}. The task '{state.task.name}' calls it with {_call(args, kwargs)}: let the data give what the "
+            "model takes, or write a task of your own that calls it as it wants to be called."
         )
+    if isinstance(error, IndexError) and (ranges := _ranges(args, kwargs)):
+        return (
+            f"Whole numbers among them: {ranges}. Counted from 0, they have to be less than the model has entries: "
+            "look at the size of its embedding (the vocabulary) or at its number of classes."
+        )
+    return _advice_on_inputs(state, inputs)
+
+
+def _advice_on_inputs(state: TrainState, inputs: Tensor) -> str:
+    dtype = next((p.dtype for p in state.model.parameters() if p.is_floating_point()), torch.float32)
     if inputs.is_floating_point() and inputs.dtype != dtype and state.config.precision == "fp32":
         return f"The model computes in {str(dtype).removeprefix('torch.')}: convert the inputs to that."
     if not inputs.is_floating_point():
         return "These inputs are whole numbers: convert them with .float() unless the model takes tokens."
+    if any(isinstance(module, nn.Embedding) for module in state.model.modules()):
+        return "These inputs are floats, and the model has an embedding: convert tokens with .long()."
     return "Check the shape that the model expects: channels, image size, features."
+
+
+def _other_arguments(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Says what a model takes, where it cannot be called with these arguments at all; "" where it can."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return f"Its forward takes {signature.replace(return_annotation=signature.empty)}"
+    return ""
+
+
+def _call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    one = [f"{len(args)} argument{'s' * (len(args) != 1)}"] if args else []
+    return " and ".join([*one, *([f"the keywords {', '.join(kwargs)}"] if kwargs else [])]) or "nothing"
+
+
+def _ranges(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Says from where to where whole numbers among the arguments run."""
+    found = {
+        f"{name.lstrip('.') or 'inputs'} from {int(tensor.min())} to {int(tensor.max())}"
+        for name, tensor in (*tensors_of(args[0] if len(args) == 1 else args), *tensors_of(kwargs))
+        if tensor.numel() and not tensor.is_floating_point() and not tensor.is_complex()
+    }
+    return ", ".join(sorted(found)[:6])
 
 
 def _check_loss(loss: Any, finite: bool) -> None:
@@ -196,16 +246,15 @@ class _Comparisons(TorchFunctionMode):
         outputs, targets = self._watched.outputs, self._targets
         given = [*args, *(kwargs or {}).values()]
         both = any(value is outputs for value in given) and any(value is targets for value in given)
-        if (
-            both
-            and isinstance(outputs, Tensor)
-            and getattr(func, "__name__", "") in _COMPARISONS
-            and outputs.shape != targets.shape
-        ):
+        compared = both and isinstance(outputs, Tensor) and getattr(func, "__name__", "") in _COMPARISONS
+        if compared and outputs.shape != targets.shape:
             self.spread = torch.broadcast_shapes(outputs.shape, targets.shape).numel() > max(
                 outputs.numel(), targets.numel()
             )
-        return func(*args, **(kwargs or {}))
+        with warnings.catch_warnings():
+            if compared:  # torch warns of different shapes too, and the error says more
+                warnings.simplefilter("ignore")
+            return func(*args, **(kwargs or {}))
 
 
 def _not_finite(batch: Batch, data: str) -> str:

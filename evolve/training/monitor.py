@@ -37,10 +37,14 @@ def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
             f"{did_you_mean(config.metric, names)} Look at one of {', '.join(names)}."
         )
     if config.mode is None:
-        what = "does not say which way is better" if config.metric in known else "is not measured by this run"
+        if config.metric in known:
+            raise EvolveError(
+                f"{MONITOR}'{config.metric}' does not say which way is better. Set training.monitor.mode to min or "
+                "max, or the metric's own mode (task.metrics)."
+            )
         raise EvolveError(
-            f"{MONITOR}'{config.metric}' {what}.{did_you_mean(config.metric, names)} Set "
-            f"training.monitor.mode to min or max, or look at one of {', '.join(names)}."
+            f"{MONITOR}'{config.metric}' is not measured by this run.{did_you_mean(config.metric, names)} Look at one "
+            f"of {', '.join(names)}; with training.monitor.mode also at what a metric computes under a name of its own."
         )
     return Monitor(config.metric, config.mode)
 
