@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 from evolve.errors import EvolveError, UnknownNameError, UntrustedCodeError, did_you_mean
+
+_IMPORT_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*(:[\w.]+)?")
 
 
 def is_import_path(name: str) -> bool:
@@ -65,6 +68,29 @@ def import_callable(path: str, kind: str, trusted: bool = True) -> Callable[...,
     return cast("Callable[..., Any]", item)
 
 
+def import_from(folder: Path) -> None:
+    """Lets modules be imported from a folder too, where no installed package has that name; it wins over the working
+    directory, but for one that Python itself was told to look in first."""
+    if str(folder) not in sys.path:
+        here = str(Path.cwd())
+        place = sys.path.index(here) if here in sys.path[1:] else len(sys.path)
+        sys.path.insert(place or len(sys.path), str(folder))
+
+
+def names_module_in(values: Any, folder: Path) -> bool:
+    """Whether a text somewhere in nested values is an import path, or a plugin, of a module that lies in a folder."""
+    if isinstance(values, Mapping):
+        return any(names_module_in(value, folder) for value in values.values())
+    if isinstance(values, list):
+        return any(names_module_in(value, folder) for value in values)
+    if not isinstance(values, str) or not _IMPORT_PATH.fullmatch(values):
+        return False
+    module, colon, _ = values.partition(":")
+    names = [module] if colon else [module, module.rpartition(".")[0]]  # a plugin, or `module.attribute`
+    paths = [folder.joinpath(*name.split(".")) for name in names if name]
+    return any(path.with_suffix(".py").is_file() or (path / "__init__.py").is_file() for path in paths)
+
+
 def import_module(name: str, kind: str) -> ModuleType:
     """Imports a module, from the folder that the command runs in too, where no installed package has that name.
 
@@ -79,8 +105,8 @@ def import_module(name: str, kind: str) -> ModuleType:
         raise
     except Exception as error:  # a user's module may raise anything; whatever it is, it is reported
         raise UnknownNameError(
-            f"Unknown {kind}: cannot import '{name}' ({type(error).__name__}: {error}). Looked in {Path.cwd()} and the "
-            "installed packages."
+            f"Unknown {kind}: cannot import '{name}' ({type(error).__name__}: {error}). Looked in {Path.cwd()}, the "
+            "folder of the configuration and the installed packages."
         ) from error
 
 

@@ -60,5 +60,9 @@ _Dumper.add_representer(str, _represent_text)
 
 def dump_yaml(config: BaseModel) -> str:
     """Returns a configuration with all its defaults as YAML that reads back as an equal one."""
-    data = config.model_dump(mode="json")
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    return dump_values(config.model_dump(mode="json"))
+
+
+def dump_values(values: Any) -> str:
+    """Returns JSON values as YAML that reads back as equal ones."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)

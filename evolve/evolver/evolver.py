@@ -20,6 +20,7 @@ from evolve.data import as_batches
 from evolve.data.trees import Batch
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
+from evolve.evolver.description import describe_run
 from evolve.evolver.output import OutputConfig, RunResult, result_of
 from evolve.evolver.preflight import check_run
 from evolve.evolver.run_config import RunConfig, load_config
@@ -31,11 +32,7 @@ from evolve.plugins import load_plugins
 from evolve.runtime.generators import seed_everything
 from evolve.structure.probe import count_parameters
 from evolve.tasks import Loss, TaskSource
-from evolve.training import (
-    TrainingConfig,
-    place_model,
-    train_step,
-)
+from evolve.training import TrainingConfig, place_model, train_step
 from evolve.training.checkpoint import restore
 from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBegun, RunFinished, StepMade
 from evolve.training.interrupt import Interrupt
@@ -102,7 +99,6 @@ class Evolver:
         self.train_data = as_batches(train_data, batch_size, shuffle=True, seed=seed)
         self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
         place_model(model, self.training)
-        self._folder = RunFolder(self.output, config_text)
         self.state, self.monitor = set_up(
             model,
             self.train_data,
@@ -113,6 +109,9 @@ class Evolver:
             loss=loss,
             probe=self.evolution.probe,
         )
+        given = {"model": model, "train_data": train_data, "val_data": val_data, "optimizer": optimizer}
+        more = {"lr_schedule": lr_schedule, "task": task, "loss": loss, "callbacks": list(callbacks)}
+        self._folder = RunFolder(self.output, config_text or describe_run(self, {**given, **more}), bool(config_text))
         self.events = EventStream(callbacks)
         self._meter = Meter()
         self.controller = MutationController(

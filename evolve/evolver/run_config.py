@@ -33,7 +33,7 @@ from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.output import OutputConfig
 from evolve.evolver.watched import metric_faults
 from evolve.models import build_model, find_model, load_weights, size_faults
-from evolve.plugins import import_callable, load_plugins, untrusted
+from evolve.plugins import import_callable, import_from, load_plugins, names_module_in, untrusted
 from evolve.tasks import TaskConfig
 from evolve.training import TrainingConfig
 from evolve.training.events import Callback
@@ -156,7 +156,12 @@ class CallbackConfig(Named):
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+        import_from: The folder in which the modules that it names are looked up, before the working directory and after
+            the installed packages; null for the folder of the file, which is written down where one of them lies there.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -169,6 +174,7 @@ class RunConfig(Section):
     callbacks: list[CallbackConfig] = Field(default_factory=list)
     loggers: list[LoggerConfig] = Field(default_factory=list)
     plugins: list[str] = Field(default_factory=list)
+    import_from: str | None = None
 
     @model_validator(mode="after")
     def _loggers_have_a_folder(self) -> Self:
@@ -213,6 +219,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw, places, faults = load_yaml(path)
     raw, places, more = apply_overrides(raw, places, overrides)
     let_budget_win(raw, places)
+    take_import_folder(raw, Path(path).parent)
     return validate(RunConfig, raw, places, path, [*faults, *more, *plugin_faults(raw, places, path)])
 
 
@@ -237,6 +244,22 @@ def let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
     for unit in UNITS:
         if told and unit not in told:
             training.pop(unit, None)
+
+
+def take_import_folder(raw: dict[str, Any], beside: Path | None) -> None:
+    """Lets modules be imported from where a configuration says, or from beside its file where one of them lies there.
+
+    Args:
+        raw: The configuration, which is trusted; the folder is written to it.
+        beside: The folder of the file; None for a run folder, whose own modules are never imported.
+    """
+    folder = raw.get("import_from")
+    if isinstance(folder, str):
+        raw["import_from"] = str((beside / folder if beside else Path(folder)).resolve())
+    elif folder is None and beside is not None and names_module_in(raw, beside):
+        raw["import_from"] = str(beside.resolve())
+    if isinstance(raw.get("import_from"), str):
+        import_from(Path(raw["import_from"]))
 
 
 def plugin_faults(raw: Mapping[str, Any], places: Places, path: str | Path) -> list[Fault]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evolve.errors import EvolveError, NonFiniteLossError, NonFiniteModelError
+from evolve.evolver.description import is_description
 from evolve.evolver.output import OutputConfig
 from evolve.lineage import Lineage
 from evolve.training import TrainState
@@ -29,11 +30,13 @@ class RunFolder:
 
     Args:
         config: Where the run is written.
-        config_text: The resolved configuration, saved with the run.
+        config_text: The resolved configuration, or a description of a run that was built in Python, saved with it.
+        resolved: Whether it is the former; the one of the run that is taken up is kept otherwise.
     """
 
-    def __init__(self, config: OutputConfig, config_text: str | None) -> None:
+    def __init__(self, config: OutputConfig, config_text: str, resolved: bool) -> None:
         self.saved: Path | None = None
+        self._resolved = resolved
         self._config = config
         self._config_text = config_text
 
@@ -78,8 +81,7 @@ class RunFolder:
                 f"Another run has gone on in '{self.path}' meanwhile: it has {later.name}, this one stands at "
                 f"{self.saved.name}. Restore it again to go on from there."
             )
-        if self._config_text is not None:
-            replace_text(self.path / CONFIG, self._config_text)
+        replace_text(self.path / CONFIG, self._config_text)
 
     def open_newest(self) -> Checkpoint:
         """Reads the newest checkpoint; the run goes on from there.
@@ -89,7 +91,9 @@ class RunFolder:
             EvolveError: If there is no folder.
         """
         checkpoint = open_newest(self._config.folder)
-        self.saved, self._config_text = checkpoint.path, self._config_text or checkpoint.config
+        self.saved = checkpoint.path
+        if not self._resolved and checkpoint.config is not None and not is_description(checkpoint.config):
+            self._config_text = checkpoint.config
         return checkpoint
 
     def save(self, state: TrainState, lineage: Lineage, progress: dict[str, Any]) -> Path | None:

@@ -21,7 +21,8 @@ from evolve.config import (
 from evolve.config.faults import key_text
 from evolve.errors import CheckpointError
 from evolve.evolver.changes import Change, changes
-from evolve.evolver.run_config import ModelConfig, RunConfig, let_budget_win, plugin_faults
+from evolve.evolver.description import NOTE, lacking
+from evolve.evolver.run_config import ModelConfig, RunConfig, let_budget_win, plugin_faults, take_import_folder
 from evolve.plugins import untrusted
 from evolve.training.opening import CONFIG, Checkpoint
 
@@ -126,11 +127,27 @@ def _parsed(cls: type[S], text: str, file: Path, trust: bool, overrides: Sequenc
     raw, places, more = apply_overrides(raw, places, overrides)
     faults += more
     let_budget_win(raw, places)
+    if NOTE in raw and "model" not in raw:
+        raise CheckpointError(_lacks(text, file))
     needed = {key: value for key, value in raw.items() if key in cls.model_fields}
     if trust:
-        faults += plugin_faults(raw, places, file)
+        take_import_folder(raw, None)
+        found = plugin_faults(raw, places, file)
+        if "plugins" in cls.model_fields:
+            faults += found
+        for fault in found if "plugins" not in cls.model_fields else ():
+            logger.warning("%s", fault)  # the model may do without it; else what it lacks is told
     elif "plugins" in cls.model_fields:
         for index, plugin in enumerate(raw.get("plugins") or []):
             where = places.get(("plugins", index), Place(str(file)))
             faults.append(Fault(("plugins", index), where, untrusted("plugin", str(plugin))))
     return validate(cls, needed, places, file, faults, trusted=trust)
+
+
+def _lacks(text: str, file: Path) -> str:
+    parts = "".join(f"\n  {part}" for part in lacking(text))
+    return (
+        f"The run in '{file.parent}' was started in Python, from objects that {CONFIG} cannot name:{parts}\nTo load "
+        f"its model, pass the base model: evolve.load({str(file.parent)!r}, model=...). To go on with it, build its "
+        "Evolver again and call `.restore().run()`."
+    )
