@@ -86,7 +86,7 @@ def resume(folder: RunFolder, overrides: Overrides = None, trust: Trust = False)
         from evolve.evolver.going_on import take_up
 
         start = take_up(folder, overrides or [], trust=trust)
-        if not start.goes_on:
+        if not start.goes_on and start.evolver.world.first:
             typer.echo(f"'{folder}' has no checkpoint yet: the run starts from the beginning.")
         _train(start)
 
@@ -196,9 +196,14 @@ def _train(start: Start) -> None:
     """Runs an Evolver and says how it ended."""
     from evolve.evolver.ending import closing_lines, opening_lines
 
-    typer.echo("\n".join(opening_lines(start)))
+    first = start.evolver.world.first
+    if first:
+        typer.echo("\n".join(opening_lines(start)))
+    else:  # of several devices the first one says it all
+        logging.getLogger("evolve").setLevel(logging.ERROR)
     result = start.evolver.run()
-    typer.echo("\n".join(closing_lines(start.evolver, result)))
+    if first:
+        typer.echo("\n".join(closing_lines(start.evolver, result)))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
 

@@ -62,6 +62,14 @@ class NonFiniteModelError(EvolveError):
     """A parameter, buffer, averaged weight or optimizer state is NaN or infinite; nothing was saved."""
 
 
+class LostRankError(EvolveError):
+    """Another process of a training on several devices ended or does not answer."""
+
+
+class RanksDifferError(EvolveError):
+    """The processes of a training on several devices do not hold the same; no step was made since."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)

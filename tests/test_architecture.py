@@ -22,6 +22,7 @@ ALLOWED = {
     "config": set(),
     "runtime": set(),
     "blocks": set(),
+    "distributed": {"runtime"},
     "structure": {"runtime"},
     "surgery": {"structure", "runtime"},
     "operators": {"surgery", "structure", "blocks", "runtime", "lineage"},
@@ -35,11 +36,12 @@ ALLOWED = {
     "tasks": {"config", "data", "plugins", "runtime"},
     "training": {
         *("budget", "care", "config", "data", "lineage", "mutation", "plugins", "runtime", "structure", "surgery"),
-        "tasks",
+        *("distributed", "tasks"),
     },
     "evolver": {
         *("budget", "care", "config", "data", "lineage", "models", "mutation", "operators", "plugins", "policies"),
         *("runtime", "schedules", "scores", "structure", "surgery", "tasks", "training"),
+        "distributed",
     },
     "loading": {"config", "evolver", "lineage", "models", "plugins", "runtime", "training"},
     "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},

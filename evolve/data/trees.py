@@ -107,9 +107,14 @@ def count_samples(tree: Any) -> int:
 
 def take(tree: Any, n: int) -> Any:
     """Returns the first `n` samples of a batch, or all if it has fewer; what is no tensor stays."""
+    return rows(tree, 0, n)
+
+
+def rows(tree: Any, first: int, end: int) -> Any:
+    """Returns the samples of a batch from `first` up to `end`; what is no tensor stays."""
     if is_ragged(tree):
-        return _like(tree, (part[:n] for part in tree))
-    return map_tensors(tree, lambda tensor: tensor[:n] if tensor.dim() else tensor)
+        return _like(tree, (part[first:end] for part in tree))
+    return map_tensors(tree, lambda tensor: tensor[first:end] if tensor.dim() else tensor)
 
 
 def join(batches: Sequence[Any]) -> Any:

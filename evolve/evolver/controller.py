@@ -159,6 +159,7 @@ class MutationController:
         if self.loop.progress < 1:
             clock = Clock(self.loop.epoch, self.loop.step, measured is not None, self.history, self.loop.progress)
             self._timing.ask(clock)
+            self._timing.due = self.loop.devices.agreed(self._timing.due)
         return self.probation is not None and self._carry_out(self.probation.verdict())
 
     def mutate(self) -> list[Record]:
@@ -171,6 +172,7 @@ class MutationController:
             raise EvolveError("A mutation is on probation. Train on until its verdict before you ask for another one.")
         reason = self._timing.take()
         first, policy = len(self.lineage), self.proposer.policy.state()
+        self.loop.devices.changing()
         back = WayBack(self.loop.snapshot([self.new_parameters]), self._timing.state(), len(self.history))
         if self.probation:
             self.probation.remember(self.history, self.lineage)
@@ -208,7 +210,7 @@ class MutationController:
 
     def _survive(self, error: Exception) -> bool:
         """Goes back to before a mutation that a step has failed after; False where there is none to blame."""
-        if self._back is None:
+        if self._back is None or not self.loop.devices.survives(error):
             return False
         if self.probation is not None and isinstance(error, NonFiniteLossError):
             return self._carry_out(self.probation.condemn())
@@ -241,6 +243,7 @@ class MutationController:
         back, self._back = self._back, None
         if back is None:
             return
+        self.loop.devices.changing()
         back.snapshot.restore()
         free_memory()
         del self.history[back.epochs :]

@@ -21,8 +21,9 @@ def opening_lines(start: Start) -> list[str]:
         lines.append(f"Going on with {evolver.output.dir} at {stands}.")
         lines += [line for change in start.changed for line in wrapped(f"- {change}", then="  ")]
     names = (evolver.train_data, evolver.val_data)
+    several = f" x {evolver.world.size}" if evolver.world.size > 1 else ""
     lines += wrapped(
-        f"{type(evolver.model).__name__} on {evolver.state.device}: {names[0].samples:,} training and "
+        f"{type(evolver.model).__name__} on {evolver.state.device}{several}: {names[0].samples:,} training and "
         f"{names[1].samples:,} held-out samples, {evolver.training.budget}."
     )
     return lines

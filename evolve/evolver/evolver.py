@@ -15,20 +15,21 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from evolve.config import dump_yaml
 from evolve.data import as_batches
 from evolve.data.trees import Batch
+from evolve.distributed.world import join_ranks
 from evolve.evolver.config import EvolutionConfig
+from evolve.evolver.configured import arguments_of, heard_by
 from evolve.evolver.controller import MutationController
 from evolve.evolver.description import describe_run
 from evolve.evolver.output import OutputConfig, RunResult, result_of
 from evolve.evolver.preflight import check_run
-from evolve.evolver.run_config import RunConfig, load_config
-from evolve.evolver.run_folder import RunFolder
+from evolve.evolver.run_config import RunConfig
 from evolve.evolver.run_loop import RunLoop
 from evolve.evolver.setup import set_up
+from evolve.evolver.shared_folder import run_folder
+from evolve.evolver.together import check_same
 from evolve.lineage import Lineage
-from evolve.plugins import load_plugins
 from evolve.runtime.generators import seed_everything
 from evolve.structure.probe import count_parameters
 from evolve.tasks import Loss, TaskSource
@@ -63,7 +64,7 @@ class Evolver:
             `(model, batch) -> loss` or `-> (loss, outputs)`; None for a classification.
         loss: `(outputs, targets) -> scalar tensor`, instead of the task's own.
         batch_size: Of datasets and tensors.
-        progress: Whether to show the run as it goes.
+        progress: Whether to show the run as it goes; of several devices the first shows it, writes and logs.
         callbacks: Functions that are told of every event of the run, and may ask it to stop; see
             `evolve.training.events`.
         config_text: The resolved configuration, saved with the run.
@@ -98,6 +99,7 @@ class Evolver:
         seed = self.training.seed
         self.train_data = as_batches(train_data, batch_size, shuffle=True, seed=seed)
         self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
+        self.world = join_ranks(self.training.device)
         place_model(model, self.training)
         self.state, self.monitor = set_up(
             model,
@@ -108,11 +110,13 @@ class Evolver:
             task=task,
             loss=loss,
             probe=self.evolution.probe,
+            world=self.world,
         )
         given = {"model": model, "train_data": train_data, "val_data": val_data, "optimizer": optimizer}
         more = {"lr_schedule": lr_schedule, "task": task, "loss": loss, "callbacks": list(callbacks)}
-        self._folder = RunFolder(self.output, config_text or describe_run(self, {**given, **more}), bool(config_text))
-        self.events = EventStream(callbacks)
+        told = config_text or describe_run(self, {**given, **more})
+        self._folder = run_folder(self.world, self.output, told, bool(config_text))
+        self.events = EventStream(heard_by(callbacks, self.world.first))
         self._meter = Meter()
         self.controller = MutationController(
             self.evolution,
@@ -122,8 +126,10 @@ class Evolver:
             stopping=self._stopping,
         )
         self.state.new_parameters = self.controller.new_parameters
-        self._display = Progress(self.training.budget, self.state.epoch_steps) if progress else None
-        if self.output.dir:
+        self._display = (
+            Progress(self.training.budget, self.state.epoch_steps) if progress and self.world.first else None
+        )
+        if self.output.dir and self.world.first:
             self.events.listen(RunFiles(self.output.folder))
         if self._display:
             self.events.listen(self._display)
@@ -139,27 +145,7 @@ class Evolver:
             ConfigError: With all faults of the file.
             EvolveError: If a part cannot be built.
         """
-        if not isinstance(config, RunConfig):
-            config = load_config(config, overrides)
-        load_plugins(config.plugins)
-        seed_everything(config.training.seed)
-        data = config.data.build(config.training.seed)
-        return cls(
-            config.model.build(),
-            data.train,
-            data.val,
-            optimizer=config.optimizer,
-            lr_schedule=config.lr_schedule,
-            training=config.training,
-            task=config.task,
-            evolution=config.evolution,
-            output=config.output,
-            callbacks=[
-                *(callback.build() for callback in config.callbacks),
-                *(one.build(Path(config.output.dir) if config.output.dir else None) for one in config.loggers),
-            ],
-            config_text=dump_yaml(config),
-        )
+        return cls(**arguments_of(config, overrides))
 
     def run(self) -> RunResult:
         """Trains until the budget is spent, or it is told to stop; an Evolver that was stopped goes on.
@@ -170,7 +156,10 @@ class Evolver:
             NonFiniteLossError: If the loss became NaN or infinite; likewise NonFiniteModelError for the model.
             MisfitError: If model, data and configuration do not fit together.
             EvolveError: If the run folder holds another run, is in use by one or cannot be written to.
+            RanksDifferError: If the ranks of a run on several devices do not hold the same.
+            LostRankError: If another rank has ended or does not answer.
         """
+        check_same(self.state, self.evolution, {"training": self.train_data, "held-out": self.val_data}, self.lineage)
         if not self._begun:  # before the folder is made
             check_run(self.evolution, self.state, self.train_data, self.val_data, self.monitor)
         with self._folder.held():
@@ -179,6 +168,7 @@ class Evolver:
     def _run(self) -> RunResult:
         self._begin()
         self._stop, self._interrupt = False, Interrupt()
+        self.world.agree_to_stop(False)
         with self._interrupt, self._display or nullcontext():
             self.events.emit(RunBegun(self, self.training.budget, self.state.epoch_steps, self.state.step))
             self.state.lap = time.perf_counter()  # what listeners take to begin is not of the budget
@@ -198,6 +188,10 @@ class Evolver:
         self._stop = True
 
     def _stopping(self) -> bool:
+        return self.world.stopping(self._asked_to_stop)
+
+    @property
+    def _asked_to_stop(self) -> bool:
         return self._stop or self._interrupt.signal is not None
 
     def restore(self) -> Evolver:
@@ -206,6 +200,7 @@ class Evolver:
         Raises:
             CheckpointError: If there is none, or it does not fit.
         """
+        self.state.unwrap()
         checkpoint = self._folder.open_newest()
         progress = restore(checkpoint, self.state)
         with fitting(checkpoint.path):
@@ -289,12 +284,14 @@ class Evolver:
             self._meter.bring_up_to_date(self.history[-1], self.state)
 
     def _evolve(self) -> None:
-        """Makes a mutation where one is due."""
+        """Makes a mutation where one is due, once all devices know whether the run is to stop."""
+        self.world.agree_to_stop(self._asked_to_stop)
         if self.controller.due:
             if self.controller.probation:
                 self._save()  # a run that is stopped within the probation begins again here
             self.controller.mutate()
             self.state.finite.look(self.model)
+            self.world.agree_to_stop(self._asked_to_stop)
 
     def _keep_best(self) -> None:
         """Saves the epoch that has just ended if none did better, and sees whether patience is at its end."""

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from evolve.care import WeightAverage
 from evolve.config.options import Monitor
 from evolve.errors import EvolveError
+from evolve.evolver.devices import Devices
 from evolve.mutation import MutationResult
 from evolve.surgery.optimizer import Optimizers, as_optimizers
 from evolve.training.snapshot import Snapshot, Stateful
@@ -80,6 +81,7 @@ class Loop:
         self.ema = ema
         self.seed = seed
         self.monitor = monitor or Monitor()
+        self.devices = Devices()
         self._epoch = self._step = 0
         self._evaluate = evaluate
         self._also = list(also) if isinstance(also, Iterable) else [also]

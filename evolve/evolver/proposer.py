@@ -14,6 +14,7 @@ from evolve.care import NewParameters, after_mutation, grown
 from evolve.evolver.children import ChildTrainer
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.context import RunContext
+from evolve.evolver.devices import Round
 from evolve.evolver.loop import Loop
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
@@ -72,32 +73,41 @@ class Proposer:
             history: One mapping of metrics for each finished epoch.
         """
         loop, self.ahead = self._loop, 0
+        before = ParametersBefore(loop.model)
+        with loop.devices.carrying_out(self.lineage):
+            done = loop.devices.decided(self.lineage, self.policy, lambda: self._decide(reason, history))
+            self.ahead = done.ahead
+            applied = [answer for answer in done.answers if answer]
+            if applied:
+                care = self._config.care
+                after_mutation(
+                    care,
+                    loop,
+                    self._new_parameters,
+                    before,
+                    applied,
+                    loop.batches(care.batchnorm) if care.batchnorm else (),
+                    adopted=self.ahead > 0,
+                )
+        return list(done.answers)
+
+    def _decide(self, reason: str, history: Sequence[Mapping[str, Any]]) -> Round:
+        """Makes attempts, and lets the model take up what a child has learned where the policy chose by one."""
+        loop = self._loop
         note = {
             "epoch": loop.epoch,
             "step": loop.step,
             "reason": reason,
             "metrics_before": {k: v for k, v in history[-1].items() if k.startswith("val_")} if history else None,
         }
-        before = ParametersBefore(loop.model)
         context = self.context(history)
         answers, chosen = self._try_candidates(context, note)
         if answers and (shrink := self._shrinking(answers[-1])):
             answers.append(self._log(shrink, self.seed, {**note, "reason": "care.shrink after a growth"}))
-        if chosen is not None:
-            applied = [answer for answer in answers if answer]
-            loop.mutated(applied)
-            self.ahead = context.adopt(chosen)
-            care = self._config.care
-            after_mutation(
-                care,
-                loop,
-                self._new_parameters,
-                before,
-                applied,
-                loop.batches(care.batchnorm) if care.batchnorm else (),
-                adopted=self.ahead > 0,
-            )
-        return answers
+        if chosen is None:
+            return Round(answers)
+        loop.mutated([answer for answer in answers if answer])
+        return Round(answers, context.adopt(chosen))
 
     def _try_candidates(
         self, context: RunContext, note: Mapping[str, Any]

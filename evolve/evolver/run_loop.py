@@ -14,8 +14,11 @@ from typing_extensions import Self
 from evolve.config.options import Monitor
 from evolve.data import Batches
 from evolve.data.trees import Batch
+from evolve.distributed.world import World
 from evolve.errors import EvolveError
+from evolve.evolver.devices import Devices
 from evolve.evolver.loop import Loop, OutputLoss, Score, detached
+from evolve.evolver.together import SeveralDevices
 from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
 from evolve.training import TrainState, evaluate, place, place_model, train_step
@@ -56,6 +59,7 @@ class RunLoop(Loop):
             seed=state.config.seed,
         )
         self.state = state
+        self.devices = SeveralDevices(state) if state.world.size > 1 else Devices()
         self._train, self._val = train, val
 
     @property
@@ -117,7 +121,8 @@ class RunLoop(Loop):
         metrics = whole.compute()
         if name not in metrics:
             raise EvolveError(f"This run has no {metric}. It measures {', '.join(f'val_{key}' for key in metrics)}.")
-        return Score(metrics[name], values)
+        value, values = state.world.tell([metrics[name], values])
+        return Score(value, values)
 
     def held_out(self) -> float:
         """Returns the monitored metric on the held-out data."""
@@ -141,6 +146,7 @@ class RunLoop(Loop):
         model, optimizer, scaler = copy.deepcopy((state.model, state.optimizer, state.scaler), detached(state.model))
         twin = copy.copy(self)
         twin.model, twin.optimizers, twin._also = model, [optimizer], []
+        twin.devices = Devices()  # children are trained on one
         twin.state = replace(
             state,
             model=model,
@@ -150,6 +156,7 @@ class RunLoop(Loop):
             scaler=scaler,
             ema=None,
             new_parameters=None,
+            world=World(),
         )
         return twin
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.config.options import Monitor
 from evolve.data import Batches
+from evolve.distributed.world import World
 from evolve.evolver.output import flops_per_sample
 from evolve.tasks import Loss, TaskSource, build_task
 from evolve.training import TrainingConfig, TrainState, create_state
@@ -29,6 +30,7 @@ def set_up(
     task: TaskSource | None,
     loss: Loss | None,
     probe: int,
+    world: World | None = None,
 ) -> tuple[TrainState, Monitor]:
     """Returns everything that training moves, and the metric that decisions look at.
 
@@ -41,6 +43,7 @@ def set_up(
         task: What a batch is.
         loss: Instead of the task's own, and of the configured one.
         probe: Samples on which FLOPs are counted.
+        world: The processes that train it together.
 
     Raises:
         EvolveError: If an option is refused.
@@ -58,5 +61,6 @@ def set_up(
         epoch_steps=math.ceil(len(data) / training.accumulate),
         epoch_samples=data.samples,
         flops_per_sample=flops_per_sample(model, inputs, needed=training.flops is not None),
+        world=world,
     )
     return state, find_monitor(training.monitor, metrics)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from evolve.errors import EvolveError, NotApplicable, RejectedError, UnknownNameError
 from evolve.lineage import Record
-from evolve.mutation.api import create_operator, underneath
+from evolve.mutation.api import MutationResult, create_operator, underneath
 from evolve.mutation.recording import as_records, check_model, no_exit
 from evolve.operators import Change
 from evolve.runtime.device import making_parts_for
@@ -77,6 +77,26 @@ def replay(
         if ema is not None and not isinstance(ema, AveragedModel):
             cuts = [cut for change in done for cut in change.cuts]
             ema.follow(model, cuts, [name for change in done for name in change.redrawn])
+
+
+@exclusive
+def follow(model: nn.Module, records: Iterable[Record], optimizer: Optimizers) -> list[MutationResult]:
+    """Carries out what another process did to the same model, as `replay` does; averages are the caller's to carry.
+
+    Args:
+        model: As it was there before.
+        records: Of all attempts there; those that were not applied are answered as they were.
+        optimizer: One or several, as they were there.
+
+    Raises:
+        EvolveError: If a record does not fit; model and optimizers are as before.
+    """
+    model, optimizers, answers = underneath(model), as_optimizers(optimizer), []
+    with Transaction(model, optimizers):
+        for record in records:
+            change = _applied(model, record, optimizers) if record.status == "applied" else Change("")
+            answers.append(MutationResult(record.made_on(model), change.cuts, change.redrawn))
+    return answers
 
 
 def _applied(whole: nn.Module, record: Record, optimizers: Optimizers) -> Change:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from evolve.data.batches import form_of
-from evolve.data.trees import count_samples, join
+from evolve.data.trees import count_samples, join, rows
 from evolve.errors import MisfitError
 from evolve.registry import Registered, Registry, TypedOptions
 from evolve.tasks.stand_in import arguments_of, loss_of_outputs
@@ -66,6 +66,10 @@ class Task(Registered):
     def count(self, batch: Any) -> int:
         """Returns how many samples a batch has."""
         return count_samples(batch)
+
+    def part(self, batch: Any, first: int, end: int) -> Any:
+        """Returns a batch of its samples from `first` up to `end`: each of several devices takes a part."""
+        return rows(batch, first, end)
 
     def join(self, batches: Sequence[Any]) -> Any:
         """Returns one batch of the samples of several."""

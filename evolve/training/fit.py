@@ -68,7 +68,7 @@ def _check_validation(state: TrainState, val: Batches) -> list[str]:
         spoiled = _not_finite(batch, "validation")
         batch = place(state, batch)
         with eval_mode(state.model), torch.enable_grad():
-            loss, outputs = _loss_on(state, state.forward, batch, state.task.evaluate)
+            loss, outputs = _loss_on(state, state.evaluated, batch, state.task.evaluate)
         if spoiled:
             logger.warning("%s Metrics will be NaN or infinite.", spoiled)
         _check_loss(loss, finite=not spoiled)

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from evolve.budget import FORWARD_AND_BACKWARD, Spent
 from evolve.care import NewParameters
 from evolve.care.ema import EMA
+from evolve.distributed.replica import let_go, unwrap, wrap
+from evolve.distributed.world import World
 from evolve.runtime.device import resolve_device
 from evolve.tasks import Metric, Task
 from evolve.training.config import TrainingConfig
@@ -31,7 +33,7 @@ class TrainState:
 
     Attributes:
         model: The network, in place.
-        forward: What is called in its place: the model, or its compiled form.
+        forward: What is called in its place in training: the model or its compiled form, in DDP on several devices.
         task: What a batch is, and its loss.
         metrics: What is measured beside the loss.
         finite: Knows which of the model's tensors may be NaN or infinite, as they were so from the beginning.
@@ -46,6 +48,7 @@ class TrainState:
         epoch_samples: Samples of an epoch.
         ticks: Length of the run as learning rate schedules count it, see `Budget.ticks`.
         lap: When `seconds` were last counted.
+        world: The processes that train it together.
     """
 
     model: nn.Module
@@ -71,11 +74,30 @@ class TrainState:
     epoch_samples: int = 0
     ticks: int = 1
     lap: float = field(default_factory=time.perf_counter)
+    world: World = field(default_factory=World)
 
     def count_time(self) -> None:
-        """Adds the wall time since it was last counted."""
+        """Adds the wall time since it was last counted; on several devices that of rank 0."""
         now = time.perf_counter()
         self.seconds, self.lap = self.seconds + now - self.lap, now
+        if self.world.together:
+            self.seconds = self.world.tell(self.seconds)
+
+    @property
+    def evaluated(self) -> Callable[..., Any]:
+        """What is called in evaluation: the model or its compiled form."""
+        return unwrap(self.forward)
+
+    def wrap(self) -> None:
+        """Gets the model ready for training steps on several devices."""
+        self.forward = wrap(self.forward, self.world)
+
+    def unwrap(self) -> None:
+        """Gets the model ready for being changed; the next training step wraps it again."""
+        plain = unwrap(self.forward)
+        if plain is not self.forward:
+            self.forward = plain
+            let_go()
 
     @cached_property
     def counts_answers(self) -> bool:
@@ -143,6 +165,7 @@ def create_state(
     epoch_steps: int = 1,
     epoch_samples: int = 0,
     flops_per_sample: int = 0,
+    world: World | None = None,
 ) -> TrainState:
     """Returns the state of a run that is about to begin.
 
@@ -156,6 +179,7 @@ def create_state(
         epoch_steps: Optimizer steps of an epoch.
         epoch_samples: Samples of an epoch; needed where FLOPs are the budget.
         flops_per_sample: FLOPs of one forward pass of one sample; needed where FLOPs are the budget.
+        world: The processes that train it together; None for this one alone.
 
     Raises:
         EvolveError: If FLOPs are the budget and the model has none, or the schedule refuses its options.
@@ -183,4 +207,5 @@ def create_state(
         epoch_steps=epoch_steps,
         epoch_samples=epoch_samples,
         ticks=ticks,
+        world=world or World(),
     )

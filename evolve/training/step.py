@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from evolve.budget import FORWARD_AND_BACKWARD
+from evolve.data.order import mix
 from evolve.data.trees import Batch, map_tensors
+from evolve.distributed.parts import part_of
+from evolve.distributed.replica import averaging
 from evolve.errors import NonFiniteLossError
+from evolve.runtime.generators import preserved_rng
 from evolve.tasks import MetricMeter, loss_and_outputs
 from evolve.training.state import TrainState
 
@@ -25,7 +29,7 @@ class StepResult:
     Attributes:
         loss: Mean of the batches' losses.
         samples: How many there were.
-        hits: For each batch, which answers were right; empty where the task has no such answers.
+        hits: For each batch, which answers were right, or how many; empty where the task has no such answers.
     """
 
     loss: float
@@ -38,37 +42,84 @@ def train_step(
 ) -> StepResult:
     """Makes one optimizer step over one or, with accumulation, several batches.
 
+    On several devices each takes its part of every batch, and all come to the same result.
+
     Args:
         state: What training moves.
-        batches: What the step is made over.
+        batches: What the step is made over, the same on all devices.
         before_step: Called when the gradients are complete, on their own scale and clipped.
 
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite; no weight was changed by it.
     """
+    state.wrap()
     total, samples = 0.0, 0
     answers: list[Tensor | None] = []
-    for batch in batches:
+    for index, batch in enumerate(batches):
+        count = state.task.count(batch)
+        batch, weight = _part(state, batch, count)
         batch = place(state, batch)
-        with autocast(state):
-            loss, outputs = loss_and_outputs(state.task.loss(state.forward, batch))
-        value = loss.item()
-        if not math.isfinite(value):
-            state.optimizer.zero_grad()
-            raise NonFiniteLossError(
-                f"The loss became {value} at step {state.step} (epoch {state.epoch}). The step was not trained on. "
-                "Lower the learning rate, clip gradients (training.grad_clip) or use precision: fp32."
-            )
-        share = loss if len(batches) == 1 else loss / len(batches)
-        (state.scaler.scale(share) if state.scaler else share).backward()
-        total, samples = total + value / len(batches), samples + state.task.count(batch)
-        answers.append(state.task.right_answers(outputs, batch) if state.counts_answers else None)
+        with _passing(state, index, last=index == len(batches) - 1):
+            with autocast(state):
+                loss, outputs = loss_and_outputs(state.task.loss(state.forward, batch))
+            hits = state.task.right_answers(outputs, batch) if state.counts_answers else None
+            value, hits = _together(state, loss.item(), weight, hits)
+            _check_finite(state, value)
+            share = loss if len(batches) == 1 else loss / len(batches)
+            share = share if weight == 1 else share * weight
+            (state.scaler.scale(share) if state.scaler else share).backward()
+        total, samples = total + value / len(batches), samples + count
+        answers.append(hits)
+    if state.world.together:
+        state.world.hand_over(list(state.model.buffers()))  # what each forward pass has made of its part
     _optimizer_step(state, before_step)
     state.step += 1
     state.batch += len(batches)
     state.flops += FORWARD_AND_BACKWARD * state.flops_per_sample * samples
     advance_schedule(state, "step")
     return StepResult(total, samples, [hits for hits in answers if hits is not None])
+
+
+def _part(state: TrainState, batch: Batch, count: int) -> tuple[Batch, float]:
+    """Returns this device's part of a batch, and what its loss weighs in the average of the devices' gradients."""
+    if not state.world.together:
+        return batch, 1.0
+    first, end, weight = part_of(count, state.world.rank, state.world.size)
+    return state.task.part(batch, first, end), weight
+
+
+@contextmanager
+def _passing(state: TrainState, index: int, last: bool) -> Iterator[None]:
+    """A forward and backward pass: on several devices gradients are averaged in the last of a step.
+
+    What is drawn in it differs from device to device, and the generators are as before it, the same on all.
+    """
+    world = state.world
+    if not world.together:
+        yield
+        return
+    drawn = mix(state.config.seed, state.step, index, world.rank)
+    with preserved_rng(drawn), averaging(state.forward, now=last), world.watched("averaging gradients"):
+        yield
+
+
+def _together(state: TrainState, value: float, weight: float, hits: Tensor | None) -> tuple[float, Tensor | None]:
+    """Returns loss and right answers of the whole batch."""
+    world = state.world
+    if not world.together:
+        return value, hits
+    right = 0.0 if hits is None or not weight else float(hits.sum())
+    found = world.sum([value * weight / world.size if weight else 0.0, right])
+    return found[0], None if hits is None else torch.tensor([int(found[1])])
+
+
+def _check_finite(state: TrainState, value: float) -> None:
+    if not math.isfinite(value):
+        state.optimizer.zero_grad()
+        raise NonFiniteLossError(
+            f"The loss became {value} at step {state.step} (epoch {state.epoch}). The step was not trained on. "
+            "Lower the learning rate, clip gradients (training.grad_clip) or use precision: fp32."
+        )
 
 
 def _optimizer_step(state: TrainState, before_step: Callable[[], None] | None) -> None:
@@ -105,7 +156,7 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
     meter = EvaluationMeter(state)
     for loss, outputs, batch in evaluated(state, batches):
         meter.add(loss, outputs, batch)
-    return meter.compute()
+    return dict(state.world.tell(meter.compute()))  # every device evaluates, and the first one's numbers count
 
 
 class EvaluationMeter:
@@ -137,7 +188,7 @@ def evaluated(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[Ten
         for batch in batches:
             batch = place(state, batch)
             with autocast(state):
-                loss, outputs = loss_and_outputs(state.task.evaluate(state.forward, batch))
+                loss, outputs = loss_and_outputs(state.task.evaluate(state.evaluated, batch))
             yield loss, outputs, batch
 
 

@@ -1,0 +1,1 @@
+"""Several devices: one decides, all follow, and they are held against each other."""
