@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from evolve.errors import EvolveError
 
 if TYPE_CHECKING:
     from evolve.evolver.going_on import Start
+    from evolve.evolver.run_config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,18 +67,24 @@ def run(
     resume: Annotated[
         Resume, typer.Option(help="auto: go on with the run in output.dir where there is one; never: refuse it.")
     ] = Resume.never,
+    seeds: Annotated[
+        str | None, typer.Option(help="Run each of these seeds in a folder of its own: 0..4, or 0,3,7.")
+    ] = None,
 ) -> None:
     """Train and evolve the model that a YAML file describes."""
     with _told():
-        from evolve.evolver.evolver import Evolver
-        from evolve.evolver.going_on import Start, begin_or_go_on
+        from evolve.evolver.going_on import begin, begin_or_go_on
         from evolve.evolver.run_config import load_config
+        from evolve.evolver.seeds import is_over
 
-        config = load_config(file, overrides or [])
-        if resume is Resume.auto:
-            _train(begin_or_go_on(config, file, overrides or []))
+        told = overrides or []
+        config, go_on = load_config(file, told), resume is Resume.auto
+        start = partial(begin_or_go_on, file=file, overrides=told) if go_on else begin
+        if seeds is None:
+            _train(start(config))
         else:
-            _train(Start(Evolver.from_config(config), goes_on=False))
+            over = partial(is_over, file=file, overrides=told) if go_on else None
+            _train_seeds(config, seeds, told, start, over)
 
 
 @app.command(epilog="Example: evolve resume runs/quickstart training.epochs=30")
@@ -206,6 +214,35 @@ def _train(start: Start) -> None:
         typer.echo("\n".join(closing_lines(start.evolver, result)))
     if result.signal is not None:
         raise typer.Exit(128 + result.signal)
+
+
+def _train_seeds(
+    config: RunConfig,
+    asked: str,
+    overrides: list[str],
+    start: Callable[[RunConfig], Start],
+    over: Callable[[RunConfig], bool] | None,
+) -> None:
+    """Runs one seed after the other, and says what came of them all."""
+    from evolve.errors import NonFiniteLossError, NonFiniteModelError
+    from evolve.evolver.seeds import check_seeds, of_seed, parse_seeds, summarize, summary_lines
+
+    seeds, failed = parse_seeds(asked), {}
+    check_seeds(config, seeds, overrides, go_on=over is not None)
+    for number, seed in enumerate(seeds, 1):
+        one = of_seed(config, seed)
+        typer.echo(f"\nSeed {seed} ({number} of {len(seeds)})")
+        if over is not None and over(one):
+            typer.echo("It is finished already.")
+            continue
+        try:
+            _train(start(one))
+        except (NonFiniteLossError, NonFiniteModelError) as error:  # of this seed; the others may do
+            failed[seed] = str(error)
+            typer.echo(f"Error: {error}", err=True)
+    typer.echo("\n".join(summary_lines(summarize(config, seeds, failed))))
+    if failed:
+        raise typer.Exit(1)
 
 
 def _shape(text: str) -> tuple[int, ...]:

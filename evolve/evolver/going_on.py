@@ -53,6 +53,11 @@ def take_up(folder: Path, overrides: Sequence[str] = (), *, trust: bool = False)
     return Start(Evolver.from_config(_moved(first_config(folder, overrides, trust=trust), folder)), False)
 
 
+def begin(config: RunConfig) -> Start:
+    """Returns the Evolver of a configuration; `run` refuses a folder that holds a run."""
+    return Start(Evolver.from_config(config), False)
+
+
 def begin_or_go_on(config: RunConfig, file: str | Path, overrides: Sequence[str] = ()) -> Start:
     """Returns the Evolver of a configuration; it goes on with the run in `output.dir` where there is one.
 
@@ -73,7 +78,7 @@ def begin_or_go_on(config: RunConfig, file: str | Path, overrides: Sequence[str]
         raise ConfigError([Fault(("output", "overwrite"), Place(str(file)), message)])
     folder = Path(config.output.dir)
     if not any_checkpoint(folder):
-        return Start(Evolver.from_config(config), False)
+        return begin(config)
     checkpoint = open_newest(folder)
     changed = check_changes(checkpoint, config, file, overrides)
     return Start(Evolver.from_config(config).restore(), True, changed)
