@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
@@ -20,12 +20,14 @@ class Watched:
         metric: Its key in the metrics of an epoch.
         mode: Which way is taken for better: "min" or "max"; None where it does not matter.
         unbounded: Whether it rises without a best value that is known, where one is needed.
+        guessed: Whether nobody says which way is better, so that falling is taken for it.
     """
 
     option: str
     metric: str
     mode: Literal["min", "max"] | None = None
     unbounded: bool = False
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,29 @@ class Monitor:
         metric: Its key in the metrics of an epoch.
         mode: Which way is better.
         bound: The best value there can be, of a metric that rises; None where none is known.
+        others: Further metrics that the run measures, for what looks at another one than the monitor.
     """
 
     metric: str = "val_loss"
     mode: Literal["min", "max"] = "min"
     bound: float | None = None
+    others: tuple[Monitor, ...] = field(default=(), compare=False, repr=False)
+
+    def of(self, metric: str, mode: Literal["min", "max"] | None = None) -> Monitor:
+        """Returns how another metric of the run is looked at; its way is told by its name where nobody knows it.
+
+        Args:
+            metric: Its key in the metrics of an epoch.
+            mode: Which way is taken for better, where that is said.
+        """
+        for known in (self, *self.others):
+            if known.metric == metric and mode in (None, known.mode):
+                return known
+        return named_monitor(metric, mode)
+
+    def knows(self, metric: str) -> bool:
+        """Whether anything but a guess says which way a metric is better."""
+        return metric.endswith(("accuracy", "loss")) or metric in (self.metric, *(each.metric for each in self.others))
 
     @property
     def unbounded(self) -> bool:
@@ -83,9 +103,7 @@ class Watching:
         """The metric that is looked at."""
         metric = getattr(self.options, "metric", None)
         mode: Literal["min", "max"] | None = getattr(self.options, "mode", None)
-        if metric in (None, self._monitor.metric) and mode in (None, self._monitor.mode):
-            return self._monitor
-        return named_monitor(metric or self._monitor.metric, mode)
+        return self._monitor.of(metric or self._monitor.metric, mode)
 
     def watched(self) -> list[Watched]:
         """Returns the metrics that it looks at; a run that does not measure them is refused before it begins."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -73,13 +74,18 @@ class EvolutionConfig(Section):
         Args:
             monitor: That of the run.
         """
+        looked_at = monitor or Monitor()
         parts: dict[str, Watching] = {"policy": self.policy.build()}
         if self.schedule is not None:
             parts["schedule"] = self.schedule.build()
         found: list[tuple[KeyPath, Watched]] = []
         for name, part in parts.items():
-            part.follow(monitor or Monitor())
-            found += [((name, "options", seen.option), seen) for seen in part.watched()]
+            part.follow(looked_at)
+            said = getattr(part.options, "mode", None) is not None
+            for seen in part.watched():
+                guessed = not said and seen.mode is not None and not looked_at.knows(seen.metric)
+                found.append(((name, "options", seen.option), replace(seen, guessed=guessed)))
         if self.probation is not None and self.probation.metric is not None:
-            found.append((("probation", "metric"), Watched("metric", self.probation.metric)))
+            metric = self.probation.metric
+            found.append((("probation", "metric"), Watched("metric", metric, guessed=not looked_at.knows(metric))))
         return found

@@ -85,8 +85,11 @@ def _fit(shape: Callable[[float], float], points: Sequence[tuple[int, float]], s
 
 
 def standard_error(before: Sequence[float], after: Sequence[float]) -> float:
-    """Returns the standard error of the mean difference of values in pairs; 0 for a single pair."""
-    differences = [b - a for a, b in zip(before, after, strict=True)]
+    """Returns the standard error of the mean difference of values in pairs; 0 for a single pair.
+
+    A pair is left out where a value is NaN or infinite, as some metrics are on a batch that is too little for them.
+    """
+    differences = [b - a for a, b in zip(before, after, strict=True) if math.isfinite(b - a)]
     n = len(differences)
     if n < 2:
         return 0.0

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from evolve.config import Section
-from evolve.config.options import named_monitor
 from evolve.evolver.extrapolation import extrapolate, standard_error
 from evolve.evolver.loop import Loop, Score
 from evolve.lineage import Lineage, Verdict
@@ -61,8 +60,7 @@ class Probation:
     def __init__(self, config: ProbationConfig, loop: Loop) -> None:
         self._config = config
         self._loop = loop
-        own = config.metric in (None, loop.monitor.metric)
-        self._monitor = loop.monitor if own else named_monitor(str(config.metric))
+        self._monitor = loop.monitor.of(config.metric or loop.monitor.metric)
         self._trial: _Trial | None = None
 
     @property

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
 from typing_extensions import Self
 
 from evolve.config.options import Monitor
 from evolve.data import Batches
 from evolve.data.trees import Batch
 from evolve.distributed.world import World
-from evolve.errors import EvolveError
+from evolve.errors import EvolveError, MisfitError
 from evolve.evolver.devices import Devices
 from evolve.evolver.loop import Loop, OutputLoss, Score, detached
 from evolve.evolver.together import SeveralDevices
@@ -113,11 +114,10 @@ class RunLoop(Loop):
         """
         name, state = metric.removeprefix("val_"), self.state
         whole, values = EvaluationMeter(state), []
-        for found in evaluated(state, self._val.epoch(0)):
-            single = EvaluationMeter(state)
-            single.add(*found)
-            whole.add(*found)
-            values.append(single.compute().get(name, math.nan))
+        with preserved_rng(state.config.seed):  # as `evaluate` does
+            for found in evaluated(state, self._val.epoch(0)):
+                whole.add(*found)
+                values.append(_of_one_batch(state, name, found))
         metrics = whole.compute()
         if name not in metrics:
             raise EvolveError(f"This run has no {metric}. It measures {', '.join(f'val_{key}' for key in metrics)}.")
@@ -194,6 +194,16 @@ class RunLoop(Loop):
 
     def _coming(self) -> Iterable[Batch]:
         return self._train.onward(self.state.epoch, self.state.batch)
+
+
+def _of_one_batch(state: TrainState, name: str, found: tuple[Tensor, Any, Any]) -> float:
+    """Returns a metric of one batch; NaN where a batch is too little for it, as one sample is for R2."""
+    meter = EvaluationMeter(state, name)
+    try:
+        meter.add(*found)
+        return meter.compute().get(name, math.nan)
+    except MisfitError:  # no fault of the data: on all of them the metric is known
+        return math.nan
 
 
 @dataclass

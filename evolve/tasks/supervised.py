@@ -176,13 +176,34 @@ class Classification(Supervised):
         classes = predictions.shape[1] if isinstance(predictions, Tensor) and predictions.dim() > 1 else 1
         return {"task": "multiclass", "num_classes": classes} if classes > 1 else {"task": "binary"}
 
+    def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
+        """Returns predictions and targets; of a single output its probability (N,), and 0 or 1 as targets (N,).
+
+        torchmetrics would take a batch of logits that happen to lie between 0 and 1 for probabilities.
+        """
+        predictions, targets = super().compared(outputs, batch)
+        if not self._binary(predictions, targets):
+            return predictions, targets
+        flat = predictions.float().flatten()
+        logits = loss_name(self.criterion) == "binary_cross_entropy_with_logits"
+        return flat.sigmoid() if logits else flat, targets.flatten().round().long()
+
+    def _binary(self, predictions: Any, targets: Any) -> bool:
+        """Whether there is one output, the probability of one of two classes."""
+        one = isinstance(predictions, Tensor) and isinstance(targets, Tensor) and predictions.shape[1:].numel() == 1
+        return one and loss_name(self.criterion).startswith("binary_cross_entropy")
+
     def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
         """Returns which answers are right.
 
         Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an
         epoch.
         """
-        predictions, targets = self.compared(outputs, batch)
+        predictions, targets = super().compared(outputs, batch)
+        if self._binary(predictions, targets):
+            probabilities, answers = self.compared(outputs, batch)
+            found: Tensor = (probabilities > 0.5) == answers
+            return found
         classes = isinstance(predictions, Tensor) and predictions.dim() == 2 and isinstance(targets, Tensor)
         if not classes or targets.dim() != 1 or targets.is_floating_point():
             return None
@@ -206,7 +227,7 @@ class Multilabel(Supervised):
     def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
         """Returns probabilities, and targets as integers."""
         predictions, targets = super().compared(outputs, batch)
-        return predictions.sigmoid(), targets.long()
+        return predictions.float().sigmoid(), targets.long()
 
     def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
         """Returns how many labels there are; a macro average says most where labels are rare."""

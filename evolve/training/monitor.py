@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evolve.config.options import Monitor
@@ -24,12 +25,13 @@ def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
     Raises:
         EvolveError: If nobody says which way is better.
     """
-    known = {f"val_{metric.label}": metric for metric in metrics}
-    if config.metric in known and (found := known[config.metric].monitor) is not None:
+    known = {f"val_{metric.label}": metric.monitor for metric in metrics}
+    others = tuple(found for found in known.values() if found is not None)
+    if (found := known.get(config.metric)) is not None:
         same = config.mode in (None, found.mode)
-        return found if same else Monitor(config.metric, config.mode or found.mode)
+        return replace(found if same else Monitor(config.metric, config.mode or found.mode), others=others)
     if config.metric == "val_loss":
-        return Monitor(config.metric, config.mode or "min")
+        return Monitor(config.metric, config.mode or "min", others=others)
     names = [*known, "val_loss"]
     if not config.metric.startswith("val_"):
         raise EvolveError(
@@ -46,7 +48,7 @@ def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
             f"{MONITOR}'{config.metric}' is not measured by this run.{did_you_mean(config.metric, names)} Look at one "
             f"of {', '.join(names)}; with training.monitor.mode also at what a metric computes under a name of its own."
         )
-    return Monitor(config.metric, config.mode)
+    return Monitor(config.metric, config.mode, others=others)
 
 
 def best_value(history: Sequence[Mapping[str, Any]], monitor: Monitor) -> tuple[int, float] | None:

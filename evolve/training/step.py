@@ -19,6 +19,7 @@ from evolve.distributed.replica import averaging
 from evolve.errors import NonFiniteLossError
 from evolve.runtime.generators import preserved_rng
 from evolve.tasks import MetricMeter, loss_and_outputs
+from evolve.tasks.metrics import LOSS
 from evolve.training.state import TrainState
 
 
@@ -152,19 +153,30 @@ def advance_schedule(state: TrainState, interval: str, val_loss: float | None = 
 
 
 def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
-    """Returns the mean "loss" and the metrics of the task, with averaged weights where there are any."""
+    """Returns the mean "loss" and the metrics of the task, with averaged weights where there are any.
+
+    What a model or its data draw (noise, anchors, crops) is drawn from the same seed each time, and the random states
+    are left as they were: so two evaluations can be compared, and training does not depend on how many there are.
+    """
     meter = EvaluationMeter(state)
-    for loss, outputs, batch in evaluated(state, batches):
-        meter.add(loss, outputs, batch)
+    with preserved_rng(state.config.seed):
+        for loss, outputs, batch in evaluated(state, batches):
+            meter.add(loss, outputs, batch)
     return dict(state.world.tell(meter.compute()))  # every device evaluates, and the first one's numbers count
 
 
 class EvaluationMeter:
-    """Sums over the batches of an evaluation."""
+    """Sums over the batches of an evaluation.
 
-    def __init__(self, state: TrainState) -> None:
+    Args:
+        state: What is evaluated.
+        metric: The only one that is measured, such as "loss" or "f1"; None for all.
+    """
+
+    def __init__(self, state: TrainState, metric: str | None = None) -> None:
         self._task = state.task
-        self._meter = MetricMeter(state.task, state.metrics)
+        wanted = [one for one in state.metrics if metric is None or one.label == metric or one.several]
+        self._meter = MetricMeter(state.task, [] if metric == LOSS else wanted)
         self._loss = torch.zeros((), device=state.device, dtype=torch.float32)
         self._samples = 0
 
@@ -177,7 +189,7 @@ class EvaluationMeter:
 
     def compute(self) -> dict[str, float]:
         """Returns loss and metrics."""
-        return {"loss": self._loss.item() / max(self._samples, 1), **self._meter.compute()}
+        return {LOSS: self._loss.item() / max(self._samples, 1), **self._meter.compute()}
 
 
 @torch.no_grad()
