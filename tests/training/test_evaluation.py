@@ -68,9 +68,7 @@ def small_detector():
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
     sizes = {"min_size": 32, "max_size": 32, "rpn_post_nms_top_n_train": 20, "rpn_post_nms_top_n_test": 20}
-    return fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=3, trainable_backbone_layers=6, **sizes
-    )
+    return fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=3, **sizes)
 
 
 LOADED = DataLoader(TensorDataset(X, Y), 5)
