@@ -59,7 +59,9 @@ def begin(config: RunConfig) -> Start:
 
 
 def begin_or_go_on(config: RunConfig, file: str | Path, overrides: Sequence[str] = ()) -> Start:
-    """Returns the Evolver of a configuration; it goes on with the run in `output.dir` where there is one.
+    """Returns the Evolver of a configuration; it goes on with the run in `output.dir` where that has a checkpoint.
+
+    `output.overwrite` then means records of a run that was stopped before its first one.
 
     Args:
         config: From the file.
@@ -73,9 +75,6 @@ def begin_or_go_on(config: RunConfig, file: str | Path, overrides: Sequence[str]
     if config.output.dir is None:
         message = "is null, and a run that is to go on has to lie somewhere. Set it, or leave out --resume auto."
         raise ConfigError([Fault(("output", "dir"), Place(str(file)), message)])
-    if config.output.overwrite:
-        message = "would remove the run that --resume auto is to go on with. Leave out one of them."
-        raise ConfigError([Fault(("output", "overwrite"), Place(str(file)), message)])
     folder = Path(config.output.dir)
     if not any_checkpoint(folder):
         return begin(config)

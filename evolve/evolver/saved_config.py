@@ -21,7 +21,7 @@ from evolve.config import (
 from evolve.config.faults import key_text
 from evolve.errors import CheckpointError
 from evolve.evolver.changes import Change, changes
-from evolve.evolver.description import NOTE, lacking
+from evolve.evolver.description import NOTE, is_description, lacking
 from evolve.evolver.run_config import ModelConfig, RunConfig, let_budget_win, plugin_faults, take_import_folder
 from evolve.plugins import untrusted
 from evolve.training.opening import CONFIG, Checkpoint
@@ -71,7 +71,10 @@ def check_changes(
         CheckpointError: If the run was started in Python.
         ConfigError: With everything that may not change.
     """
-    found = [change for change in changes(_text(checkpoint), dump_yaml(config)) if change.path != ("output", "dir")]
+    text = _text(checkpoint)
+    if is_description(text):
+        raise CheckpointError(_lacks(text, checkpoint.run / CONFIG))
+    found = [change for change in changes(text, dump_yaml(config)) if change.path != ("output", "dir")]
     told = tuple(override.partition("=")[0].strip() for override in overrides)
     faults = [
         Fault(change.path, Place(COMMAND_LINE if key_text(change.path).startswith(told) else str(file)), change.fault)

@@ -39,9 +39,9 @@ def run_report(folder: Path, modes: Mapping[str, str] = _MODES, monitor: str | N
         EvolveError: If the folder holds no run.
     """
     if not (folder / "lineage.jsonl").is_file():
-        raise EvolveError(
-            f"'{folder}' is not a run folder: it has no lineage.jsonl. Give the folder that `evolve run` printed."
-        )
+        seeds = sorted(path.parent.name for path in folder.glob("seed-*/lineage.jsonl"))
+        hint = f"one of {', '.join(seeds)} in it, and see its summary.json" if seeds else "the one `evolve run` printed"
+        raise EvolveError(f"'{folder}' is not a run folder: it has no lineage.jsonl. Give {hint}.")
     records = Lineage.read(folder / "lineage.jsonl")
     metrics, unreadable = _read_metrics(folder / "metrics.jsonl")
     parts: list[RenderableType] = [Text(one_line(str(folder)), style="bold"), Text()]

@@ -1,5 +1,6 @@
 """Trained longer with `evolve resume RUN training.epochs=...`, and `evolve run FILE --resume auto`."""
 
+import shutil
 import warnings
 
 import pytest
@@ -177,8 +178,25 @@ def test_resume_auto_refuses_another_run(tmp_path):
     told = invoke("run", other, "--resume", "auto")
     assert f"{other}: optimizer.name: cannot change" in told.output
     assert "output.dir: is null" in invoke("run", file, "--resume", "auto", "output.dir=null").output
-    assert "Leave out one" in invoke("run", file, "--resume", "auto", "output.overwrite=true").output
     assert len(metrics(run)) == 2
+
+
+def test_resume_auto_of_a_run_that_was_stopped_before_its_first_checkpoint(tmp_path):
+    file, run = write_config(tmp_path), tmp_path / "run"
+    succeeds("run", file)
+    assert "Going on with" in succeeds("run", file, "--resume", "auto", "output.overwrite=true")
+    shutil.rmtree(run / "checkpoints")
+    refused = invoke("run", file, "--resume", "auto")
+    assert refused.exit_code == 1
+    assert "but no checkpoint of it" in refused.output
+    assert "Going on with" not in succeeds("run", file, "--resume", "auto", "output.overwrite=true")
+    assert len(metrics(run)) == 2
+    shutil.rmtree(run / "checkpoints")
+    for name in ("lineage.jsonl", "metrics.jsonl"):
+        (run / name).write_text("")
+    told = succeeds("resume", run, "training.epochs=3", "data.batch_size=4")  # nothing was trained: anything may change
+    assert "starts from the beginning" in told
+    assert [line["step"] for line in metrics(run)] == [8, 16, 24]
 
 
 def test_in_python_a_longer_budget_is_laid_over_too(tmp_path):

@@ -100,7 +100,9 @@ def test_what_cannot_be_named_is_noted(tmp_path):
 def test_resume_and_load_say_what_is_lacking(tmp_path):
     run = tmp_path / "run"
     by_hand(run).run()
-    for words in (("resume", run), ("resume", run, "--trust", "training.epochs=4"), ("inspect", run)):
+    file = write_config(tmp_path)
+    by_yaml = ("run", file, "--resume", "auto")
+    for words in (("resume", run), ("resume", run, "--trust", "training.epochs=4"), ("inspect", run), by_yaml):
         told = invoke(*words)
         assert told.exit_code == 1
         assert "was started in Python" in told.output

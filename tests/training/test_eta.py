@@ -1,5 +1,6 @@
 """The time a run will still take: right at an even pace, after the model has grown, and it does not jump about."""
 
+import io
 import random
 
 import pytest
@@ -81,3 +82,17 @@ def test_a_run_tells_it(capsys, monkeypatch):
     }
     shown(EpochEnded(None, metrics))
     assert capsys.readouterr().out == "epoch 1/4  train 1.0000  val 1.0000  lr 0.1  9 params  60.0s  3m00s left\n"
+
+
+def test_the_live_line_tells_it_too(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("evolve.training.progress.Eta", lambda: Eta(clock=lambda: now[0]))
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", terminal)
+    with Progress(Budget("epochs", 4), steps=2) as shown:
+        for step in (1, 2, 3):
+            now[0] += 30
+            shown(StepMade(None, (step - 1) // 2, step, (step - 1) % 2 + 1, 0.5, step / 8))
+        assert shown._bar.desc == "epoch 2/4: "
+        assert shown._bar.postfix == "run 1m00s, 2m30s left"
