@@ -57,7 +57,7 @@ class Checkpoint:
         records: All records so far.
         tensors: Of the model.
         saved: Of the optimizer and all else.
-        config: The run's configuration, or what could be named of one that was started in Python; None where it has none.
+        config: The configuration, or what could be named of a run that was started in Python; None where it has none.
     """
 
     path: Path
