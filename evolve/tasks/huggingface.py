@@ -16,7 +16,9 @@ from evolve.tasks.supervised import Classification, PairOptions, fields_of
 class HuggingFace(Task):
     """A model that is called with a mapping by keyword, labels among it, and returns its loss (and logits).
 
-    Metrics compare `logits` with `labels`; where those are one class for each sample, accuracy is measured.
+    Metrics compare `logits` with `labels`: one class for each sample, of which accuracy is measured; classes of tokens,
+    -100 not counted; several labels, as floats; or a number, as a float. Where the labels are the input tokens
+    themselves, as those of causal language models, which shift them, a position's logits are compared with the next.
     """
 
     Options = PairOptions
@@ -44,13 +46,37 @@ class HuggingFace(Task):
         return loss, outputs
 
     def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
-        """Returns logits and labels."""
-        return self._pairs.compared(outputs, batch)
+        """Returns logits and labels, in the shapes that metrics take."""
+        logits, labels = self._pairs.compared(outputs, batch)
+        if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+            return logits, labels
+        if logits.dim() == 3 and labels.shape == logits.shape[:2]:
+            if _are_inputs(labels, fields_of(batch).get("input_ids")):
+                return logits[:, :-1].float(), labels[:, 1:]
+            return logits.float().flatten(0, 1), labels.flatten()
+        if labels.is_floating_point() and logits.shape == (*labels.shape, 1):
+            return logits.squeeze(-1).float(), labels
+        if labels.is_floating_point() and logits.shape == labels.shape and logits.dim() == 2:
+            return logits.float().sigmoid(), labels.long()
+        return logits, labels
 
     def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
         """Returns which answers are right where there is one class for each sample."""
         return self._pairs.right_answers(outputs, batch)
 
     def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
-        """Returns how many classes there are."""
-        return self._pairs.for_metrics(predictions, targets)
+        """Returns how many classes or labels there are, by the shapes that `compared` gives."""
+        if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return {}
+        if predictions.dim() == 3:  # of a causal language model
+            return {"ignore_index": -100}
+        if predictions.dim() == targets.dim() == 2:
+            return {"task": "multilabel", "num_labels": predictions.shape[1], "average": "macro"}
+        return {"task": "multiclass", "num_classes": predictions.shape[-1], "ignore_index": -100}
+
+
+def _are_inputs(labels: Tensor, tokens: Any) -> bool:
+    """Whether labels that count are the input tokens."""
+    if not isinstance(tokens, Tensor) or tokens.shape != labels.shape:
+        return False
+    return bool(((labels == tokens) | (labels == -100)).all())

@@ -323,3 +323,37 @@ def test_ways_that_are_better():
         assert found.mode == mode
         if mode == "max":
             assert found.bound == bound
+
+
+INPUTS = torch.arange(10).reshape(2, 5) % 7
+
+
+@pytest.mark.parametrize(
+    ("metric", "logits", "fields", "expected"),
+    [
+        (
+            "perplexity", TOKENS, {"input_ids": INPUTS, "labels": INPUTS},
+            F.cross_entropy(TOKENS[:, :-1].reshape(8, 7), INPUTS[:, 1:].reshape(8)).exp(),
+        ),
+        (
+            "perplexity", TOKENS, {"input_ids": INPUTS, "labels": INPUTS.index_fill(1, torch.tensor([4]), -100)},
+            F.cross_entropy(TOKENS[:, :-2].reshape(6, 7), INPUTS[:, 1:4].reshape(6)).exp(),
+        ),
+        (
+            {"name": "f1", "options": {"average": "macro"}}, TOKENS, {"input_ids": INPUTS, "labels": PADDED.flip(0)},
+            counted.multiclass_f1_score(
+                TOKENS[:, :3].reshape(6, 7), PADDED.flip(0)[:, :3].reshape(6), 7, average="macro"
+            ),
+        ),
+        (
+            "f1", LOGITS, {"input_ids": X, "labels": BITS},
+            counted.multilabel_f1_score(LOGITS.sigmoid(), BITS.long(), 3, average="macro"),
+        ),
+        ("rmse", LOGITS[:, :1], {"input_ids": X, "labels": BITS[:, 0]}, rmse(LOGITS[:, 0], BITS[:, 0])),
+    ],
+    ids=["causal", "causal, padded", "tokens", "several labels", "a number"],
+)  # fmt: skip
+def test_metrics_of_models_with_their_own_loss(metric, logits, fields, expected):
+    task, metrics = made("huggingface", metric)
+    (value,) = measured(task, metrics, [({"loss": torch.tensor(0.0), "logits": logits}, fields)]).values()
+    assert value == pytest.approx(float(expected), rel=1e-5)
