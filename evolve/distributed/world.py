@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,12 @@ from torch import Tensor
 from evolve import errors
 from evolve.errors import EvolveError, LostRankError, text_of
 
+T = TypeVar("T")
+
 PATIENCE = timedelta(seconds=20)
 """How long a rank waits for the others where all do the same thing at the same time."""
+
+_LONG = timedelta(days=1)
 
 # What torch's backends say where another process is gone; they have no class of error for all of it.
 _LOST = (
@@ -57,8 +61,13 @@ class World:
         """Whether what is done now is done by several."""
         return self.size > 1 and not self.solo
 
-    def tell(self, value: Any) -> Any:
-        """Returns rank 0's value, of what JSON knows."""
+    def tell(self, value: Any, long: bool = False) -> Any:
+        """Returns rank 0's value, of what JSON knows.
+
+        Args:
+            value: That of this rank, which counts if it is the first.
+            long: Whether it may be long in coming.
+        """
         return value
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -83,6 +92,10 @@ class World:
         Raises:
             EvolveError: On all ranks, where it raised one.
         """
+        return work()
+
+    def in_turns(self, work: Callable[[], T]) -> T:
+        """Does something on the first rank of each machine, then on the others: these find what it has downloaded."""
         return work()
 
     def stopping(self, asked: bool) -> bool:
@@ -115,26 +128,28 @@ class Ranks(World):
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._words: Any = dist.new_group(backend="gloo")
+        self._patient: Any = dist.new_group(backend="gloo", timeout=_LONG)
         self._brief: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
         self._stop = False
 
-    def tell(self, value: Any) -> Any:
+    def tell(self, value: Any, long: bool = False) -> Any:
         """Returns rank 0's value, of what JSON knows."""
         if self.solo:
             return value
+        group = self._patient if long else self._words
         text = json.dumps(value).encode() if self.first else b""
         head = torch.zeros(8 + _FIRST_BYTES, dtype=torch.uint8)
         if self.first:
             head[:8] = torch.tensor(list(len(text).to_bytes(8, "big")), dtype=torch.uint8)
             head[8 : 8 + len(text)] = _bytes(text[:_FIRST_BYTES])
         with self.watched("waiting for what rank 0 decides"):
-            dist.broadcast(head, 0, group=self._words)
+            dist.broadcast(head, 0, group=group)
             length = int.from_bytes(bytes(head[:8].tolist()), "big")
             rest = torch.empty(max(0, length - _FIRST_BYTES), dtype=torch.uint8)
             if self.first:
                 rest[:] = _bytes(text[_FIRST_BYTES:])
             if len(rest):
-                dist.broadcast(rest, 0, group=self._words)
+                dist.broadcast(rest, 0, group=group)
         return json.loads(_text(torch.cat([head[8:], rest]), length))
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -201,6 +216,23 @@ class Ranks(World):
         if "error" in outcome:
             raise told_error(outcome["error"], outcome["text"])
         return outcome["value"]
+
+    def in_turns(self, work: Callable[[], T]) -> T:
+        """Does something on the first rank of each machine, then on the others, unless it failed there."""
+        leads = int(os.environ.get("LOCAL_RANK", str(self.rank))) == 0
+        done: list[T] = []
+        fault: Exception | None = None
+        if leads:
+            try:
+                done.append(work())
+            except Exception as error:  # the others must not go on without
+                fault = error
+        failed = [told for told in self.gather(fault and [type(fault).__name__, text_of(fault)]) if told]
+        if fault is not None:
+            raise fault
+        if failed:
+            raise told_error(*failed[0])
+        return done[0] if leads else work()
 
     def stopping(self, asked: bool) -> bool:
         """Whether the run is to stop: what was agreed on last or, where this rank acts alone, what it was asked."""

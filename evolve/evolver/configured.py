@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evolve.config import dump_yaml
+from evolve.distributed.world import join_ranks
 from evolve.evolver.run_config import RunConfig, load_config
 from evolve.plugins import load_plugins
 from evolve.runtime.generators import seed_everything
@@ -24,11 +25,13 @@ def arguments_of(config: RunConfig | str | Path, overrides: tuple[str, ...] = ()
     if not isinstance(config, RunConfig):
         config = load_config(config, overrides)
     load_plugins(config.plugins)
-    seed_everything(config.training.seed)
-    data = config.data.build(config.training.seed)
+    seed = config.training.seed
+    seed_everything(seed)
+    world, parts = join_ranks(config.training.device), (config.data, config.model)
+    data, model = world.in_turns(lambda: (parts[0].build(seed), parts[1].build()))
     folder = Path(config.output.dir) if config.output.dir else None
     return {
-        "model": config.model.build(),
+        "model": model,
         "train_data": data.train,
         "val_data": data.val,
         "optimizer": config.optimizer,

@@ -65,7 +65,8 @@ class SeveralDevices(Devices):
                 "counts": state.counts(),
                 "stop": world.stopping(False),
                 "error": None if fault is None else [out_of_memory(fault), described(fault)],
-            }
+            },
+            long=True,  # children may take hours
         )
         if not world.first:
             state.take_counts(told["counts"])

@@ -15,6 +15,7 @@ SCENARIOS = [
     *("gradient/2/-", "stopped/2/stopped", "stopped_again/1/stopped", "resumed/2/stopped", "killed/2/killed"),
     *("resumed/2/killed", "stuck/2/stuck", "out_of_memory/2/oom", "drifted/2/drifted", "other_seed/2/seed"),
     *("other_code/2/code", "locked/2/stopped", "command/2/command"),
+    *("undecided/2/undecided", "missing/2/-"),
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -101,6 +102,18 @@ def test_a_rank_that_does_not_answer_is_named(answers):
 
 def test_where_one_rank_runs_out_of_memory_all_go_back(answers):
     assert ended(answers, "out_of_memory/2/oom")["operators"] == ["widen", "narrow"]
+
+
+def test_an_error_of_the_first_rank_ends_all(answers):
+    first, second = errors(answers, "undecided/2/undecided")
+    assert first == ("EvolveError", "no idea")
+    assert second == ("EvolveError", "Rank 0 failed as it decided: EvolveError: no idea")
+
+
+def test_data_are_read_by_the_first_rank_first(answers):
+    first, second = errors(answers, "missing/2/-")
+    assert first == second
+    assert "nowhere.csv" in first[1]
 
 
 def test_a_rank_that_drifts_is_found_after_the_mutation(answers):

@@ -24,6 +24,7 @@ from evolve.cli import app
 from evolve.distributed import digest, world
 from evolve.errors import EvolveError
 from evolve.evolver import together
+from evolve.evolver.proposer import Proposer
 from evolve.evolver.together import _held
 from evolve.training.events import MutationTried, StepMade, VerdictGiven
 
@@ -129,7 +130,7 @@ def gradient(folder):
     choose = {
         "schedule": {"name": "at", "options": {"epochs": [1]}},
         "policy": {"name": "gradient"},
-        "operators": [{"name": "widen", "options": {"init": "gradmax"}}, {"name": "deepen"}],
+        "operators": [{"name": "widen", "options": {"init": "gradmax"}}],  # directions are in no plan
     }
     return trained(None, evolution=choose, training={"epochs": 2})
 
@@ -198,6 +199,16 @@ def out_of_memory(folder):
     return trained(folder)
 
 
+def undecided(folder):
+    """Rank 0 fails as it decides."""
+
+    def decide(self, reason, history):
+        raise EvolveError("no idea")
+
+    Proposer._decide = decide
+    return trained(folder)
+
+
 def drifted(folder):
     """Rank 1 carries the second mutation out in another way."""
     real = together.SeveralDevices._take_over
@@ -224,6 +235,16 @@ def other_code(folder):
     sys.modules["mine"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return trained(Path(folder) / "run", model=module.Mine(*net()))
+
+
+def missing(folder):
+    """The data are not there, as the first rank finds."""
+    config = Path(folder).parent / "missing.yaml"
+    config.write_text(
+        "model: {name: mlp, options: {in_features: 64, hidden: [8], num_classes: 10}}\n"
+        "data: {name: csv, options: {path: nowhere.csv, target: y}}\ntraining: {epochs: 2, device: cpu}\n"
+    )
+    return told(Evolver.from_config(config))
 
 
 def command(folder):
