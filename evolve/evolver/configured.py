@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evolve.config import dump_yaml
-from evolve.distributed.world import join_ranks
+from evolve.distributed.joining import join_ranks
 from evolve.evolver.run_config import RunConfig, load_config
 from evolve.plugins import load_plugins
 from evolve.runtime.generators import seed_everything

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from evolve.data import as_batches
 from evolve.data.trees import Batch
-from evolve.distributed.world import join_ranks
+from evolve.distributed.joining import join_ranks
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.configured import arguments_of, heard_by
 from evolve.evolver.controller import MutationController

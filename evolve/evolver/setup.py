@@ -12,7 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from evolve.config.options import Monitor
 from evolve.data import Batches
 from evolve.distributed.world import World
+from evolve.errors import MisfitError, NotApplicable
 from evolve.evolver.output import flops_per_sample
+from evolve.structure.unworkable import refuse_wrapped
 from evolve.tasks import Loss, TaskSource, build_task
 from evolve.training import TrainingConfig, TrainState, create_state
 from evolve.training.lr_schedule import LrScheduleConfig
@@ -47,8 +49,10 @@ def set_up(
 
     Raises:
         EvolveError: If an option is refused.
-        MisfitError: If the task cannot take a batch apart.
+        MisfitError: If the task cannot take a batch apart, or a model that several devices train is wrapped already.
     """
+    if world is not None and world.size > 1:
+        _refuse_wrapped(model)
     built, metrics = build_task(task, loss or (training.loss.build() if training.loss else None))
     inputs: Any = built.arguments(model, data.examples(probe))
     state = create_state(
@@ -64,3 +68,10 @@ def set_up(
         world=world,
     )
     return state, find_monitor(training.monitor, metrics)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    try:
+        refuse_wrapped(model)
+    except NotApplicable as error:
+        raise MisfitError(f"An Evolver takes the plain model, and wraps it in DDP itself. {error}") from error

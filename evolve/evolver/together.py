@@ -11,7 +11,7 @@ import torch
 
 from evolve.data import Batches
 from evolve.distributed import digest
-from evolve.distributed.world import PATIENCE
+from evolve.distributed.ranks import PATIENCE
 from evolve.errors import EvolveError, LostRankError, NonFiniteLossError, NonFiniteModelError, described
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.devices import Devices, Round

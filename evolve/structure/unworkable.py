@@ -24,7 +24,7 @@ _WRAPPERS = {
     "DistributedDataParallel": ("fixes its parameters when it is made", _UNWRAPPED),
     "DDP": ("was given to `replicate`, which fixes its parameters", "Mutate the model first, then call `replicate`."),
     "FullyShardedDataParallel": ("keeps the parameters of its parts in one flat tensor", _SHARDED),
-    "FSDPModule": ("was sharded by `fully_shard`", _SHARDED),
+    "FSDPModule": ("was sharded by `fully_shard`, so that no rank holds the whole of a parameter", _SHARDED),
     "_StatefulGraphModule": ("was exported: its forward is a fixed graph", _EXPORTED),
     "UnflattenedModule": ("was exported: its forward is a fixed graph", _EXPORTED),
 }

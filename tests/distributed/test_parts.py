@@ -6,8 +6,10 @@ from torch import nn
 
 from evolve.data.trees import rows
 from evolve.distributed import digest
+from evolve.distributed.joining import join_ranks
 from evolve.distributed.parts import part_of
-from evolve.distributed.world import World, join_ranks, told_error
+from evolve.distributed.ranks import told_error
+from evolve.distributed.world import World
 from evolve.errors import CheckpointError, EvolveError, RanksDifferError
 
 

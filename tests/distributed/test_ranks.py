@@ -15,7 +15,7 @@ SCENARIOS = [
     *("gradient/2/-", "stopped/2/stopped", "stopped_again/1/stopped", "resumed/2/stopped", "killed/2/killed"),
     *("resumed/2/killed", "stuck/2/stuck", "out_of_memory/2/oom", "drifted/2/drifted", "other_seed/2/seed"),
     *("other_code/2/code", "locked/2/stopped", "command/2/command"),
-    *("undecided/2/undecided", "missing/2/-"),
+    *("undecided/2/undecided", "missing/2/-", "killed_in_step/2/-", "seconds/2/-", "wrapped/2/-"),
 ]
 
 pytestmark = pytest.mark.skipif(
@@ -91,6 +91,26 @@ def test_a_rank_killed_in_a_mutation_ends_the_others_with_a_message(answers, roo
     last = ended(answers, "resumed/2/killed")
     assert_same_weights(last, ended(answers, "three/1/-"))
     assert [record.success for record in Lineage.read(root / "killed" / "lineage.jsonl")] == [True] * 3
+
+
+def test_a_rank_killed_in_a_step_ends_the_others_with_a_message(answers):
+    (error, message), _ = errors(answers, "killed_in_step/2/-")
+    assert error == "LostRankError"
+    assert "Rank 0 of 2 has lost another rank" in message
+
+
+def test_all_ranks_go_by_the_clock_of_the_first(answers):
+    found = ended(answers, "seconds/2/-")
+    assert found["step"] > 0
+    assert found["history"][-1]["progress"] == 1
+
+
+def test_models_that_are_wrapped_already_are_refused(answers):
+    sharded, parallel = ended(answers, "wrapped/2/-")
+    assert "The model, a FSDPSequential, was sharded by `fully_shard`, so that no rank holds the whole" in sharded
+    assert "before it is sharded" in sharded
+    assert "The model, a DistributedDataParallel, fixes its parameters when it is made" in parallel
+    assert ".module" in parallel
 
 
 def test_a_rank_that_does_not_answer_is_named(answers):

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from typer.testing import CliRunner
 
 from evolve import EvolutionConfig, Evolver, OptimizerConfig, OutputConfig, TrainingConfig
 from evolve.cli import app
-from evolve.distributed import digest, world
-from evolve.errors import EvolveError
+from evolve.distributed import digest, ranks
+from evolve.distributed.joining import join_ranks
+from evolve.errors import EvolveError, MisfitError
 from evolve.evolver import together
 from evolve.evolver.proposer import Proposer
 from evolve.evolver.together import _held
@@ -182,9 +184,39 @@ def killed(folder):
     return trained(folder)
 
 
+def killed_in_step(folder):
+    """Rank 1 is killed after its third step."""
+
+    def kill(event):
+        if isinstance(event, StepMade) and event.run.state.step == 3 and event.run.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run = evolver(folder, callbacks=[kill])
+    run.run()
+
+
+def seconds(folder):
+    """A budget of wall time, which no two ranks measure alike."""
+    run = evolver(None, training={"epochs": None, "seconds": 0.3})
+    run.run()
+    return told(run)
+
+
+def wrapped(folder):
+    """Models that are wrapped already."""
+    join_ranks("cpu")
+    messages = []
+    for wrap in (fully_shard, nn.parallel.DistributedDataParallel):
+        try:
+            evolver(None, model=wrap(net()))
+        except MisfitError as error:
+            messages.append(str(error))
+    return messages
+
+
 def stuck(folder):
     """Rank 1 does not answer any more."""
-    together.PATIENCE = world.PATIENCE / 20
+    together.PATIENCE = ranks.PATIENCE / 20
     _in_second_mutation(lambda: time.sleep(60))
     return trained(folder)
 
