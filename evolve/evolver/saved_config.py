@@ -34,6 +34,8 @@ S = TypeVar("S", bound=Section)
 def saved_config(checkpoint: Checkpoint, overrides: Sequence[str] = (), *, trust: bool) -> RunConfig:
     """Returns the configuration of a run that was stopped; what was edited in it meanwhile counts, and overrides win.
 
+    What may change is up to `check_changes`.
+
     Args:
         checkpoint: Of the run.
         overrides: Such as "training.epochs=100".
@@ -41,8 +43,7 @@ def saved_config(checkpoint: Checkpoint, overrides: Sequence[str] = (), *, trust
 
     Raises:
         CheckpointError: If the run was started in Python.
-        ConfigError: With all faults, among them what would have to be trusted, and what may not change in a run that
-            goes on.
+        ConfigError: With all faults, among them what would have to be trusted.
     """
     text, file = _text(checkpoint), checkpoint.run / CONFIG
     found = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
@@ -51,9 +52,7 @@ def saved_config(checkpoint: Checkpoint, overrides: Sequence[str] = (), *, trust
     elif found != text:
         logger.warning("%s was changed since the last checkpoint; the run goes on with it as it is now.", file)
         text = found
-    config = _parsed(RunConfig, text, file, trust, overrides)
-    check_changes(checkpoint, config, file, overrides)
-    return config
+    return _parsed(RunConfig, text, file, trust, overrides)
 
 
 def check_changes(

@@ -8,7 +8,6 @@ import yaml
 from helpers.cli_runs import invoke, metrics, same_end, succeeds, write_config
 from helpers.small_runs import evolver as small_evolver
 
-from evolve import LrScheduleConfig
 from evolve.evolver.changes import changes
 
 EVOLUTION = {"schedule": {"name": "at", "options": {"epochs": [1, 3]}}, "operators": ["widen"]}
@@ -82,12 +81,12 @@ def test_seconds_and_other_units(tmp_path):
 
 
 def test_a_plateau_goes_on(tmp_path):
-    schedule = LrScheduleConfig(name="ReduceLROnPlateau", interval="epoch", options={"patience": 0, "threshold": 1e9})
-    config = {"lr_schedule": schedule.model_dump()}
-    succeeds("run", write_config(tmp_path, **config))
-    before = metrics(tmp_path / "run")[-1]["lr"]
-    succeeds("resume", tmp_path / "run", "training.epochs=3")
-    assert metrics(tmp_path / "run")[-1]["lr"] <= before < 0.1
+    """It remembers the two epochs without progress before it was stopped: the third lowers the rate."""
+    options = {"patience": 2, "threshold": 1e9}  # nothing is good enough
+    schedule = {"name": "ReduceLROnPlateau", "interval": "epoch", "options": options}
+    succeeds("run", write_config(tmp_path, lr_schedule=schedule))
+    succeeds("resume", tmp_path / "run", "training.epochs=4")
+    assert [line["lr"] for line in metrics(tmp_path / "run")] == pytest.approx([0.1, 0.1, 0.1, 0.01])
 
 
 def test_a_run_that_ran_out_of_patience_goes_on_with_more(tmp_path):

@@ -168,6 +168,7 @@ def test_modules_beside_the_file_are_found_from_anywhere(tmp_path, forget):
     (tmp_path / "elsewhere" / "beside_net.py").write_text("raise ImportError('the wrong one')")
     data = {"name": "beside_net:data", "batch_size": 8}
     file = write_config(project, model="beside_net:Net", data=data, output={"dir": str(run)})
+    sys.path.append(str(tmp_path / "elsewhere"))  # as an earlier import by name leaves it
     succeeds("run", file)
     assert config_of(run)["import_from"] == str(project)
     forget()
