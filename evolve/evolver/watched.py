@@ -40,4 +40,6 @@ def not_measured(metric: str, metrics: Collection[str]) -> str:
     known = [*(f"val_{name}" for name in metrics), *(f"train_{name}" for name in train), *_COUNTED]
     if metric in known:
         return ""
-    return f"this run has no '{metric}'.{did_you_mean(metric, known)} It measures {', '.join(known)}."
+    held_out = [name for name in known if name.startswith("val_")]
+    shown = held_out if metric.startswith("val_") else known
+    return f"this run has no '{metric}'.{did_you_mean(metric, known)} It measures {', '.join(shown)}."

@@ -34,7 +34,7 @@ class TaskConfig(Named):
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
         try:
-            found = self._find(is_trusted(info))
+            found = _find(self.name, is_trusted(info))
         except UnknownNameError as error:
             raise OptionFaults([(("name",), str(error))]) from error
         labels = [metric.called for metric in self.metrics or ()]
@@ -52,19 +52,14 @@ class TaskConfig(Named):
             raise OptionFaults([(("options", *path), message) for path, message in faults])
         return self
 
-    def _find(self, trusted: bool = True) -> Any:
-        if is_import_path(self.name) and self.name not in tasks:
-            return import_callable(self.name, "task", trusted)
-        return tasks.get(self.name)
-
     def takes_loss(self) -> bool:
         """Whether a loss of outputs and targets may take the place of the task's own."""
-        found = self._find()
+        found = _find(self.name)
         return _is_task(found) and found.takes_loss
 
     def measured(self) -> list[Metric]:
         """Returns what is measured beside the loss."""
-        found = self._find()
+        found = _find(self.name)
         return _metrics(found if _is_task(found) else Task, self.metrics)
 
     def build(self, loss: Loss | None = None) -> tuple[Task, list[Metric]]:
@@ -76,7 +71,7 @@ class TaskConfig(Named):
         Raises:
             EvolveError: If the task takes no loss.
         """
-        found = self._find()
+        found = _find(self.name)
         if not _is_task(found):
             task: Task = FunctionTask(partial(found, **self.options) if self.options else found)
         else:
@@ -87,6 +82,12 @@ class TaskConfig(Named):
                 "the loss (training.loss), or use a task on inputs and targets, such as classification."
             )
         return task, _metrics(task, self.metrics)
+
+
+def _find(name: str, trusted: bool = True) -> Any:
+    if is_import_path(name) and name not in tasks:
+        return import_callable(name, "task", trusted)
+    return tasks.get(name)
 
 
 TaskSource: TypeAlias = Task | TaskConfig | str | Callable[[Any, Any], Any]
@@ -107,9 +108,16 @@ def build_task(source: TaskSource | None, loss: Loss | None = None) -> tuple[Tas
     if source is None:
         source = TaskConfig()
     if isinstance(source, str):
+        _find(source)  # its own error, and not one of a section
         source = TaskConfig(name=source)
     if isinstance(source, TaskConfig):
         return source.build(loss)
+    if isinstance(source, type) or not (isinstance(source, Task) or callable(source)):
+        made = f": make one, {source.__name__}()" if isinstance(source, type) and issubclass(source, Task) else ""
+        raise EvolveError(
+            f"A task is an instance of evolve.tasks.Task, a TaskConfig, a name, or a function (model, batch) -> loss; "
+            f"found {source!r}{made}."
+        )
     task = source if isinstance(source, Task) else FunctionTask(source)
     if loss is not None:
         raise EvolveError("Give a task by its name together with a loss, or a task that has its own; not both.")

@@ -65,8 +65,11 @@ def arguments_of(loss: Callable[[Any, Any], Any], model: nn.Module, batch: Any) 
     except MisfitError:  # says it all
         raise
     except Exception as error:  # a task of the user's own may raise anything
+        stands = type(seen).__name__ in str(error)
+        whole = " Call the model as a whole, model(...): what it is called with is what is verified." if stands else ""
         raise MisfitError(
-            f"The task fails on its batch before it calls the model: {described(error)}. The batch is {form_of(batch)}."
+            f"The task fails on its batch before it calls the model: {described(error).rstrip('.')}. The batch is "
+            f"{form_of(batch)}.{whole}"
         ) from error
     if seen.arguments is None:
         raise MisfitError(

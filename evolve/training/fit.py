@@ -68,7 +68,10 @@ def _check_validation(state: TrainState, val: Batches) -> list[str]:
         spoiled = _not_finite(batch, "validation")
         batch = place(state, batch)
         with eval_mode(state.model), torch.enable_grad():
-            loss, outputs = _loss_on(state, state.evaluated, batch, state.task.evaluate)
+            try:
+                loss, outputs = _loss_on(state, state.evaluated, batch, state.task.evaluate)
+            except MisfitError as error:
+                raise MisfitError(f"On the validation data: {error}") from error
         if spoiled:
             logger.warning("%s Metrics will be NaN or infinite.", spoiled)
         _check_loss(loss, finite=not spoiled)
@@ -186,7 +189,7 @@ def _advice_on_inputs(state: TrainState, inputs: Tensor) -> str:
     dtype = next((p.dtype for p in state.model.parameters() if p.is_floating_point()), torch.float32)
     if inputs.is_floating_point() and inputs.dtype != dtype and state.config.precision == "fp32":
         return f"The model computes in {str(dtype).removeprefix('torch.')}: convert the inputs to that."
-    if not inputs.is_floating_point():
+    if not (inputs.is_floating_point() or inputs.is_complex()):
         return "These inputs are whole numbers: convert them with .float() unless the model takes tokens."
     if any(isinstance(module, nn.Embedding) for module in state.model.modules()):
         return "These inputs are floats, and the model has an embedding: convert tokens with .long()."

@@ -2,10 +2,13 @@
 
 import pytest
 import yaml
-from helpers.task_misfits import DATA
+from helpers.task_misfits import DATA, linear
 from typer.testing import CliRunner
 
+from evolve import Evolver, TrainingConfig
 from evolve.cli import app
+from evolve.errors import EvolveError, MisfitError, UnknownNameError
+from evolve.tasks import Classification, Task, TaskConfig
 
 HERE = "helpers.task_misfits:"
 
@@ -260,3 +263,44 @@ def test_what_goes_together_runs(case, tmp_path, monkeypatch):
 def test_every_kind_of_data_is_used():
     used = {case[0] for case in (*MISFITS.values(), *FITS.values())}
     assert used == set(DATA)
+
+
+class NoLoss(Task):
+    pass
+
+
+def layer_by_layer(model, batch):
+    return model[1](model[0](batch[0])).mean()
+
+
+# what stands for a task, the error, what it has to say
+SOURCES = {
+    "a number": (3, EvolveError, "evolve.tasks.Task.*found 3"),
+    "a class": (Classification, EvolveError, r"make one, Classification\(\)"),
+    "a slip": ("regresion", UnknownNameError, "Did you mean 'regression'"),
+    "a function that is not there": ("helpers.task_misfits:nowhere", UnknownNameError, "has no 'nowhere'"),
+    "no loss": (NoLoss(), MisfitError, r"NoLoss has no `loss\(model, batch\)`\. The batch is \(Tensor, Tensor\)\."),
+    "a function of a batch alone": (lambda batch: batch, MisfitError, "takes 1 positional argument"),
+    "layers of the model": (layer_by_layer, MisfitError, r"Call the model as a whole, model\(\.\.\.\)"),
+    "another task": (TaskConfig(name="detection"), MisfitError, "list of images"),
+}
+
+
+def evolver_of(source, train="classes", val="classes"):
+    training = TrainingConfig(epochs=1, device="cpu")
+    return Evolver(
+        linear(), DATA[train]()[0], DATA[val]()[1], task=source, training=training, batch_size=8, progress=False
+    )
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_what_stands_for_a_task_in_python(case):
+    source, error, words = SOURCES[case]
+    with pytest.raises(error, match=words):
+        evolver_of(source).run()
+
+
+@pytest.mark.parametrize("val", ["high class", "column", "double"])
+def test_held_out_data_that_do_not_fit_are_called_so(val):
+    with pytest.raises(MisfitError, match=r"^On the validation data: "):
+        evolver_of(None, val=val).run()
