@@ -24,6 +24,7 @@ def join_ranks(device: str) -> World:
 
     Raises:
         EvolveError: If the device is one for all ranks, or there are more ranks than devices.
+        LostRankError: If the ranks do not find each other.
     """
     started = not dist.is_available() or not dist.is_initialized()
     if not dist.is_available() or (started and int(os.environ.get("WORLD_SIZE", "1")) < 2):
@@ -35,13 +36,16 @@ def join_ranks(device: str) -> World:
         _take_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     elif device == "mps":
         raise EvolveError("training.device is 'mps', one device for all ranks. Use 'cpu', or start one process.")
-    if started:
-        try:
+    try:
+        if started:
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
-        except (RuntimeError, ValueError) as error:
-            raise LostRankError(f"The ranks did not find each other: {text_of(error)}") from error
-        atexit.register(_leave)
-    return Ranks()
+            atexit.register(_leave)
+        return Ranks()
+    except (RuntimeError, ValueError) as error:
+        raise LostRankError(
+            f"The ranks did not find each other: {text_of(error)} Start all of them with torchrun; on one machine without "
+            "a network set GLOO_SOCKET_IFNAME=lo."
+        ) from error
 
 
 def _take_device(device: str, local_rank: int) -> None:

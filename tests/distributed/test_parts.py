@@ -10,7 +10,7 @@ from evolve.distributed.joining import join_ranks
 from evolve.distributed.parts import part_of
 from evolve.distributed.ranks import told_error
 from evolve.distributed.world import World
-from evolve.errors import CheckpointError, EvolveError, RanksDifferError
+from evolve.errors import CheckpointError, EvolveError, LostRankError, RanksDifferError
 
 
 @pytest.mark.parametrize("samples", range(1, 20))
@@ -104,3 +104,21 @@ def test_errors_of_rank_0_keep_their_class():
     assert type(told_error("CheckpointError", "x")) is CheckpointError
     assert type(told_error("KeyError", "x")) is EvolveError
     assert type(told_error("annotations", "x")) is EvolveError
+
+
+def test_ranks_that_do_not_find_each_other_are_told(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LostRankError, match=r"did not find each other: .*RANK.*torchrun"):
+        join_ranks("cpu")
+
+
+@pytest.mark.parametrize(("device", "rank", "told"), [("cuda:0", 0, "Write 'cuda'"), ("cuda", 4, "there are 2")])
+def test_devices_that_ranks_cannot_share_are_refused(monkeypatch, device, rank, told):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(EvolveError, match=told):
+        join_ranks(device)
