@@ -43,8 +43,8 @@ def join_ranks(device: str) -> World:
         return Ranks()
     except (RuntimeError, ValueError) as error:
         raise LostRankError(
-            f"The ranks did not find each other: {text_of(error)} Start all of them with torchrun; on one machine without "
-            "a network set GLOO_SOCKET_IFNAME=lo."
+            f"The ranks did not find each other: {text_of(error)} Start all of them with torchrun; on one machine "
+            "without a network set GLOO_SOCKET_IFNAME=lo."
         ) from error
 
 
