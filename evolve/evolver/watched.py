@@ -28,7 +28,7 @@ def metric_faults(config: EvolutionConfig, metrics: Collection[str], monitor: Mo
         elif seen.mode and known and seen.mode != known:
             way = "rises" if known == "max" else "falls"
             yield path, f"'{seen.metric}' {way} as a model gets better, and mode: {seen.mode} is the other way."
-        elif seen.guessed:
+        elif seen.guessed and seen.metric not in _COUNTED:
             yield path, f"'{seen.metric}' does not say which way is better: set its mode to min or max (task.metrics)."
         elif seen.unbounded:
             yield path, f"'{seen.metric}' neither falls to 0 nor has a best value that is known: look at another one."

@@ -581,5 +581,5 @@ def test_latency_on_request(simple):
 def test_help_names_what_a_model_can_be():
     result = run("--help", columns=200)
     assert result.exit_code == 0
-    for word in ("simple_cnn", "torchvision:resnet50", "package.module:Class", "YAML", "run folder", "--json"):
+    for word in ("gpt", "torchvision:resnet50", "package.module:Class", "YAML", "run folder", "--json"):
         assert word in result.stdout
