@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -229,18 +230,23 @@ def _train_seeds(
 
     seeds, failed = parse_seeds(asked), {}
     check_seeds(config, seeds, overrides, go_on=over is not None)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun one alone speaks and writes
     for number, seed in enumerate(seeds, 1):
         one = of_seed(config, seed)
-        typer.echo(f"\nSeed {seed} ({number} of {len(seeds)})")
+        if first:
+            typer.echo(f"\nSeed {seed} ({number} of {len(seeds)})")
         if over is not None and over(one):
-            typer.echo("It is finished already.")
+            if first:
+                typer.echo("It is finished already.")
             continue
         try:
             _train(start(one))
         except (NonFiniteLossError, NonFiniteModelError) as error:  # of this seed; the others may do
             failed[seed] = str(error)
-            typer.echo(f"Error: {error}", err=True)
-    typer.echo("\n".join(summary_lines(summarize(config, seeds, failed))))
+            if first:
+                typer.echo(f"Error: {error}", err=True)
+    if first:
+        typer.echo("\n".join(summary_lines(summarize(config, seeds, failed))))
     if failed:
         raise typer.Exit(1)
 

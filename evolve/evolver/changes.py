@@ -82,4 +82,6 @@ def _differences(path: KeyPath, old: Any, new: Any) -> Iterator[tuple[KeyPath, A
 def _short(value: Any) -> str:
     if isinstance(value, Mapping) and "name" in value:
         value = value["name"] if not value.get("options") else {value["name"]: value["options"]}
-    return "null" if value is None else f"{value!r:.60}" if isinstance(value, str | list | dict) else f"{value:,g}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value!r:.60}" if isinstance(value, str | list | dict) else f"{value:,}"

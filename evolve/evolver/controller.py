@@ -109,7 +109,7 @@ class MutationController:
     @property
     def due(self) -> str | None:
         """Why a mutation is due now; None where none is, one is on probation, or the training is to stop."""
-        if self.testing or self._stopping() or self.loop.progress >= 1:
+        if self.testing or self._stopping() or self.loop.over:
             return None
         return self._timing.due
 
@@ -156,7 +156,7 @@ class MutationController:
             self._back = None  # the first step after a mutation went well
         if measured is not None:
             self.end_epoch(measured)
-        if self.loop.progress < 1:
+        if not self.loop.over:
             clock = Clock(self.loop.epoch, self.loop.step, measured is not None, self.history, self.loop.progress)
             self._timing.ask(clock)
             self._timing.due = self.loop.devices.agreed(self._timing.due)
@@ -320,4 +320,6 @@ class MutationController:
         self.lineage.records[:] = records
         self.new_parameters.load_state_dict(state["new_parameters"])
         self.events.load_state(state["callbacks"])
-        self._back = None
+        self._back, self._records = None, []
+        if self.probation:  # that of what was trained before
+            self.probation.begin([])

@@ -39,7 +39,7 @@ from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBe
 from evolve.training.interrupt import Interrupt
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.metrics import Meter
-from evolve.training.monitor import best_value, out_of_patience
+from evolve.training.monitor import Patience, best_value
 from evolve.training.optim import OptimizerConfig
 from evolve.training.progress import Progress
 from evolve.training.restoring import fitting
@@ -118,24 +118,24 @@ class Evolver:
         self._folder = run_folder(self.world, self.output, told, bool(config_text))
         self.events = EventStream(heard_by(callbacks, self.world.first))
         self._meter = Meter()
+        self._patience = Patience(self.monitor, self.training.patience)
+        self.events.listen(self._patience)
+        loop = RunLoop(
+            self.state, self.train_data, self.val_data, self.evolution.probe, self.monitor, more=[self._meter]
+        )
+        loop.ended = lambda: self._patience.over
         self.controller = MutationController(
-            self.evolution,
-            RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, self.monitor, more=[self._meter]),
-            events=self.events,
-            run=self,
-            stopping=self._stopping,
+            self.evolution, loop, events=self.events, run=self, stopping=self._stopping
         )
         self.state.new_parameters = self.controller.new_parameters
-        self._display = (
-            Progress(self.training.budget, self.state.epoch_steps) if progress and self.world.first else None
-        )
+        shown = progress and self.world.first
+        self._display = Progress(self.training.budget, self.state.epoch_steps) if shown else None
         if self.output.dir and self.world.first:
             self.events.listen(RunFiles(self.output.folder))
         if self._display:
             self.events.listen(self._display)
         self._params_from = count_parameters(model)
         self._begun, self._stop, self._interrupt = False, False, Interrupt()
-        self.stopped_early = False  # after `training.patience` epochs without a better value of the monitor
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
@@ -206,7 +206,7 @@ class Evolver:
         with fitting(checkpoint.path):
             self.lineage.records[:] = checkpoint.records
             self.history[:] = progress["history"]
-            self.stopped_early = out_of_patience(self.history, self.monitor, self.training.patience)
+            self._patience.look(self.history)
             self._meter.load_state_dict(progress["meter"])
             self._params_from = progress["params_from"]
             self.controller.load_decisions(progress)
@@ -230,6 +230,11 @@ class Evolver:
         """Whether the budget is spent, or patience is at its end."""
         return self.state.progress >= 1 or self.stopped_early
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether patience is at its end."""
+        return self._patience.over
+
     def _windows(self) -> Iterator[list[Batch]]:
         """The batches of each optimizer step, from where the running epoch stands."""
         batches = iter(self.train_data.epoch(self.state.epoch, self.state.batch))
@@ -244,6 +249,7 @@ class Evolver:
         except Exception as error:  # of a mutation that has yet to prove itself, or the run's own
             if self.controller.after_step(error):
                 self._folder.settle(kept=False)
+                self._patience.look(self.history)
                 return False
             raise
         self._meter.add(result)
@@ -252,6 +258,7 @@ class Evolver:
         if tested and not self.controller.testing:
             self._folder.settle(kept=not went_back)
         if went_back:
+            self._patience.look(self.history)
             return False
         if len(self.history) > epochs:
             self._keep_best()
@@ -294,9 +301,8 @@ class Evolver:
             self.world.agree_to_stop(self._asked_to_stop)
 
     def _keep_best(self) -> None:
-        """Saves the epoch that has just ended if none did better, and sees whether patience is at its end."""
+        """Saves the epoch that has just ended if none did better."""
         best = best_value(self.history, self.monitor)
-        self.stopped_early = out_of_patience(self.history, self.monitor, self.training.patience)
         if best is not None and best[0] == len(self.history) - 1:
             self._folder.save_best(self.state, self.lineage, self._progress(), testing=self.controller.testing)
 
@@ -318,7 +324,7 @@ class Evolver:
 
     def _begin(self) -> None:
         """Makes the run folder ready, and seeds a new run."""
-        self._folder.begin()
+        self._folder.begin(testing=self.controller.testing)
         if not self._begun:
             seed_everything(self.training.seed)
             self._begun = True

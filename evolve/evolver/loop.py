@@ -135,6 +135,11 @@ class Loop:
         return min(1.0, self.step / self._steps) if self._steps else 0.0
 
     @property
+    def over(self) -> bool:
+        """Whether the training is over: nothing is due any more, and what is on probation is judged now."""
+        return self.progress >= 1
+
+    @property
     def knows_progress(self) -> bool:
         """Whether the length of the training is known."""
         return self._steps is not None

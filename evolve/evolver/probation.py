@@ -105,7 +105,7 @@ class Probation:
         None while it is not time: that is after the configured steps, or at the end of the run.
         """
         trial, step = self._trial, self._loop.step
-        if trial is None or not (step >= trial.began + self._config.steps or self._loop.progress >= 1):
+        if trial is None or not (step >= trial.began + self._config.steps or self._loop.over):
             return None
         found = self._loop.score(self._monitor.metric)
         if not math.isfinite(found.value):

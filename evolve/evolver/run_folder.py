@@ -61,8 +61,11 @@ class RunFolder:
                 told = f"{error} The last checkpoint, {self.saved}, is from before it."  # as no such model is saved
                 raise type(error)(told) from error
 
-    def begin(self) -> None:
+    def begin(self, *, testing: bool = False) -> None:
         """Makes the folder ready for a new run, or for one that goes on from `saved`.
+
+        Args:
+            testing: Whether a mutation is on probation in the run that goes on: its best epoch still waits.
 
         Raises:
             EvolveError: If the folder holds another run, or cannot be written to.
@@ -73,7 +76,8 @@ class RunFolder:
         clear_leftovers(self.path)
         clear_leftovers(self.path / FOLDER)
         clear_leftovers(self.path / BEST)
-        settle_best(self.path, kept=False)
+        if not testing:
+            settle_best(self.path, kept=False)
         if self.saved is None:
             self._empty(self.path)
         elif later := newer(self.path, self.saved):

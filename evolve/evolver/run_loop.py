@@ -60,6 +60,7 @@ class RunLoop(Loop):
             seed=state.config.seed,
         )
         self.state = state
+        self.ended: Callable[[], bool] = lambda: False  # says whether patience is at its end
         self.devices = SeveralDevices(state) if state.world.size > 1 else Devices()
         self._train, self._val = train, val
 
@@ -77,6 +78,11 @@ class RunLoop(Loop):
     def progress(self) -> float:
         """How much of the budget is spent, from 0 to 1."""
         return self.state.progress
+
+    @property
+    def over(self) -> bool:
+        """Whether the budget is spent, or patience is at its end."""
+        return self.state.progress >= 1 or self.ended()
 
     @property
     def knows_progress(self) -> bool:

@@ -48,7 +48,12 @@ def saved_config(checkpoint: Checkpoint, overrides: Sequence[str] = (), *, trust
     text, file = _text(checkpoint), checkpoint.run / CONFIG
     found = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     if _is_damage(found, text):
-        logger.warning("%s is damaged; the copy in %s takes its place.", file, checkpoint.path)
+        logger.warning(
+            "%s is damaged; the copy in %s takes its place. If you edited it, say it on the command "
+            "line instead, such as training.epochs=5.",
+            file,
+            checkpoint.path,
+        )
     elif found != text:
         logger.warning("%s was changed since the last checkpoint; the run goes on with it as it is now.", file)
         text = found
@@ -118,10 +123,12 @@ def _text(checkpoint: Checkpoint) -> str:
 
 
 def _is_damage(found: str, written: str) -> bool:
-    """Tells a file that a disk has spoilt, cut off or with one byte that differs, from one that somebody has edited."""
+    """Tells a file that a disk has spoilt (cut off in a line, or one bit turned) from one that somebody has edited."""
     if len(found) < len(written):
-        return written.startswith(found)
-    return len(found) == len(written) and sum(a != b for a, b in zip(found, written, strict=True)) == 1
+        return written.startswith(found) and not found.endswith("\n")
+    if len(found) != len(written):
+        return False
+    return sum((ord(a) ^ ord(b)).bit_count() for a, b in zip(found, written, strict=True)) == 1
 
 
 def _parsed(cls: type[S], text: str, file: Path, trust: bool, overrides: Sequence[str] = ()) -> S:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 
+from evolve.errors import EvolveError
 from evolve.lineage import Record
 from evolve.training.events import RunBegun, RunFinished
 from evolve.training.loggers import Logger, loggers, told
+
+logger = logging.getLogger(__name__)
 
 _LONGEST_TAG = 5000  # characters, MLflow's limit
 
@@ -52,12 +56,41 @@ class MLflowLogger(Logger):
 
         if self._uri is None:
             self._dir.mkdir(parents=True, exist_ok=True)
+            if (self._dir / "mlflow.db").is_symlink():
+                raise EvolveError(
+                    f"'{self._dir / 'mlflow.db'}' is a link, and a run writes within its own folder alone."
+                )
         self._client = MlflowClient(tracking_uri=self._uri or f"sqlite:///{(self._dir / 'mlflow.db').resolve()}")
+        if self._run is not None and not self._known(self._run):
+            logger.warning(
+                "MLflow run %s is not in '%s' any more: a new one begins.", self._run, self._uri or self._dir
+            )
+            self._run = None
         if self._run is None:
             self._run = self._client.create_run(self._experiment_id(), run_name=self._run_name).info.run_id
             self._client.log_param(self._run, "budget", str(event.budget))
         else:
             self._client.update_run(self._run, status="RUNNING")
+        self._check_place(self._run)
+
+    def _known(self, run: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.get_run(run)
+        except MlflowException:
+            return False
+        return True
+
+    def _check_place(self, run: str) -> None:
+        """Refuses a database in the run folder that sends files elsewhere: it may be anybody's."""
+        place = self._client.get_run(run).info.artifact_uri
+        here = self._dir.resolve().as_uri()
+        if self._uri is None and not place.startswith(f"{here}/"):
+            raise EvolveError(
+                f"'{self._dir / 'mlflow.db'}' keeps the files of its runs in {place}, outside of the folder. "
+                "Remove it, or name the store yourself: the option uri of the logger."
+            )
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """Logs metrics."""

@@ -30,6 +30,11 @@ class Clock:
     history: Sequence[Mapping[str, Any]] = ()
     progress: float = 0.0
 
+    def lacks(self, name: str) -> bool:
+        """Whether the last finished epoch was not evaluated, so that it has no such metric."""
+        line = self.history[-1]
+        return name not in line and not any(key.startswith("val_") for key in line)
+
     def metric(self, name: str, schedule: str) -> float:
         """Returns a metric of the last finished epoch.
 

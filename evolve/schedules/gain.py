@@ -94,10 +94,10 @@ class Gain(Schedule):
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when a larger model is worth it."""
         metric = self.monitor.metric
-        if not clock.epoch_end or not math.isfinite(clock.metric(metric, self.name)):
+        if not clock.epoch_end or clock.lacks(metric) or not math.isfinite(clock.metric(metric, self.name)):
             return None
         clock.metric("flops", self.name)
-        spans = _spans([line for line in clock.history if math.isfinite(line[metric])])
+        spans = _spans([line for line in clock.history if math.isfinite(line.get(metric, math.nan))])
         present = spans[-1]
         if len(present) < _FEWEST or len(clock.history) - self._asked < _FEWEST:
             return None

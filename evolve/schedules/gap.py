@@ -48,7 +48,7 @@ class Gap(Schedule):
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when the interval that the gap asks for is over."""
-        if not clock.epoch_end:
+        if not clock.epoch_end or clock.lacks(f"val_{self.options.metric}"):
             return None
         gap = self._gap(clock)
         if not math.isfinite(gap):  # a loss that is infinite for once says nothing of the gap

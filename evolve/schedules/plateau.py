@@ -41,7 +41,7 @@ class Plateau(Schedule):
 
     def due(self, clock: Clock) -> str | None:
         """Returns the reason when patience is at its end."""
-        if not clock.epoch_end:
+        if not clock.epoch_end or clock.lacks(self.monitor.metric):
             return None
         found = clock.metric(self.monitor.metric, self.name)
         if math.isfinite(found):

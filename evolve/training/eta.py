@@ -27,6 +27,7 @@ class Eta:
     def see(self, progress: float) -> None:
         """Notes which part of the budget is spent now, from 0 to 1."""
         self._last = (self._clock(), progress)
+        self._marks = [mark for mark in self._marks if mark[1] <= progress]  # a run may go back
         if not self._marks or progress - self._marks[-1][1] >= self._apart:
             self._marks.append(self._last)
         if len(self._marks) > _MOST_MARKS:

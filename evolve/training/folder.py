@@ -104,6 +104,7 @@ def replace_text(path: Path, text: str) -> None:
     """
     new = path.with_name(path.name + ".new")
     try:
+        new.unlink(missing_ok=True)  # a link to somewhere else is not written through
         write_text(new, text)
         os.replace(new, path)
     except OSError as error:
@@ -117,6 +118,8 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: If it cannot be written.
     """
+    if path.is_symlink():
+        raise CheckpointError(f"'{path}' is a link, and a run writes within its own folder alone. Remove it.")
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a", encoding="utf-8", newline="\n") as file:

@@ -11,6 +11,7 @@ from evolve.config.options import Monitor
 from evolve.errors import EvolveError, did_you_mean
 from evolve.tasks import Metric
 from evolve.training.config import MonitorConfig
+from evolve.training.events import EpochEnded, Event
 
 MONITOR = "training.monitor.metric: "
 
@@ -67,3 +68,28 @@ def out_of_patience(history: Sequence[Mapping[str, Any]], monitor: Monitor, pati
         return False
     best = best_value(history, monitor)
     return len(history) - (0 if best is None else best[0] + 1) >= patience
+
+
+class Patience:
+    """Listens to a run, and knows after each epoch whether patience is at its end.
+
+    Attributes:
+        over: Whether it is.
+
+    Args:
+        monitor: The metric that is looked at.
+        epochs: For how many it may not become better; None for any.
+    """
+
+    def __init__(self, monitor: Monitor, epochs: int | None) -> None:
+        self.over = False
+        self._monitor, self._epochs = monitor, epochs
+
+    def __call__(self, event: Event) -> None:
+        """Looks where an epoch has ended: before what is on probation is judged."""
+        if isinstance(event, EpochEnded):
+            self.look(event.run.history)
+
+    def look(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Looks at the epochs so far, such as after a run went back."""
+        self.over = out_of_patience(history, self._monitor, self._epochs)

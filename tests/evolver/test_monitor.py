@@ -154,3 +154,33 @@ def test_a_metric_that_is_not_measured_is_told():
     off = {**DECISIONS, "probation": {"steps": 4, "metric": "val_accuracy"}}
     with pytest.raises(MisfitError, match=r"probation\.metric: this run has no 'val_accuracy'"):
         run_of(evolution=off).run()
+
+
+def test_nothing_is_mutated_when_patience_is_at_its_end():
+    """A schedule that is due at every epoch's end is not asked after the last one."""
+    every = {**DECISIONS, "schedule": {"name": "every", "options": {"epochs": 1}}, "probation": None}
+    every["operators"] = [{"name": "widen", "options": {"factor": 1.25}}]
+    run = run_of(epochs=40, patience=3, evolution={**every, "policy": {"name": "round_robin"}})
+    assert run.run().stopped_early
+    assert run.history[-1]["params"] == sum(p.numel() for p in run.model.parameters())
+    assert max(record.step for record in run.lineage) < run.state.step
+
+
+def test_patience_ends_a_probation(tmp_path):
+    """The mutation is judged with the last epoch, and what was best meanwhile counts or not; nothing is left open."""
+    config = {
+        **DECISIONS,
+        "schedule": {"name": "at", "options": {"epochs": [3]}},
+        "policy": {"name": "round_robin"},
+        "probation": {"steps": 600},
+    }
+    run = run_of(tmp_path / "run", epochs=100, patience=6, evolution=config)
+    result = run.run()
+    assert result.stopped_early or result.finished
+    assert not run.controller.testing
+    assert [record.verdict is not None for record in run.lineage] == [True]
+    assert not (tmp_path / "run" / "best.pending").exists()
+    assert evolve.load(tmp_path / "run", model=net(), which="last")
+    again = run_of(tmp_path / "run", epochs=100, patience=6, evolution=config).restore()
+    assert again.finished
+    assert digest(again.model.state_dict()) == digest(run.model.state_dict())
