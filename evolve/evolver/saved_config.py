@@ -126,9 +126,11 @@ def _is_damage(found: str, written: str) -> bool:
     """Tells a file that a disk has spoilt (cut off in a line, or one bit turned) from one that somebody has edited."""
     if len(found) < len(written):
         return written.startswith(found) and not found.endswith("\n")
-    if len(found) != len(written):
+    other = [(a, b) for a, b in zip(found, written, strict=False) if a != b]
+    if len(found) != len(written) or len(other) != 1:
         return False
-    return sum((ord(a) ^ ord(b)).bit_count() for a, b in zip(found, written, strict=True)) == 1
+    (here, there), *_ = other
+    return here == "\ufffd" or (ord(here) ^ ord(there)).bit_count() == 1  # no text, or another letter
 
 
 def _parsed(cls: type[S], text: str, file: Path, trust: bool, overrides: Sequence[str] = ()) -> S:
