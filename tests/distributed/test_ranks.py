@@ -37,6 +37,7 @@ def answers(root):
 
 def ended(answers, name):
     """What each rank ended with; the ranks of a run know the same."""
+    assert all("told" in answer for answer in answers[name][0]), answers[name][0]
     found = [answer["told"] for answer in answers[name][0]]
     assert all(one == found[0] for one in found)
     return found[0]
