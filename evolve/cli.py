@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -225,12 +224,13 @@ def _train_seeds(
     over: Callable[[RunConfig], bool] | None,
 ) -> None:
     """Runs one seed after the other, and says what came of them all."""
+    from evolve.distributed.joining import speaks
     from evolve.errors import NonFiniteLossError, NonFiniteModelError
     from evolve.evolver.seeds import check_seeds, of_seed, parse_seeds, summarize, summary_lines
 
     seeds, failed = parse_seeds(asked), {}
     check_seeds(config, seeds, overrides, go_on=over is not None)
-    first = os.environ.get("RANK", "0") == "0"  # of several processes under torchrun one alone speaks and writes
+    first = speaks()
     for number, seed in enumerate(seeds, 1):
         one = of_seed(config, seed)
         if first:

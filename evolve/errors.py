@@ -70,6 +70,17 @@ class RanksDifferError(EvolveError):
     """The processes of a training on several devices do not hold the same; no step was made since."""
 
 
+def missing_package(what: str, package: str, error: ImportError) -> str:
+    """Returns what to say where an optional package cannot be imported.
+
+    Args:
+        what: What needs it, as the beginning of a sentence.
+        package: Its name on the package index.
+        error: What importing it raised.
+    """
+    return f"{what} needs the package {package}, which cannot be imported ({error}). Run: pip install {package}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)

@@ -56,7 +56,7 @@ class Monitor:
         for known in (self, *self.others):
             if known.metric == metric and mode in (None, known.mode):
                 return known
-        return named_monitor(metric, mode)
+        return _by_name(metric, mode)
 
     def knows(self, metric: str) -> bool:
         """Whether anything but a guess says which way a metric is better."""
@@ -78,10 +78,8 @@ class Monitor:
         return -value if self.bound is None else self.bound - value
 
     def rising(self, value: float) -> float:
-        """Turns what `falling` returned into a value of the metric again."""
-        if self.mode == "min":
-            return value
-        return -value if self.bound is None else self.bound - value
+        """Turns what `falling` returned into a value of the metric again: it is its own inverse."""
+        return self.falling(value)
 
 
 class Watching:
@@ -110,7 +108,7 @@ class Watching:
         return []
 
 
-def named_monitor(metric: str, mode: Literal["min", "max"] | None = None) -> Monitor:
+def _by_name(metric: str, mode: Literal["min", "max"] | None = None) -> Monitor:
     """Returns a metric to be looked at whose way is told by its name: an accuracy rises, all else falls."""
     rises = metric.endswith("accuracy")
     mode = mode or ("max" if rises else "min")

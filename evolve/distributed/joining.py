@@ -48,6 +48,11 @@ def join_ranks(device: str) -> World:
         ) from error
 
 
+def speaks() -> bool:
+    """Whether this process is the one that speaks for all that torchrun started, before they have found each other."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _take_device(device: str, local_rank: int) -> None:
     if ":" in device:
         raise EvolveError(

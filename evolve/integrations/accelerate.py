@@ -1,4 +1,4 @@
-"""Mutations in training loops under Accelerate: `pip install 'evolve[accelerate]'`."""
+"""Mutations in training loops under Accelerate: `pip install accelerate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from evolve.errors import EvolveError
+from evolve.errors import EvolveError, missing_package
 from evolve.evolver.controller import MutationController
 from evolve.evolver.loop import Loop
 from evolve.integrations.base_model import BaseModel
@@ -20,7 +20,7 @@ try:
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 except ImportError as error:
-    raise EvolveError("Accelerate is not installed. Run: pip install 'evolve[accelerate]'") from error
+    raise EvolveError(missing_package(f"'{__name__}'", "accelerate", error)) from error
 
 logger = logging.getLogger(__name__)
 

@@ -166,3 +166,26 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Driven:
+    """What callbacks of other libraries have in common: mutations by a driver, while a training goes on."""
+
+    _driver: Driver | None = None
+    _records: list[Record]  # of the model as it stands, where no training is going on
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of all mutations, applied or refused, that led to the model as it stands."""
+        return self._records if self._driver is None else self._driver.records
+
+    @property
+    def controller(self) -> MutationController:
+        """What makes the mutations; there is one from the start of a training on.
+
+        Raises:
+            EvolveError: Before that.
+        """
+        if self._driver is None:
+            raise EvolveError("There is no controller before the training has begun.")
+        return self._driver.controller

@@ -1,4 +1,4 @@
-"""Mutations in the Trainer of transformers: `pip install 'evolve[huggingface]'`."""
+"""Mutations in the Trainer of transformers: `pip install transformers`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evolve.errors import EvolveError
+from evolve.errors import EvolveError, missing_package
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
 from evolve.evolver.loop import Loop, OutputLoss
 from evolve.integrations.accelerate import unwrapped
 from evolve.integrations.base_model import BaseModel
-from evolve.integrations.driver import Driver, numbers
+from evolve.integrations.driver import Driven, Driver, numbers
 from evolve.integrations.folder import read_records, read_training, write_records, write_training
 from evolve.integrations.pretrained import base_of, from_pretrained, save_pretrained
-from evolve.lineage import Record
 from evolve.surgery.optimizer import Optimizers, as_optimizers
 from evolve.training.events import Callback
 
@@ -27,7 +26,7 @@ try:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
-    raise EvolveError("transformers is not installed. Run: pip install 'evolve[huggingface]'") from error
+    raise EvolveError(missing_package(f"'{__name__}'", "transformers", error)) from error
 
 __all__ = ["EvolveCallback", "EvolvingTrainer", "from_pretrained", "save_pretrained"]
 
@@ -42,7 +41,7 @@ def loss_in(outputs: Any) -> Tensor:
     return loss
 
 
-class EvolveCallback(TrainerCallback):
+class EvolveCallback(Driven, TrainerCallback):
     """Mutates a model while a Trainer trains it.
 
     A mutation is made before a step, when the optimizer has stepped, metrics are known and checkpoints are written.
@@ -77,26 +76,9 @@ class EvolveCallback(TrainerCallback):
         self.base_config: Any = None
         self._loss, self._evaluate, self._callbacks = loss, evaluate, list(callbacks)
         self._base: BaseModel | None = None
-        self._driver: Driver | None = None
-        self._records: list[Record] = []  # of the model as it stands, where no training is going on
+        self._records = []
         self._loaded: dict[str, Any] = {}
         self._trainer_follows = False
-
-    @property
-    def records(self) -> list[Record]:
-        """The records of all mutations, applied or refused, that led to the model as it stands."""
-        return self._records if self._driver is None else self._driver.records
-
-    @property
-    def controller(self) -> MutationController:
-        """What makes the mutations; there is one from the start of a training on.
-
-        Raises:
-            EvolveError: Before that.
-        """
-        if self._driver is None:
-            raise EvolveError("There is no controller before the training has begun.")
-        return self._driver.controller
 
     def follow(self, folder: str | Path, model: nn.Module, optimizer: Optimizers, resume: bool) -> None:
         """Gives the model the architecture of a checkpoint, before its weights are loaded.

@@ -1,4 +1,4 @@
-"""Mutations in the training loop of Lightning: `pip install 'evolve[lightning]'`."""
+"""Mutations in the training loop of Lightning: `pip install lightning`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from evolve.errors import CheckpointError, EvolveError
+from evolve.errors import CheckpointError, EvolveError, missing_package
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.controller import MutationController
 from evolve.evolver.loop import Loop, OutputLoss
 from evolve.integrations.base_model import BaseModel, read, written
-from evolve.integrations.driver import Driver, numbers
+from evolve.integrations.driver import Driven, Driver, numbers
 from evolve.lineage import Record
 from evolve.runtime.generators import random_state, set_random_state
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
@@ -26,14 +26,14 @@ from evolve.training.events import Callback
 try:
     import lightning.pytorch as pl
 except ImportError as error:
-    raise EvolveError("Lightning is not installed. Run: pip install 'evolve[lightning]'") from error
+    raise EvolveError(missing_package(f"'{__name__}'", "lightning", error)) from error
 
 logger = logging.getLogger(__name__)
 
 _KEY = "evolve"  # of a Lightning checkpoint
 
 
-class EvolveCallback(pl.Callback):
+class EvolveCallback(Driven, pl.Callback):
     """Mutates a part of a LightningModule while Lightning trains it.
 
     A mutation is made between two batches, when the optimizer has stepped, the metrics of an epoch are known and
@@ -71,27 +71,10 @@ class EvolveCallback(pl.Callback):
         self.config, self.part, self.monitor, self.seed = config, part, monitor, seed
         self._loss, self._evaluate, self._callbacks = loss, evaluate, list(callbacks)
         self._base: BaseModel | None = None
-        self._driver: Driver | None = None
-        self._records: list[Record] = []  # of the model as it stands, where no training is going on
+        self._records = []
         self._loaded: Mapping[str, Any] = {}
         self._stepped = False  # the optimizer, in the batch that is going on
         self._epoch_over = False
-
-    @property
-    def records(self) -> list[Record]:
-        """The records of all mutations, applied or refused, that led to the model as it stands."""
-        return self._records if self._driver is None else self._driver.records
-
-    @property
-    def controller(self) -> MutationController:
-        """What makes the mutations; there is one from the start of a training on.
-
-        Raises:
-            EvolveError: Before that.
-        """
-        if self._driver is None:
-            raise EvolveError("There is no controller before the training has begun.")
-        return self._driver.controller
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remembers the base model, and gets between the module and its checkpoints.

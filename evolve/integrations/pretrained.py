@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from evolve.errors import CheckpointError, EvolveError
+from evolve.errors import CheckpointError, EvolveError, missing_package
 from evolve.integrations.folder import read_file, write_records
 from evolve.lineage import Record
 from evolve.mutation.replaying import replay
@@ -26,7 +26,7 @@ try:
     import transformers
     from transformers import PretrainedConfig, PreTrainedModel
 except ImportError as error:
-    raise EvolveError("transformers is not installed. Run: pip install 'evolve[huggingface]'") from error
+    raise EvolveError(missing_package(f"'{__name__}'", "transformers", error)) from error
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 

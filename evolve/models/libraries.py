@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from torch import nn
 
-from evolve.errors import EvolveError, UnknownNameError, did_you_mean
+from evolve.errors import EvolveError, UnknownNameError, did_you_mean, missing_package
 
 Builder = Callable[..., nn.Module]
 
@@ -133,10 +133,7 @@ def _imported(package: str, prefix: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UnknownNameError(
-            f"Models '{prefix}:<name>' need the package {package}, which cannot be imported ({error}). Run: "
-            f"pip install {package}"
-        ) from error
+        raise UnknownNameError(missing_package(f"A model '{prefix}:<name>'", package, error)) from error
 
 
 _LIBRARIES: dict[str, Callable[[str], Builder]] = {

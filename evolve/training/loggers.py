@@ -12,7 +12,7 @@ from pydantic import ValidationInfo, model_validator
 from typing_extensions import Self
 
 from evolve.config import KeyPath, Named, OptionFaults, is_trusted, signature_faults, signature_of
-from evolve.errors import EvolveError, UnknownNameError, did_you_mean
+from evolve.errors import EvolveError, UnknownNameError, did_you_mean, missing_package
 from evolve.lineage import Record
 from evolve.plugins import import_callable, is_import_path, untrusted
 from evolve.registry import Registered, Registry
@@ -138,10 +138,7 @@ def find_logger(name: str, trusted: bool = True) -> Callable[..., Any]:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise UnknownNameError(
-                f"The logger '{name}' needs the package {package}, which cannot be imported ({error}). Run: "
-                f"pip install {package}"
-            ) from error
+            raise UnknownNameError(missing_package(f"The logger '{name}'", package, error)) from error
     return cls
 
 

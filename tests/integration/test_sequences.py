@@ -18,7 +18,7 @@ from evolve.structure.outputs import copied_parts, output_tensors
 from evolve.testing import ZOO, variants
 from evolve.testing.snapshot import ModelSnapshot, check_optimizer
 
-SEQUENCES = int(os.environ.get("EVOLVE_SEQUENCES", "500"))  # 1000 after changes to operators or surgery
+SEQUENCES = int(os.environ.get("EVOLVE_SEQUENCES", "1000"))  # fewer while you work on something
 SETTINGS = settings(
     max_examples=SEQUENCES,
     derandomize=True,
