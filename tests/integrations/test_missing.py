@@ -24,5 +24,6 @@ def test_a_missing_library_is_told(monkeypatch, integration, library):
     for known in [known for known in sys.modules if known.partition(".")[0] == library]:
         monkeypatch.setitem(sys.modules, known, None)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(EvolveError, match=rf"'evolve\.integrations\.\w+' needs the package {library}, .*Run: pip install {library}$"):
+    told = rf"'evolve\.integrations\.\w+' needs the package {library}, .*Run: pip install {library}$"
+    with pytest.raises(EvolveError, match=told):
         importlib.import_module(name)
