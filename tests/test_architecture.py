@@ -44,6 +44,10 @@ ALLOWED = {
         "distributed",
     },
     "loading": {"config", "evolver", "lineage", "models", "plugins", "runtime", "training"},
+    "population": {
+        *("budget", "config", "data", "evolver", "lineage", "models", "mutation", "operators", "plugins", "runtime"),
+        *("structure", "tasks", "training"),
+    },
     "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},
     "integrations": {
         *("config", "evolver", "lineage", "mutation", "runtime", "structure", "surgery", "training"),
@@ -66,6 +70,9 @@ ALLOWED = {
 # What a file at the bottom may be imported into without a room of its own; the rest are folders.
 AT_THE_ROOT = {"__init__", "__main__", "cli", "errors", "registry", "plugins", "budget", "lineage", "loading"}
 WITHOUT_TORCH = {"budget", "config", "lineage", "errors", "registry", "plugins", "policies", "schedules"}
+# Of the search: all that decides. It speaks of numbers and edits.
+DECIDES = {"algorithms", "archive", "halving", "individual", "objectives", "planner", "rates", "space"}
+DECIDES_FROM = {"errors", "registry", "population", "config", "lineage"}
 LONGEST = 330  # lines
 
 
@@ -114,6 +121,15 @@ def test_rooms_without_torch(room):
     for path in FILES:
         if room_of(path) == room:
             assert "torch" not in imports(path), path
+
+
+def test_what_decides_in_a_search_knows_no_torch():
+    for path in FILES:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[0] == "population" and parts[1] in DECIDES:
+            assert "torch" not in imports(path), path
+            rooms = {name.removeprefix("evolve.") for name in imports(path) if name.startswith("evolve.")}
+            assert rooms <= DECIDES_FROM, path
 
 
 def test_the_root_holds_what_has_no_room():

@@ -1,0 +1,1 @@
+"""Evolutionary search: populations of models whose children inherit their weights."""
