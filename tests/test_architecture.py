@@ -71,7 +71,19 @@ ALLOWED = {
 AT_THE_ROOT = {"__init__", "__main__", "cli", "errors", "registry", "plugins", "budget", "lineage", "loading"}
 WITHOUT_TORCH = {"budget", "config", "lineage", "errors", "registry", "plugins", "policies", "schedules"}
 # Of the search: all that decides. It speaks of numbers and edits.
-DECIDES = {"algorithms", "archive", "halving", "individual", "objectives", "planner", "rates", "space"}
+DECIDES = {
+    "algorithms",
+    "archive",
+    "blobs",
+    "executors",
+    "halving",
+    "individual",
+    "jobs",
+    "objectives",
+    "planner",
+    "rates",
+    "space",
+}
 DECIDES_FROM = {"errors", "registry", "population", "config", "lineage"}
 LONGEST = 330  # lines
 

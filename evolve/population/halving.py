@@ -9,7 +9,7 @@ from evolve.population.individual import Individual
 
 @dataclass
 class Halving:
-    """Asynchronous successive halving (Li et al. 2020): the best 1 in `factor` of a rung is trained `factor` times longer.
+    """Asynchronous successive halving (Li et al. 2020): of each rung the best few are trained some times longer.
 
     Args:
         factor: Of whom one is promoted, and by how much longer it has been trained then.
