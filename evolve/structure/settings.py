@@ -32,12 +32,24 @@ class Setting:
     position: int | None
     value: int
 
+    @property
+    def field(self) -> str:
+        """The attribute's name in what holds it."""
+        return self.attribute.rpartition(".")[2]
+
+
+def holder_of(model: nn.Module, setting: Setting) -> Any:
+    """Returns what a setting stands in: a module, or a config that modules hold."""
+    module = model.get_submodule(setting.module)
+    path = setting.attribute.rpartition(".")[0]
+    return config_at(module, path) if path else module
+
 
 def read_setting(model: nn.Module, setting: Setting) -> Any:
     """Returns the present value of a setting."""
-    module = model.get_submodule(setting.module)
-    path, _, field = setting.attribute.rpartition(".")
-    value = fields_of(config_at(module, path))[field] if path else getattr(module, field, None)
+    holder = holder_of(model, setting)
+    inside = isinstance(holder, nn.Module)
+    value = getattr(holder, setting.field, None) if inside else fields_of(holder)[setting.field]
     return value[setting.position] if isinstance(value, (tuple, list)) and setting.position is not None else value
 
 
@@ -45,16 +57,15 @@ def change_settings(model: nn.Module, settings: list[Setting]) -> None:
     """Gives modules their new integers."""
     in_configs: dict[tuple[int, str, int | None], int] = {}
     for setting in settings:
-        module = model.get_submodule(setting.module)
-        path, _, field = setting.attribute.rpartition(".")
-        if path:
-            in_configs[id(config_at(module, path)), field, setting.position] = setting.value
+        holder = holder_of(model, setting)
+        if not isinstance(holder, nn.Module):
+            in_configs[id(holder), setting.field, setting.position] = setting.value
             continue
         value: Any = setting.value
         if setting.position is not None:
-            old = getattr(module, setting.attribute)
+            old = getattr(holder, setting.attribute)
             value = type(old)(setting.value if i == setting.position else item for i, item in enumerate(old))
-        setattr(module, setting.attribute, value)
+        setattr(holder, setting.attribute, value)
     if in_configs:
         rewrite_configs(
             model,

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import evolve
+from evolve.structure import sized_run
+from evolve.structure.settings import holder_of
 
 X = torch.randn(3, 5, 12)
 
@@ -111,6 +113,20 @@ def test_sites_list_nothing_that_cannot_follow():
     assert "the model (Written)" in refused.message
     assert "line" in refused.message
     assert ".view(3, 5, 2, 4)" in refused.message
+
+
+def test_nothing_is_tried_twice(monkeypatch):
+    """The searches for a group alone and for layers together come by the same settings, and so do names of a config."""
+    made, real = [], sized_run._run
+
+    def run(model, analysis, script, sizes, settings):
+        values = {(id(holder_of(model, s)), s.field, s.position): s.value for s in settings}
+        made.append((id(script), frozenset(sizes.items()), frozenset(values.items())))
+        return real(model, analysis, script, sizes, settings)
+
+    monkeypatch.setattr(sized_run, "_run", run)
+    evolve.sites(Configured(Config(2)), "widen", example_inputs=X)
+    assert len(made) == len(set(made)) > 1
 
 
 def test_conv_bert():
