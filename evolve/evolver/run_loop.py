@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
 from typing_extensions import Self
 
 from evolve.config.options import Monitor
@@ -24,7 +23,7 @@ from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
 from evolve.training import TrainState, evaluate, place, place_model, train_step
 from evolve.training.snapshot import Stateful
-from evolve.training.step import EvaluationMeter, evaluated
+from evolve.training.step import Evaluated, EvaluationMeter, evaluated
 
 
 class RunLoop(Loop):
@@ -122,7 +121,7 @@ class RunLoop(Loop):
         whole, values = EvaluationMeter(state), []
         with preserved_rng(state.config.seed):  # as `evaluate` does
             for found in evaluated(state, self._val.epoch(0)):
-                whole.add(*found)
+                whole.add(found)
                 values.append(_of_one_batch(state, name, found))
         metrics = whole.compute()
         if name not in metrics:
@@ -202,11 +201,11 @@ class RunLoop(Loop):
         return self._train.onward(self.state.epoch, self.state.batch)
 
 
-def _of_one_batch(state: TrainState, name: str, found: tuple[Tensor, Any, Any]) -> float:
+def _of_one_batch(state: TrainState, name: str, found: Evaluated) -> float:
     """Returns a metric of one batch; NaN where a batch is too little for it, as one sample is for R2."""
     meter = EvaluationMeter(state, name)
     try:
-        meter.add(*found)
+        meter.add(found)
         return meter.compute().get(name, math.nan)
     except MisfitError:  # no fault of the data: on all of them the metric is known
         return math.nan

@@ -67,6 +67,13 @@ class Task(Registered):
         """Returns how many samples a batch has."""
         return count_samples(batch)
 
+    def weight(self, batch: Any) -> float:
+        """Returns what the loss of a batch is a mean over, by which it weighs in the mean over batches.
+
+        Samples, where a task says nothing else: tokens or pixels that are not ignored, in others.
+        """
+        return self.count(batch)
+
     def part(self, batch: Any, first: int, end: int) -> Any:
         """Returns a batch of its samples from `first` up to `end`: each of several devices takes a part."""
         return rows(batch, first, end)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evolve.errors import MisfitError
-from evolve.tasks.losses import ELEMENTWISE, OF_CLASSES, Loss, TensorLoss, loss_name
+from evolve.tasks.losses import ELEMENTWISE, OF_CLASSES, Loss, TensorLoss, loss_name, loss_option
 
 _ROUNDING = 0.02  # of a sum of probabilities in half precision
 
@@ -107,7 +107,7 @@ def _check_classes(loss: Loss, outputs: Any, targets: Tensor, where: str, what: 
             f"{name} with a single output is always 0: a model of two classes needs two outputs, or one and "
             "binary_cross_entropy_with_logits."
         )
-    ignored = _option(loss, "ignore_index", -100)
+    ignored = loss_option(loss, "ignore_index", -100)
     counted = targets[targets != ignored]
     if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
         low, high = int(counted.min()), int(counted.max())
@@ -143,11 +143,6 @@ def _check_probabilities(targets: Tensor, where: str) -> None:
         f"a sum of 1 for each sample; one of these sums up to {odd:g}. For several labels of a sample use the task "
         "'multilabel', for numbers the task 'regression'."
     )
-
-
-def _option(loss: Loss, name: str, default: Any) -> Any:
-    function: Any = loss.function if isinstance(loss, TensorLoss) else loss
-    return getattr(function, "keywords", {}).get(name, default)
 
 
 def _check_weights(tensors: Mapping[str, Tensor], name: str, outputs: Tensor, given_as: Mapping[str, str]) -> None:

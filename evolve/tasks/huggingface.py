@@ -11,6 +11,8 @@ from evolve.errors import MisfitError
 from evolve.tasks.base import Task, tasks
 from evolve.tasks.supervised import Classification, PairOptions, fields_of
 
+_IGNORED = -100  # a label that models of transformers leave out of their loss
+
 
 @tasks.register("huggingface")
 class HuggingFace(Task):
@@ -45,6 +47,15 @@ class HuggingFace(Task):
             )
         return loss, outputs
 
+    def weight(self, batch: Any) -> float:
+        """Returns how many labels are not ignored: those of a causal language model without the first position."""
+        fields = fields_of(batch)
+        labels = fields.get(self.options.target or "labels")
+        if not isinstance(labels, Tensor) or labels.is_floating_point():
+            return self.count(batch)
+        shifted = _are_inputs(labels, fields.get("input_ids"))
+        return int(((labels[:, 1:] if shifted else labels) != _IGNORED).sum())
+
     def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
         """Returns logits and labels, in the shapes that metrics take."""
         logits, labels = self._pairs.compared(outputs, batch)
@@ -69,14 +80,14 @@ class HuggingFace(Task):
         if not isinstance(predictions, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
             return {}
         if predictions.dim() == 3:  # of a causal language model
-            return {"ignore_index": -100}
+            return {"ignore_index": _IGNORED}
         if predictions.dim() == targets.dim() == 2:
             return {"task": "multilabel", "num_labels": predictions.shape[1], "average": "macro"}
-        return {"task": "multiclass", "num_classes": predictions.shape[-1], "ignore_index": -100}
+        return {"task": "multiclass", "num_classes": predictions.shape[-1], "ignore_index": _IGNORED}
 
 
 def _are_inputs(labels: Tensor, tokens: Any) -> bool:
     """Whether labels that count are the input tokens."""
     if not isinstance(tokens, Tensor) or tokens.shape != labels.shape:
         return False
-    return bool(((labels == tokens) | (labels == -100)).all())
+    return bool(((labels == tokens) | (labels == _IGNORED)).all())

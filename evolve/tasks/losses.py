@@ -138,6 +138,38 @@ def loss_name(loss: Loss) -> str:
     return name if getattr(nn.functional, name or " ", None) is function else ""
 
 
+def loss_option(loss: Loss, name: str, default: Any) -> Any:
+    """Returns an option of one of torch's losses, given to it or to a module of torch's kind."""
+    if isinstance(loss, _ModuleLoss | nn.Module):
+        return getattr(loss.module if isinstance(loss, _ModuleLoss) else loss, name, default)
+    if isinstance(loss, TensorLoss) and name in loss.tensors:
+        return loss.tensors[name]
+    function: Any = loss.function if isinstance(loss, TensorLoss) else loss
+    return getattr(function, "keywords", {}).get(name, default)
+
+
+def averaged_over(loss: Loss, targets: Any) -> float | None:
+    """Returns what one of torch's losses takes its mean over: targets that it does not ignore, by their weights.
+
+    Args:
+        loss: As `LossConfig` builds them, or a `CrossEntropyLoss` or `NLLLoss`.
+        targets: What it is given, of any shape.
+
+    Returns:
+        None for another loss, for a sum, and where targets are no tensor.
+    """
+    module = loss.module if isinstance(loss, _ModuleLoss) else loss
+    name = loss_name(loss)
+    of_classes = name in ("cross_entropy", "nll_loss") or isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss)
+    if not (name or of_classes) or not isinstance(targets, Tensor) or loss_option(loss, "reduction", "mean") != "mean":
+        return None
+    if not of_classes or targets.is_floating_point():
+        return targets.numel()
+    counted = targets[targets != loss_option(loss, "ignore_index", -100)]
+    weight = loss_option(loss, "weight", None)
+    return len(counted) if weight is None else float(weight.to(counted.device)[counted].sum())
+
+
 def _tensor_parameters(function: Callable[..., Any]) -> set[str]:
     """Names of the parameters that take a tensor, by their annotations."""
     parameters = signature_of(function) or {}

@@ -13,7 +13,7 @@ from evolve.errors import MisfitError, did_you_mean
 from evolve.registry import TypedOptions
 from evolve.tasks.base import Task, tasks
 from evolve.tasks.checks import check_pair
-from evolve.tasks.losses import Loss, LossConfig, loss_name
+from evolve.tasks.losses import Loss, LossConfig, averaged_over, loss_name
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping that hold the targets, where none is named
 _PREDICTIONS = ("logits", "out", "predictions")  # where models that return more than a tensor keep what is compared
@@ -121,6 +121,11 @@ class Supervised(Task):
         if type(batch) in (tuple, list) and isinstance(batch[0], Tensor):
             return len(batch[0])
         return super().count(batch)
+
+    def weight(self, batch: Any) -> float:
+        """Returns what one of torch's losses averages over, such as the pixels not ignored; samples for any other."""
+        found = averaged_over(self.criterion, self.split(batch)[1])
+        return self.count(batch) if found is None else found
 
     def check(self, outputs: Any, batch: Any, where: str = "") -> None:
         """Checks shapes, types and ranges of outputs and targets against what torch's losses take."""

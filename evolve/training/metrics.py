@@ -34,6 +34,7 @@ class Meter:
     """Sums over the steps of the running epoch, which began when the run had taken `since` seconds."""
 
     loss: float = 0.0
+    weight: float = 0.0
     samples: int = 0
     correct: int | None = 0
     since: float = 0.0
@@ -41,7 +42,8 @@ class Meter:
 
     def add(self, result: StepResult) -> None:
         """Takes in one optimizer step."""
-        self.loss += result.loss * result.samples
+        self.loss += result.loss * result.weight
+        self.weight += result.weight
         self.samples += result.samples
         if not result.hits:
             self.correct = None
@@ -65,7 +67,7 @@ class Meter:
         return {
             "epoch": state.epoch,
             "step": state.step,
-            "train_loss": self.loss / self.samples,
+            "train_loss": self.loss / self.weight,
             **accuracy,
             **{f"val_{name}": value for name, value in val.items()},
             "lr": state.lr,
@@ -83,17 +85,19 @@ class Meter:
 
     def start_over(self, since: float) -> None:
         """Begins the next epoch, when the run has taken so many seconds."""
-        self.loss, self.samples, self.correct, self.since, self._hits = 0.0, 0, 0, since, []
+        self.loss, self.weight, self.samples, self.correct, self.since, self._hits = 0.0, 0.0, 0, 0, since, []
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
         self.start_over(state["since"])
         self.loss, self.samples, self.correct = state["loss"], state["samples"], state["correct"]
+        self.weight = state.get("weight", self.samples)  # older checkpoints have none
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums as JSON values, for a resumed run."""
         self._count()
-        return {"loss": self.loss, "samples": self.samples, "correct": self.correct, "since": self.since}
+        names = ("loss", "weight", "samples", "correct", "since")
+        return {name: getattr(self, name) for name in names}
 
     def _count(self) -> None:
         if self._hits and self.correct is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,15 @@ class StepResult:
     """What one optimizer step saw.
 
     Attributes:
-        loss: Mean of the batches' losses.
+        loss: Mean of the batches' losses, by their weights.
         samples: How many there were.
+        weight: Of all batches, see `Task.weight`.
         hits: For each batch, which answers were right, or how many; empty where the task has no such answers.
     """
 
     loss: float
     samples: int
+    weight: float
     hits: list[Tensor]
 
 
@@ -55,21 +57,23 @@ def train_step(
     """
     state.wrap()
     total, samples = 0.0, 0
+    weights = [state.task.weight(batch) for batch in batches]
+    whole = sum(weights)
     answers: list[Tensor | None] = []
     for index, batch in enumerate(batches):
-        count = state.task.count(batch)
-        batch, weight = _part(state, batch, count)
+        share = weights[index] / whole if whole else 1 / len(batches)
+        samples += state.task.count(batch)
+        batch, part = _part(state, batch, weights[index])
         batch = place(state, batch)
         with _passing(state, index, last=index == len(batches) - 1):
             with autocast(state):
                 loss, outputs = loss_and_outputs(state.task.loss(state.forward, batch))
             hits = state.task.right_answers(outputs, batch) if state.counts_answers else None
-            value, hits = _together(state, loss.item(), weight, hits)
+            value, hits = _together(state, loss.item() if share else 0.0, part, hits)
             _check_finite(state, value)
-            share = loss if len(batches) == 1 else loss / len(batches)
-            share = share if weight == 1 else share * weight
-            (state.scaler.scale(share) if state.scaler else share).backward()
-        total, samples = total + value / len(batches), samples + count
+            loss = loss if share * part == 1 else loss * (share * part)
+            (state.scaler.scale(loss) if state.scaler else loss).backward()
+        total += value * share
         answers.append(hits)
     if state.world.together:
         state.world.hand_over(list(state.model.buffers()))  # what each forward pass has made of its part
@@ -78,15 +82,20 @@ def train_step(
     state.batch += len(batches)
     state.flops += FORWARD_AND_BACKWARD * state.flops_per_sample * samples
     advance_schedule(state, "step")
-    return StepResult(total, samples, [hits for hits in answers if hits is not None])
+    return StepResult(total, samples, whole, [hits for hits in answers if hits is not None])
 
 
-def _part(state: TrainState, batch: Batch, count: int) -> tuple[Batch, float]:
-    """Returns this device's part of a batch, and what its loss weighs in the average of the devices' gradients."""
-    if not state.world.together:
+def _part(state: TrainState, batch: Batch, whole: float) -> tuple[Batch, float]:
+    """Returns this device's part of a batch, and what its loss weighs in the average of the devices' gradients.
+
+    DDP takes the plain mean of them: so a part weighs as many times the number of devices as it is of the whole weight.
+    """
+    world, task = state.world, state.task
+    if not world.together:
         return batch, 1.0
-    first, end, weight = part_of(count, state.world.rank, state.world.size)
-    return state.task.part(batch, first, end), weight
+    first, end, counts = part_of(task.count(batch), world.rank, world.size)
+    part = task.part(batch, first, end)
+    return part, task.weight(part) * world.size / whole if counts and whole else float(counts)
 
 
 @contextmanager
@@ -160,9 +169,25 @@ def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
     """
     meter = EvaluationMeter(state)
     with preserved_rng(state.config.seed):
-        for loss, outputs, batch in evaluated(state, batches):
-            meter.add(loss, outputs, batch)
+        for found in evaluated(state, batches):
+            meter.add(found)
     return dict(state.world.tell(meter.compute()))  # every device evaluates, and the first one's numbers count
+
+
+class Evaluated(NamedTuple):
+    """A batch that was evaluated.
+
+    Attributes:
+        loss: A scalar, on the device.
+        outputs: What metrics look at.
+        batch: On the device.
+        weight: What the loss is a mean over, see `Task.weight`.
+    """
+
+    loss: Tensor
+    outputs: Any
+    batch: Batch
+    weight: float
 
 
 class EvaluationMeter:
@@ -174,34 +199,34 @@ class EvaluationMeter:
     """
 
     def __init__(self, state: TrainState, metric: str | None = None) -> None:
-        self._task = state.task
         wanted = [one for one in state.metrics if metric is None or one.label == metric or one.several]
         self._meter = MetricMeter(state.task, [] if metric == LOSS else wanted)
         self._loss = torch.zeros((), device=state.device, dtype=torch.float32)
-        self._samples = 0
+        self._weight = 0.0
 
-    def add(self, loss: Tensor, outputs: Any, batch: Batch) -> None:
+    def add(self, found: Evaluated) -> None:
         """Takes in a batch."""
-        samples = self._task.count(batch)
-        self._loss += loss.float() * samples
-        self._samples += samples
-        self._meter.update(outputs, batch)
+        if found.weight:  # a mean over nothing is NaN
+            self._loss += found.loss.float() * found.weight
+            self._weight += found.weight
+        self._meter.update(found.outputs, found.batch)
 
     def compute(self) -> dict[str, float]:
-        """Returns loss and metrics."""
-        return {LOSS: self._loss.item() / max(self._samples, 1), **self._meter.compute()}
+        """Returns loss and metrics; the loss is NaN where it is a mean over nothing."""
+        return {LOSS: self._loss.item() / self._weight if self._weight else math.nan, **self._meter.compute()}
 
 
 @torch.no_grad()
-def evaluated(state: TrainState, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Any, Batch]]:
-    """Yields loss, outputs and the batch of each, in eval mode, with averaged weights where there are any."""
+def evaluated(state: TrainState, batches: Iterable[Batch]) -> Iterator[Evaluated]:
+    """Yields what became of each batch, in eval mode, with averaged weights where there are any."""
     averaged = state.ema.applied_to(state.model) if state.ema else nullcontext()
     with eval_mode(state.model), averaged:
         for batch in batches:
+            weight = state.task.weight(batch)  # where the data lie: on the device it would be waited for
             batch = place(state, batch)
             with autocast(state):
                 loss, outputs = loss_and_outputs(state.task.evaluate(state.evaluated, batch))
-            yield loss, outputs, batch
+            yield Evaluated(loss, outputs, batch, weight)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from helpers.ranks import run
 from evolve.lineage import Lineage
 
 SCENARIOS = [
-    *("three/2/-", "three/1/-", "accumulated/2/-", "accumulated/1/-", "probation/2/probation", "children/2/-"),
+    *("three/2/-", "three/1/-", "accumulated/2/-", "accumulated/1/-", "ignored/2/-", "ignored/1/-"),
+    *("probation/2/probation", "children/2/-"),
     *("gradient/2/-", "stopped/2/stopped", "stopped_again/1/stopped", "resumed/2/stopped", "killed/2/killed"),
     *("resumed/2/killed", "stuck/2/stuck", "out_of_memory/2/oom", "drifted/2/drifted", "other_seed/2/seed"),
     *("other_code/2/code", "locked/2/stopped", "command/2/command"),
@@ -53,7 +54,7 @@ def assert_same_weights(one, other):
         torch.testing.assert_close(torch.tensor(here), torch.tensor(there), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["three", "accumulated"])
+@pytest.mark.parametrize("name", ["three", "accumulated", "ignored"])
 def test_two_ranks_end_as_one_process_with_the_same_batches(answers, name):
     two, one = ended(answers, f"{name}/2/-"), ended(answers, f"{name}/1/-")
     assert two["operators"] == one["operators"] == ["widen", "deepen", "narrow"]

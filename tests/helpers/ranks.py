@@ -58,9 +58,9 @@ def net(norm=False):
     )
 
 
-def evolver(folder=None, evolution=THREE, model=None, **changes):
+def evolver(folder=None, evolution=THREE, model=None, labels=None, **changes):
     x = torch.randn(39, 6, generator=torch.Generator().manual_seed(0))  # batches of 9, the last of 3
-    y = x[:, :3].argmax(1)
+    y = x[:, :3].argmax(1) if labels is None else labels
     training = {"epochs": 4, "device": "cpu", "seed": 1, "ema": 0.9, **changes.pop("training", {})}
     return Evolver(
         model or net(), (x, y), (x[:16], y[:16]), batch_size=9, progress=False,
@@ -105,6 +105,13 @@ def three(folder):
 
 def accumulated(folder):
     return trained(None, training={"accumulate": 2})
+
+
+def ignored(folder):
+    """Labels of which some do not count: in three cases none of those that a rank has of a batch."""
+    labels = torch.arange(39) % 3
+    labels[torch.randperm(39, generator=torch.Generator().manual_seed(5))[:22]] = -100
+    return trained(None, labels=labels, training={"accumulate": 2})
 
 
 def probation(folder):

@@ -92,6 +92,41 @@ def test_losses(name, options, outputs, targets, expected):
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "loss", "options", "targets", "expected"),
+    [
+        ("classification", None, {}, CLASSES, 6),
+        ("classification", None, {"class_weights": [1.0, 2.0, 5.0]}, CLASSES, 17),
+        ("classification", None, {}, LOGITS.softmax(1), 18),
+        ("classification", {"name": "cross_entropy", "options": {"ignore_index": 1}}, {}, CLASSES, 3),
+        ("classification", {"name": "cross_entropy", "options": {"reduction": "sum"}}, {}, CLASSES, 6),
+        ("classification", {"name": "torch.nn:CrossEntropyLoss", "options": {"ignore_index": 1}}, {}, CLASSES, 3),
+        ("classification", {"name": "torch.nn:MSELoss"}, {}, LOGITS, 6),
+        ("multilabel", None, {"pos_weight": [1.0, 2.0, 5.0]}, BITS, 18),
+        ("regression", None, {}, BITS, 18),
+        ("segmentation", None, {"ignore_index": 255}, BORDERED, 24),
+        ("language_modeling", None, {}, PADDED, 6),
+    ],
+)
+def test_what_a_loss_is_a_mean_over(name, loss, options, targets, expected):
+    task, _ = made(name, loss=loss, **options)
+    assert task.weight((torch.zeros(len(targets), 2), targets)) == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        ({"input_ids": NEXT, "labels": PADDED}, 4),  # shifted by the model: the first label is no answer
+        ({"input_ids": NEXT + 1, "labels": PADDED}, 6),
+        ({"pixels": X, "labels": CLASSES}, 6),
+        ({"pixels": X, "labels": BITS}, 6),
+        ({"pixels": X}, 6),
+    ],
+)
+def test_what_a_loss_of_a_model_of_its_own_is_a_mean_over(batch, expected):
+    assert made("huggingface")[0].weight(batch) == expected
+
+
 def r2(predictions, targets):
     """The mean over the outputs."""
     left = ((targets - predictions) ** 2).sum(0)

@@ -147,6 +147,79 @@ def test_training_accuracy_counts_every_sample_once(accumulate):
     assert line["train_accuracy"] == line["val_accuracy"] == float((logits.argmax(1) == Y).double().mean())
 
 
+class Pixels(nn.Module):
+    """Three classes for each of 4 x 4 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Conv2d(2, 3, 1)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class OwnTokens(nn.Module):
+    """Returns its loss, as a causal model of transformers does: of each position's logits with the next label."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Embedding(5, 5)
+
+    def forward(self, input_ids, labels):
+        logits = self.inner(input_ids)
+        return {"loss": F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()), "logits": logits}
+
+
+def unevenly_ignored(shape, label):
+    """Class numbers of which more are ignored from row to row; all of the last four."""
+    drawn = torch.Generator().manual_seed(2)
+    targets = torch.randint(0, 3, shape, generator=drawn)
+    share = torch.linspace(0, 1, shape[0] - 3).clamp(max=0.6).view(-1, *[1] * (len(shape) - 1))
+    targets[:-3][torch.rand(targets[:-3].shape, generator=drawn) < share] = label
+    targets[-4:] = label
+    return targets
+
+
+IMAGES, TOKENS = torch.randn(14, 2, 4, 4, generator=torch.Generator().manual_seed(3)), torch.arange(14 * 6) % 5
+TOKENS = TOKENS.view(14, 6)
+SHOWN = torch.where(unevenly_ignored((14, 6), -100) == -100, -100, TOKENS)
+BORDERS, PADDED = unevenly_ignored((14, 4, 4), 255), unevenly_ignored((14, 6), -100)
+UNEVEN = [
+    (Pixels, "segmentation", {"ignore_index": 255}, (IMAGES, BORDERS)),
+    (Pixels, "segmentation", {"ignore_index": 255, "class_weights": [0.1, 1.0, 5.0]}, (IMAGES, BORDERS)),
+    (lambda: nn.Embedding(5, 5), "language_modeling", {}, {"input_ids": TOKENS, "labels": PADDED}),
+    (OwnTokens, "huggingface", {}, {"input_ids": TOKENS, "labels": SHOWN}),
+]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("model", "name", "options", "data"), UNEVEN)
+def test_a_loss_is_the_mean_over_all_that_counts_whatever_the_batches(model, name, options, data, accumulate):
+    """Batches of four and a last one of two, in which nothing counts; with rate 0 the model stays what it is."""
+    torch.manual_seed(0)
+    if accumulate == 1:  # no step can be made over a batch in which nothing counts
+        train = {k: v[:10] for k, v in data.items()} if isinstance(data, dict) else tuple(v[:10] for v in data)
+    else:
+        train = data
+    evolver = run_of(
+        model(), DataLoader(rows_of(train), 4), DataLoader(rows_of(data), 4), TaskConfig(name=name, options=options),
+        lr=0.0, epochs=1, accumulate=accumulate,
+    )  # fmt: skip
+    evolver.run()
+    with torch.no_grad():
+        whole = float(evolver.state.task.loss(evolver.model, data)[0])
+    assert evolver.history[-1]["val_loss"] == pytest.approx(whole, rel=1e-5)
+    assert evolver.history[-1]["train_loss"] == pytest.approx(whole, rel=1e-5)
+    assert evolver.controller.loop.score("val_loss").value == pytest.approx(whole, rel=1e-5)
+
+
+def rows_of(data):
+    """A data set of the samples."""
+    if isinstance(data, dict):
+        return [{key: values[i] for key, values in data.items()} for i in range(len(data["labels"]))]
+    return TensorDataset(*data)
+
+
 def test_a_metric_that_one_sample_is_too_little_for():
     """R2 of a batch of one sample is none, and says nothing of the noise; of all the data it is known."""
     column = X[:, :1] * 2
