@@ -284,7 +284,7 @@ class Evolver:
 
     def _close(self) -> None:
         """At the end of the budget: measures what is left, and brings the last line up to date."""
-        if self._meter.samples:  # what a mutation that went back, or children, left of an epoch
+        if self._meter.weight:  # what a mutation that went back, or children, left of an epoch
             self.controller.end_epoch(self._measure())
             self._keep_best()
         if self.history:

@@ -60,7 +60,7 @@ class Task(Registered):
         return {}
 
     def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
-        """Returns which answers of a classification are right; None where the batch has not one class for each."""
+        """Returns which answers that count are right, True or False for each; None where there are no such answers."""
         return None
 
     def count(self, batch: Any) -> int:

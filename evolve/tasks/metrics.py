@@ -197,7 +197,8 @@ class MetricMeter:
         """
         found: dict[str, float] = {}
         if self._hits:
-            found[ACCURACY] = int(torch.cat(self._hits).sum()) / self._samples
+            hits = torch.cat(self._hits)
+            found[ACCURACY] = int(hits.sum()) / len(hits) if len(hits) else math.nan
         for metric in self._others:
             if metric.label in self._sums:
                 found[metric.label] = self._sums[metric.label] / max(self._samples, 1)

@@ -13,7 +13,7 @@ from evolve.errors import MisfitError, did_you_mean
 from evolve.registry import TypedOptions
 from evolve.tasks.base import Task, tasks
 from evolve.tasks.checks import check_pair
-from evolve.tasks.losses import Loss, LossConfig, averaged_over, loss_name
+from evolve.tasks.losses import Loss, LossConfig, averaged_over, loss_name, loss_option
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping that hold the targets, where none is named
 _PREDICTIONS = ("logits", "out", "predictions")  # where models that return more than a tensor keep what is compared
@@ -307,7 +307,17 @@ class LanguageModeling(Supervised):
 
     def for_metrics(self, predictions: Any, targets: Any) -> dict[str, Any]:
         """Returns the label that is not counted."""
-        return {"ignore_index": -100}
+        return {"ignore_index": self._ignored}
+
+    @property
+    def _ignored(self) -> int:
+        return int(loss_option(self.criterion, "ignore_index", -100))
+
+    def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
+        """Returns at which positions that are not ignored the next token is the most likely one."""
+        logits, targets = self.predictions(outputs), self.split(batch)[1]
+        hits: Tensor = logits.argmax(-1) == targets
+        return hits[targets != self._ignored]
 
     def compared(self, outputs: Any, batch: Any) -> tuple[Any, Any]:
         """Returns logits and targets in single precision."""

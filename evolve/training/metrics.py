@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,8 +36,8 @@ class Meter:
 
     loss: float = 0.0
     weight: float = 0.0
-    samples: int = 0
     correct: int | None = 0
+    answers: int = 0
     since: float = 0.0
     _hits: list[Tensor] = field(default_factory=list)  # not counted yet: that would wait for the device
 
@@ -44,7 +45,6 @@ class Meter:
         """Takes in one optimizer step."""
         self.loss += result.loss * result.weight
         self.weight += result.weight
-        self.samples += result.samples
         if not result.hits:
             self.correct = None
         self._hits += result.hits
@@ -63,11 +63,11 @@ class Meter:
     def line(self, state: TrainState, val: Mapping[str, float]) -> dict[str, Any]:
         """Returns the line of metrics of the epoch that is over, with those of its evaluation."""
         self._count()
-        accuracy = {} if self.correct is None else {"train_accuracy": self.correct / self.samples}
+        accuracy = {} if self.correct is None else {"train_accuracy": self.correct / max(self.answers, 1)}
         return {
             "epoch": state.epoch,
             "step": state.step,
-            "train_loss": self.loss / self.weight,
+            "train_loss": self.loss / self.weight if self.weight else math.nan,
             **accuracy,
             **{f"val_{name}": value for name, value in val.items()},
             "lr": state.lr,
@@ -85,21 +85,24 @@ class Meter:
 
     def start_over(self, since: float) -> None:
         """Begins the next epoch, when the run has taken so many seconds."""
-        self.loss, self.weight, self.samples, self.correct, self.since, self._hits = 0.0, 0.0, 0, 0, since, []
+        self.loss, self.weight, self.since = 0.0, 0.0, since
+        self.correct, self.answers, self._hits = 0, 0, []
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
         self.start_over(state["since"])
-        self.loss, self.samples, self.correct = state["loss"], state["samples"], state["correct"]
-        self.weight = state.get("weight", self.samples)  # older checkpoints have none
+        samples = state.get("samples")  # of older checkpoints, which counted these alone
+        self.loss, self.correct = state["loss"], state["correct"]
+        self.weight, self.answers = state.get("weight", samples), state.get("answers", samples)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the sums as JSON values, for a resumed run."""
         self._count()
-        names = ("loss", "weight", "samples", "correct", "since")
+        names = ("loss", "weight", "correct", "answers", "since")
         return {name: getattr(self, name) for name in names}
 
     def _count(self) -> None:
         if self._hits and self.correct is not None:
-            self.correct += int(torch.cat(self._hits).sum())
+            hits = torch.cat(self._hits)
+            self.correct, self.answers = self.correct + int(hits.sum()), self.answers + len(hits)
         self._hits = []

@@ -31,7 +31,7 @@ class StepResult:
         loss: Mean of the batches' losses, by their weights.
         samples: How many there were.
         weight: Of all batches, see `Task.weight`.
-        hits: For each batch, which answers were right, or how many; empty where the task has no such answers.
+        hits: For each batch, which answers were right; empty where the task has no such answers.
     """
 
     loss: float
@@ -63,12 +63,13 @@ def train_step(
     for index, batch in enumerate(batches):
         share = weights[index] / whole if whole else 1 / len(batches)
         samples += state.task.count(batch)
-        batch, part = _part(state, batch, weights[index])
+        batch, part, counts = _part(state, batch, weights[index])
         batch = place(state, batch)
         with _passing(state, index, last=index == len(batches) - 1):
             with autocast(state):
                 loss, outputs = loss_and_outputs(state.task.loss(state.forward, batch))
             hits = state.task.right_answers(outputs, batch) if state.counts_answers else None
+            hits = hits if counts or hits is None else hits[:0]
             value, hits = _together(state, loss.item() if share else 0.0, part, hits)
             _check_finite(state, value)
             loss = loss if share * part == 1 else loss * (share * part)
@@ -85,17 +86,17 @@ def train_step(
     return StepResult(total, samples, whole, [hits for hits in answers if hits is not None])
 
 
-def _part(state: TrainState, batch: Batch, whole: float) -> tuple[Batch, float]:
-    """Returns this device's part of a batch, and what its loss weighs in the average of the devices' gradients.
+def _part(state: TrainState, batch: Batch, whole: float) -> tuple[Batch, float, bool]:
+    """Returns this device's part of a batch, what its loss weighs in the average of gradients, and whether it counts.
 
     DDP takes the plain mean of them: so a part weighs as many times the number of devices as it is of the whole weight.
     """
     world, task = state.world, state.task
     if not world.together:
-        return batch, 1.0
+        return batch, 1.0, True
     first, end, counts = part_of(task.count(batch), world.rank, world.size)
     part = task.part(batch, first, end)
-    return part, task.weight(part) * world.size / whole if counts and whole else float(counts)
+    return part, task.weight(part) * world.size / whole if counts and whole else float(counts), counts
 
 
 @contextmanager
@@ -118,9 +119,9 @@ def _together(state: TrainState, value: float, weight: float, hits: Tensor | Non
     world = state.world
     if not world.together:
         return value, hits
-    right = 0.0 if hits is None or not weight else float(hits.sum())
-    found = world.sum([value * weight / world.size if weight else 0.0, right])
-    return found[0], None if hits is None else torch.tensor([int(found[1])])
+    own = [0.0, 0.0] if hits is None else [float(hits.sum()), float(len(hits))]
+    loss, right, answers = world.sum([value * weight / world.size if weight else 0.0, *own])
+    return loss, None if hits is None else torch.arange(int(answers)) < int(right)
 
 
 def _check_finite(state: TrainState, value: float) -> None:

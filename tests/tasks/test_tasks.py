@@ -180,6 +180,10 @@ THREE = BITS + draw(6, 3, seed=3)
             {"perplexity": float(F.cross_entropy(TOKENS[:, :3].reshape(6, 7), NEXT[:, :3].reshape(6)).exp())},
         ),
         (
+            "language_modeling", ["accuracy"], {}, TOKENS, PADDED,
+            {"accuracy": float((TOKENS.argmax(-1) == NEXT)[:, :3].float().mean())},
+        ),
+        (
             "classification", ["helpers.task_misfits:right_share"], {}, LOGITS, CLASSES,
             {"right_share": float((LOGITS.argmax(1) == CLASSES).float().mean())},
         ),

@@ -213,6 +213,24 @@ def test_a_loss_is_the_mean_over_all_that_counts_whatever_the_batches(model, nam
     assert evolver.controller.loop.score("val_loss").value == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_accuracy_of_the_next_token_is_that_of_all_that_count(accumulate):
+    data = {"input_ids": TOKENS[:10], "labels": PADDED[:10]}
+    torch.manual_seed(0)
+    task = TaskConfig(name="language_modeling", metrics=["accuracy", "perplexity"])
+    loaded = DataLoader(rows_of(data), 4)
+    evolver = run_of(nn.Embedding(5, 5), loaded, loaded, task, lr=0.0, epochs=1, accumulate=accumulate)
+    evolver.run()
+    answers = evolver.model(data["input_ids"]).argmax(-1)
+    counted = data["labels"] != -100
+    expected = float((answers == data["labels"])[counted].double().mean())
+    line = evolver.history[-1]
+    assert 0 < counted.sum() < 0.8 * counted.numel()
+    assert 0 < expected < 1
+    assert line["val_accuracy"] == line["train_accuracy"] == expected
+    assert line["val_perplexity"] == pytest.approx(math.exp(line["val_loss"]), rel=1e-4)
+
+
 def rows_of(data):
     """A data set of the samples."""
     if isinstance(data, dict):
