@@ -56,7 +56,8 @@ class Evolver:
         train_data: A Dataset, a DataLoader, `(inputs, targets)` tensors or `evolve.data.Batches`.
         val_data: Held-out data of the same kinds.
         optimizer: An optimizer over the model's parameters, or the configuration of one.
-        lr_schedule: The configuration of a learning rate schedule, or a schedule that moves once a step.
+        lr_schedule: The configuration of a learning rate schedule, or a schedule that moves once a step
+            (`ReduceLROnPlateau` with each evaluation, by the monitor).
         training: How to train.
         evolution: When, what and how far to mutate.
         output: The run folder, or its configuration; None writes nothing.
@@ -101,7 +102,7 @@ class Evolver:
         self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
         self.world = join_ranks(self.training.device)
         place_model(model, self.training)
-        self.state, self.monitor = set_up(
+        self.state = set_up(
             model,
             self.train_data,
             self.training,
@@ -112,6 +113,7 @@ class Evolver:
             probe=self.evolution.probe,
             world=self.world,
         )
+        self.monitor = self.state.monitor
         given = {"model": model, "train_data": train_data, "val_data": val_data, "optimizer": optimizer}
         more = {"lr_schedule": lr_schedule, "task": task, "loss": loss, "callbacks": list(callbacks)}
         told = config_text or describe_run(self, {**given, **more})
@@ -120,9 +122,7 @@ class Evolver:
         self._meter = Meter()
         self._patience = Patience(self.monitor, self.training.patience)
         self.events.listen(self._patience)
-        loop = RunLoop(
-            self.state, self.train_data, self.val_data, self.evolution.probe, self.monitor, more=[self._meter]
-        )
+        loop = RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter])
         loop.ended = lambda: self._patience.over
         self.controller = MutationController(
             self.evolution, loop, events=self.events, run=self, stopping=self._stopping

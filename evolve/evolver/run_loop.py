@@ -11,7 +11,6 @@ from typing import Any
 
 from typing_extensions import Self
 
-from evolve.config.options import Monitor
 from evolve.data import Batches
 from evolve.data.trees import Batch
 from evolve.distributed.world import World
@@ -34,7 +33,6 @@ class RunLoop(Loop):
         train: Training data; its first samples are the probe batch.
         val: Held-out data.
         probe: Samples of the probe batch.
-        monitor: The metric that decisions look at.
         more: What goes back with model and optimizer beside what the state holds.
     """
 
@@ -44,7 +42,6 @@ class RunLoop(Loop):
         train: Batches,
         val: Batches,
         probe: int,
-        monitor: Monitor,
         more: Sequence[Stateful] = (),
     ) -> None:
         batch = train.examples(probe)
@@ -53,7 +50,7 @@ class RunLoop(Loop):
             state.optimizer,
             example_inputs=state.task.arguments(state.model, batch),
             loss=state.task.loss_of(state.model, place(state, batch)),
-            monitor=monitor,
+            monitor=state.monitor,
             ema=state.ema,
             also=more,
             seed=state.config.seed,

@@ -9,7 +9,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from evolve.config.options import Monitor
 from evolve.data import Batches
 from evolve.distributed.world import World
 from evolve.errors import MisfitError, NotApplicable
@@ -33,8 +32,8 @@ def set_up(
     loss: Loss | None,
     probe: int,
     world: World | None = None,
-) -> tuple[TrainState, Monitor]:
-    """Returns everything that training moves, and the metric that decisions look at.
+) -> TrainState:
+    """Returns everything that training moves.
 
     Args:
         model: Placed where it is trained.
@@ -54,20 +53,21 @@ def set_up(
     if world is not None and world.size > 1:
         _refuse_wrapped(model)
     built, metrics = build_task(task, loss or (training.loss.build() if training.loss else None))
+    monitor = find_monitor(training.monitor, metrics)
     inputs: Any = built.arguments(model, data.examples(probe))
-    state = create_state(
+    return create_state(
         model,
         optimizer if isinstance(optimizer, Optimizer) else (optimizer or OptimizerConfig()).build(model),
         training,
         built,
         metrics=metrics,
+        monitor=monitor,
         lr_schedule=lr_schedule,
         epoch_steps=math.ceil(len(data) / training.accumulate),
         epoch_samples=data.samples,
         flops_per_sample=flops_per_sample(model, inputs, needed=training.flops is not None),
         world=world,
     )
-    return state, find_monitor(training.monitor, metrics)
 
 
 def _refuse_wrapped(model: nn.Module) -> None:

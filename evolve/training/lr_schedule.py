@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from evolve.budget import whole
 from evolve.config import KeyPath, Named, OptionFaults, signature_faults
+from evolve.config.options import Monitor
 from evolve.errors import EvolveError, UnknownNameError, did_you_mean
 from evolve.training.lr_curves import StableDecayLR, WarmupLR
 from evolve.training.refused import refused_options
@@ -86,16 +87,19 @@ class LrScheduleConfig(Named):
         if faults:
             raise OptionFaults([(("options", *path), message) for path, message in faults])
         if self.name == "ReduceLROnPlateau" and self.interval == "step":
-            raise OptionFaults([(("interval",), "ReduceLROnPlateau looks at the validation loss: use 'epoch'.")])
+            raise OptionFaults([(("interval",), "ReduceLROnPlateau looks at what an evaluation finds: use 'epoch'.")])
         return self
 
-    def build(self, optimizer: Optimizer, ticks: int, epoch_steps: int = 1) -> LRScheduler:
+    def build(
+        self, optimizer: Optimizer, ticks: int, epoch_steps: int = 1, mode: Literal["min", "max"] = "min"
+    ) -> LRScheduler:
         """Returns the schedule for a run.
 
         Args:
             optimizer: Whose learning rates it moves.
             ticks: Length of the run, see `Budget.ticks`.
             epoch_steps: Optimizer steps of an epoch.
+            mode: Which way is better, for one that looks at the run's monitor.
 
         Raises:
             EvolveError: If the options do not fit the optimizer or the length of the run.
@@ -108,6 +112,8 @@ class LrScheduleConfig(Named):
             )
         self._check_rates(optimizer)
         options = self._filled(self._length(ticks - warmup, epoch_steps))
+        if self.name == "ReduceLROnPlateau":
+            options.setdefault("mode", mode)
         try:
             scheduler: LRScheduler = scheduler_class(self.name)(optimizer, **options)
         except (ValueError, TypeError, KeyError, EvolveError) as error:
@@ -124,7 +130,7 @@ class LrScheduleConfig(Named):
         progress: float,
         ticks: int,
         epoch_steps: int = 1,
-        val_loss: float | None = None,
+        monitored: float | None = None,
     ) -> None:
         """Moves a schedule on to where the run stands.
 
@@ -134,7 +140,7 @@ class LrScheduleConfig(Named):
             progress: Which part of the budget is spent.
             ticks: As for `build`; likewise `epoch_steps`.
             epoch_steps: Optimizer steps of an epoch.
-            val_loss: For one that looks at the validation loss.
+            monitored: Value of the run's monitor, for one that looks at it.
         """
         warmup = 0
         if isinstance(scheduler, WarmupLR):
@@ -147,8 +153,8 @@ class LrScheduleConfig(Named):
         if interval != self.interval:
             return
         if isinstance(scheduler, ReduceLROnPlateau):
-            if val_loss is not None:
-                scheduler.step(val_loss)
+            if monitored is not None:
+                scheduler.step(monitored)
             return
         length = self._length(ticks - warmup, epoch_steps)
         spent = whole(progress * ticks) - warmup if warmup else progress * ticks
@@ -193,6 +199,21 @@ class LrScheduleConfig(Named):
         scheduler = cls(optimizer, **filled)
         optimizer.step()
         scheduler.step(*[1.0] if isinstance(scheduler, ReduceLROnPlateau) else [])
+
+
+def check_mode(scheduler: LRScheduler, monitor: Monitor) -> None:
+    """Refuses a schedule that takes the run for better as it becomes worse.
+
+    Raises:
+        EvolveError: With what it says and what the monitor says.
+    """
+    inner = scheduler.schedule if isinstance(scheduler, WarmupLR) else scheduler
+    if isinstance(inner, ReduceLROnPlateau) and inner.mode != monitor.mode:
+        raise EvolveError(
+            f"ReduceLROnPlateau looks at the run's monitor, {monitor.metric}, of which mode: {monitor.mode} is better, "
+            f"and is set to mode: {inner.mode}. Leave its mode out (lr_schedule.options), pass "
+            f"mode='{monitor.mode}' to one that you make in Python, or look at another metric (training.monitor)."
+        )
 
 
 def _range_faults(options: Mapping[str, Any]) -> list[tuple[KeyPath, str]]:

@@ -57,7 +57,7 @@ class Meter:
         state.count_time()
         line = self.line(state, val)
         self.start_over(state.seconds)
-        advance_schedule(state, "epoch", val["loss"])
+        advance_schedule(state, "epoch", val)
         return line
 
     def line(self, state: TrainState, val: Mapping[str, float]) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from evolve.budget import FORWARD_AND_BACKWARD, Spent
 from evolve.care import NewParameters
 from evolve.care.ema import EMA
+from evolve.config.options import Monitor
 from evolve.distributed.replica import let_go, unwrap, wrap
 from evolve.distributed.world import World
 from evolve.runtime.device import resolve_device
 from evolve.tasks import Metric, Task
 from evolve.training.config import TrainingConfig
 from evolve.training.finite import FiniteWatch
-from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.lr_schedule import LrScheduleConfig, check_mode
 
 _COUNTS = ("epoch", "step", "batch", "seconds", "flops", "flops_per_sample")
 
@@ -36,6 +37,7 @@ class TrainState:
         forward: What is called in its place in training: the model or its compiled form, in DDP on several devices.
         task: What a batch is, and its loss.
         metrics: What is measured beside the loss.
+        monitor: The metric that decisions look at.
         finite: Knows which of the model's tensors may be NaN or infinite, as they were so from the beginning.
         new_parameters: New parts of its parameters that are cared for.
         epoch: Epochs finished.
@@ -59,6 +61,7 @@ class TrainState:
     forward: Callable[..., Any]
     finite: FiniteWatch
     metrics: Sequence[Metric] = ()
+    monitor: Monitor = field(default_factory=Monitor)
     scheduler: LRScheduler | None = None
     lr_schedule: LrScheduleConfig | None = None
     scaler: torch.amp.GradScaler | None = None
@@ -161,6 +164,7 @@ def create_state(
     task: Task,
     *,
     metrics: Sequence[Metric] = (),
+    monitor: Monitor | None = None,
     lr_schedule: LrScheduleConfig | LRScheduler | None = None,
     epoch_steps: int = 1,
     epoch_samples: int = 0,
@@ -175,31 +179,38 @@ def create_state(
         config: How to train.
         task: What a batch is, and its loss.
         metrics: What is measured beside the loss.
-        lr_schedule: Its configuration, or a schedule that moves once a step.
+        monitor: The metric that decisions look at; `Monitor("val_loss", "min")` if None.
+        lr_schedule: Its configuration, or a schedule that moves once a step; one that looks at the monitor
+            (`ReduceLROnPlateau`) moves with each evaluation.
         epoch_steps: Optimizer steps of an epoch.
         epoch_samples: Samples of an epoch; needed where FLOPs are the budget.
         flops_per_sample: FLOPs of one forward pass of one sample; needed where FLOPs are the budget.
         world: The processes that train it together; None for this one alone.
 
     Raises:
-        EvolveError: If FLOPs are the budget and the model has none, or the schedule refuses its options.
+        EvolveError: If FLOPs are the budget and the model has none, or the schedule refuses its options, or takes the
+            other way of the monitor for the better one.
     """
     step_flops = FORWARD_AND_BACKWARD * flops_per_sample * epoch_samples / epoch_steps
     ticks = config.budget.ticks(epoch_steps, step_flops)
-    built = None
+    monitor = monitor or Monitor()
+    scheduler = lr_schedule if isinstance(lr_schedule, LRScheduler) else None
     if isinstance(lr_schedule, LrScheduleConfig):
-        built = lr_schedule.build(optimizer, ticks, epoch_steps)
+        scheduler = lr_schedule.build(optimizer, ticks, epoch_steps, monitor.mode)
+    if scheduler is not None:
+        check_mode(scheduler, monitor)
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
     return TrainState(
         model=model,
         optimizer=optimizer,
         task=task,
         metrics=metrics,
+        monitor=monitor,
         config=config,
         device=device,
         forward=torch.compile(model) if config.compile else model,
         finite=FiniteWatch(model),
-        scheduler=built or (lr_schedule if isinstance(lr_schedule, LRScheduler) else None),
+        scheduler=scheduler,
         lr_schedule=lr_schedule if isinstance(lr_schedule, LrScheduleConfig) else None,
         scaler=torch.amp.GradScaler() if config.precision == "fp16" and device.type == "cuda" else None,
         ema=EMA(model, config.ema) if config.ema else None,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from evolve.budget import FORWARD_AND_BACKWARD
 from evolve.data.order import mix
@@ -151,15 +152,24 @@ def _optimizer_step(state: TrainState, before_step: Callable[[], None] | None) -
         state.ema.update(state.model)
 
 
-def advance_schedule(state: TrainState, interval: str, val_loss: float | None = None) -> None:
-    """Moves the learning rate schedule to where the run stands, at an interval ("step" or "epoch")."""
-    if state.scheduler is None:
+def advance_schedule(state: TrainState, interval: str, found: Mapping[str, float] | None = None) -> None:
+    """Moves the learning rate schedule to where the run stands.
+
+    Args:
+        state: What training moves.
+        interval: "step" after an optimizer step, "epoch" at the end of an epoch.
+        found: What an evaluation found, for a schedule that looks at the run's monitor.
+    """
+    scheduler, monitored = state.scheduler, (found or {}).get(state.monitor.metric.removeprefix("val_"))
+    if scheduler is None:
         return
-    if state.lr_schedule is None:
-        if interval == "step":
-            state.scheduler.step()
-    else:
-        state.lr_schedule.advance(state.scheduler, interval, state.progress, state.ticks, state.epoch_steps, val_loss)
+    if state.lr_schedule is not None:
+        state.lr_schedule.advance(scheduler, interval, state.progress, state.ticks, state.epoch_steps, monitored)
+    elif isinstance(scheduler, ReduceLROnPlateau):
+        if monitored is not None:
+            scheduler.step(monitored)
+    elif interval == "step":
+        scheduler.step()
 
 
 def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:

@@ -8,11 +8,12 @@ from helpers.runs import digests, make, stop_after
 from helpers.yaml_files import edit
 from torch import nn
 
-from evolve import LrScheduleConfig, TrainingConfig, load_config
+from evolve import Evolver, LrScheduleConfig, TrainingConfig, load_config
 from evolve.config import ConfigError
 from evolve.errors import CheckpointError, EvolveError
 from evolve.tasks import build_task
 from evolve.training import advance_schedule, create_state, place_model, train_step
+from evolve.training.events import RunFinished, StepMade
 from evolve.training.lr_curves import WarmupLR
 
 
@@ -32,7 +33,7 @@ def rates(schedule, steps=12, lr=1.0, epoch_steps=4, groups=None, **budget):
         seen.append([group["lr"] for group in optimizer.param_groups])
         train_step(state, [data])
         if state.step % epoch_steps == 0:
-            advance_schedule(state, "epoch", val_loss=1.0)
+            advance_schedule(state, "epoch", {"loss": 1.0})
     return seen if groups else [first for first, _ in seen]
 
 
@@ -176,6 +177,44 @@ def test_nonsense_is_a_fault_with_its_key(tmp_path, schedule, key, message):
 )
 def test_lists_for_each_group_are_no_fault(schedule):
     assert len(rates(schedule, groups=[1.0, 0.1])) == 12
+
+
+@pytest.mark.parametrize(
+    ("monitor", "expected"),
+    [("val_accuracy", [1, 1, 1, 0.1, 0.1, 0.01]), ("val_loss", [1, 1, 0.1, 0.1, 0.1, 0.1])],
+)
+@pytest.mark.parametrize("made", [False, True])
+def test_a_schedule_that_looks_at_the_run_follows_its_monitor(monkeypatch, monitor, expected, made):
+    found = iter(zip([1.0, 2.0, 0.9, 0.8, 0.7], [0.25, 0.5, 0.5, 0.75, 0.25], strict=True))
+    evaluations = (dict(zip(("loss", "accuracy"), each, strict=True)) for each in found)
+    monkeypatch.setattr("evolve.training.metrics.evaluate", lambda state, batches: next(evaluations))
+    data, model = (torch.randn(8, 2), torch.ones(8).long()), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = LrScheduleConfig(name="ReduceLROnPlateau", interval="epoch", options={"patience": 0})
+    if made:
+        mode = "min" if monitor == "val_loss" else "max"
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, patience=0)
+    seen = []
+    evolver = Evolver(
+        model, data, data, optimizer=optimizer, lr_schedule=schedule, batch_size=8, progress=False,
+        training=TrainingConfig(epochs=5, device="cpu", monitor={"metric": monitor}),
+        callbacks=[lambda event: seen.append(evolver.state.lr) if isinstance(event, StepMade | RunFinished) else None],
+    )  # fmt: skip
+    evolver.run()
+    assert seen == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_schedule_that_takes_worse_for_better_is_refused(made):
+    options = {"patience": 0, "mode": "max"}
+    schedule = LrScheduleConfig(name="ReduceLROnPlateau", interval="epoch", options=options)
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    if made:
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    data = torch.randn(8, 2), torch.ones(8).long()
+    with pytest.raises(EvolveError, match=r"monitor, val_loss, of which mode: min is better, and is set to mode: max"):
+        Evolver(model, data, data, optimizer=optimizer, lr_schedule=schedule, progress=False)
 
 
 def test_what_does_not_fit_the_run_is_told_before_the_first_step():
