@@ -4,11 +4,11 @@ from evolve.tasks.base import FunctionTask, Task, loss_and_outputs, tasks
 from evolve.tasks.config import TaskConfig, TaskSource, build_task
 from evolve.tasks.detection import Detection
 from evolve.tasks.huggingface import HuggingFace
+from evolve.tasks.language import LanguageModeling
 from evolve.tasks.losses import Loss, LossConfig
 from evolve.tasks.metrics import Metric, MetricConfig, MetricMeter
 from evolve.tasks.supervised import (
     Classification,
-    LanguageModeling,
     Multilabel,
     Regression,
     Segmentation,
