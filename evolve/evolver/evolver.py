@@ -324,7 +324,7 @@ class Evolver:
 
     def _begin(self) -> None:
         """Makes the run folder ready, and seeds a new run."""
-        self._folder.begin(testing=self.controller.testing)
+        self._folder.begin(self.state.step, testing=self.controller.testing)
         if not self._begun:
             seed_everything(self.training.seed)
             self._begun = True

@@ -12,7 +12,7 @@ from evolve.evolver.description import is_description
 from evolve.evolver.output import OutputConfig
 from evolve.lineage import Lineage
 from evolve.training import TrainState
-from evolve.training.checkpoint import save_checkpoint, settle_best
+from evolve.training.checkpoint import abandon_best, save_checkpoint, settle_best, thin_out_best
 from evolve.training.folder import clear_leftovers, remove, replace_text
 from evolve.training.lock import RunLock
 from evolve.training.opening import BEST, CONFIG, FOLDER, PENDING, Checkpoint, newer, open_newest
@@ -61,10 +61,11 @@ class RunFolder:
                 told = f"{error} The last checkpoint, {self.saved}, is from before it."  # as no such model is saved
                 raise type(error)(told) from error
 
-    def begin(self, *, testing: bool = False) -> None:
+    def begin(self, step: int, *, testing: bool = False) -> None:
         """Makes the folder ready for a new run, or for one that goes on from `saved`.
 
         Args:
+            step: Where the run stands.
             testing: Whether a mutation is on probation in the run that goes on: its best epoch still waits.
 
         Raises:
@@ -85,6 +86,8 @@ class RunFolder:
                 f"Another run has gone on in '{self.path}' meanwhile: it has {later.name}, this one stands at "
                 f"{self.saved.name}. Restore it again to go on from there."
             )
+        else:
+            abandon_best(self.path, step)
         replace_text(self.path / CONFIG, self._config_text)
 
     def open_newest(self) -> Checkpoint:
@@ -111,10 +114,13 @@ class RunFolder:
         if self.path is None:
             return None
         self.saved = save_checkpoint(self.path, state, lineage, progress, self._config.keep, self._config_text)
+        thin_out_best(self.path, self.saved)
         return self.saved
 
     def save_best(self, state: TrainState, lineage: Lineage, progress: dict[str, Any], *, testing: bool) -> None:
-        """Writes the checkpoint of the best epoch so far, in the place of the one before.
+        """Writes the checkpoint of the best epoch so far.
+
+        The one before stays until the run is saved: a run that is lost before that goes on from where it was best.
 
         Args:
             state: What training moves.
@@ -126,8 +132,9 @@ class RunFolder:
             CheckpointError: If it cannot be written.
         """
         if self.path is not None:
-            root = PENDING if testing else BEST
-            save_checkpoint(self.path, state, lineage, progress, 1, self._config_text, root=root)
+            root, keep = (PENDING, 1) if testing else (BEST, None)
+            save_checkpoint(self.path, state, lineage, progress, keep, self._config_text, root=root)
+            thin_out_best(self.path, self.saved)
 
     def settle(self, *, kept: bool) -> None:
         """At the end of a probation: what was best within it counts, or does not."""

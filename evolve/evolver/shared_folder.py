@@ -42,9 +42,9 @@ class SharedFolder(RunFolder):
             self._world.first_does(lambda: stack.enter_context(RunFolder.held(self)))
             yield
 
-    def begin(self, *, testing: bool = False) -> None:
+    def begin(self, step: int, *, testing: bool = False) -> None:
         """Makes the folder ready."""
-        self._world.first_does(lambda: RunFolder.begin(self, testing=testing))
+        self._world.first_does(lambda: RunFolder.begin(self, step, testing=testing))
 
     def save(self, state: TrainState, lineage: Lineage, progress: dict[str, Any]) -> Path | None:
         """Writes a checkpoint; returns it, or None where there is no folder."""

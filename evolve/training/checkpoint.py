@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from evolve.training import TrainState
 from evolve.training.finite import check_finite_optimizer
 from evolve.training.folder import (
     discard,
+    put_in_place,
     remove,
     write_text,
     written_whole,
@@ -36,6 +38,7 @@ from evolve.training.opening import (
     WEIGHTS,
     Checkpoint,
     fault_of,
+    order_of,
     paths_of,
 )
 from evolve.training.restoring import fitting, replay_bounded
@@ -49,19 +52,19 @@ def save_checkpoint(
     state: TrainState,
     lineage: Lineage,
     progress: dict[str, Any],
-    keep: int,
+    keep: int | None,
     config: str | None = None,
     *,
     root: str = FOLDER,
 ) -> Path:
-    """Writes `checkpoints/step-N`, and deletes all but the newest `keep` that are whole.
+    """Writes `checkpoints/step-N`, and deletes all but the newest that are whole.
 
     Args:
         run: The run folder.
         state: What training moves.
         lineage: All records so far.
         progress: What else the run needs to go on, as JSON values.
-        keep: Checkpoints to keep.
+        keep: Checkpoints to keep; None for all.
         config: The run's configuration.
         root: The folder of the run that it goes to.
 
@@ -87,23 +90,51 @@ def save_checkpoint(
             write_text(folder / CONFIG, config)
         write_model(state.model, folder / WEIGHTS)
         write_state(saved, folder / STATE)
-    others = [path for path in paths_of(run, root) if path != target]
-    if len(others) >= keep:
-        whole = [path for path in others if fault_of(path) is None]
-        for path in set(others) - set(whole[: keep - 1]):
-            discard(path)
+    if keep is not None:
+        _keep([path for path in paths_of(run, root) if path != target], keep - 1)
     return target
 
 
+def _keep(found: Sequence[Path], keep: int) -> None:
+    """Deletes all but the first that are whole."""
+    if len(found) > keep:
+        whole = [path for path in found if fault_of(path) is None]
+        for path in set(found) - set(whole[:keep]):
+            discard(path)
+
+
 def settle_best(run: Path, *, kept: bool) -> None:
-    """Lets the best checkpoint that waits for a verdict take its place, or deletes it."""
+    """Lets the best checkpoint that waits for a verdict join the one before it, or deletes it."""
     if not (run / PENDING).is_dir():
         return
     if kept:
-        remove(run / BEST)
-        (run / PENDING).rename(run / BEST)
-    else:
-        remove(run / PENDING)
+        (run / BEST).mkdir(exist_ok=True)
+        for path in paths_of(run, PENDING):
+            put_in_place(path, run / BEST / path.name)
+    remove(run / PENDING)
+
+
+def thin_out_best(run: Path, saved: Path | None) -> None:
+    """Deletes best checkpoints but for the newest, and the newest that a run which goes on from `saved` would know.
+
+    Args:
+        run: The run folder.
+        saved: The newest checkpoint; None where there is none.
+    """
+    found, newest = paths_of(run, BEST), (-1, False) if saved is None else order_of(saved)
+    for part in ([p for p in found if order_of(p) > newest], [p for p in found if order_of(p) <= newest]):
+        _keep(part, 1)
+
+
+def abandon_best(run: Path, step: int) -> None:
+    """Deletes best checkpoints of later steps than a run goes on from: it will not have those epochs."""
+    later = [path for path in paths_of(run, BEST) if order_of(path)[0] > step]
+    for path in later:
+        discard(path)
+    if later and not paths_of(run, BEST):
+        logger.warning(
+            "The best epoch up to step %d was not kept; the last one stands for it until one is better.", step
+        )
 
 
 def load_model(checkpoint: Checkpoint, model: nn.Module, averaged: bool = False) -> None:

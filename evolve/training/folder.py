@@ -52,7 +52,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         _seal(partial)
-        _put_in_place(partial, target)
+        put_in_place(partial, target)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"'{target}' could not be written: {error}. Nothing of it was kept, and what was saved before is as it "
@@ -191,7 +191,12 @@ def _seal(folder: Path) -> None:
     _flush(folder)
 
 
-def _put_in_place(partial: Path, target: Path) -> None:
+def put_in_place(partial: Path, target: Path) -> None:
+    """Renames a folder that is whole; one that it replaces is there until it is.
+
+    Raises:
+        OSError: If it cannot be done.
+    """
     before = target.with_name(target.name + REPLACED)
     if target.exists():
         remove(before)

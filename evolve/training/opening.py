@@ -21,7 +21,7 @@ from evolve.training.tensors import read_model, read_state
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
-BEST = "best"  # beside them, of the epoch that did best by the run's monitor
+BEST = "best"  # beside them, of the epoch that did best by the run's monitor: the newest counts
 PENDING = "best.pending"  # the same, while the mutation that it holds is on probation
 CONFIG = "config.yaml"
 VERSION = 3
@@ -143,8 +143,8 @@ def open_epoch(run: Path, epoch: int) -> Checkpoint:
 
 def newer(run: Path, than: Path) -> Path | None:
     """Returns a whole checkpoint of a later step, if there is one."""
-    step = _order(than)
-    return next((path for path in paths_of(run) if _order(path) > step and fault_of(path) is None), None)
+    step = order_of(than)
+    return next((path for path in paths_of(run) if order_of(path) > step and fault_of(path) is None), None)
 
 
 def _read(path: Path) -> Checkpoint:
@@ -193,9 +193,10 @@ def paths_of(run: Path, folder: str = FOLDER) -> list[Path]:
     if root.is_symlink():
         raise CheckpointError(f"'{root}' is a link. A run folder holds its checkpoints itself: move them there.")
     found = [path for path in root.glob("step-*") if _NAME.fullmatch(path.name)] if root.is_dir() else []
-    return sorted(found, key=_order, reverse=True)
+    return sorted(found, key=order_of, reverse=True)
 
 
-def _order(path: Path) -> tuple[int, bool]:
+def order_of(path: Path) -> tuple[int, bool]:
+    """Returns what the folders of checkpoints are sorted by: the step, and whether none is about to take its place."""
     match = _NAME.fullmatch(path.name)
     return (int(match[1]), match[2] is None) if match else (-1, False)
