@@ -198,15 +198,39 @@ class EventStream:
         if fault is not None:
             raise fault
 
-    def state(self) -> list[Any]:
-        """Returns what the user's callbacks remember, as JSON values; None for those that remember nothing."""
-        return [c.state_dict() if hasattr(c, "state_dict") else None for c in self.callbacks]
+    def state(self) -> dict[str, list[Any]]:
+        """Returns what the user's callbacks remember, as JSON values: by their names, those of one name in their order.
 
-    def load_state(self, state: Sequence[Any]) -> None:
-        """Gives the user's callbacks back what they remembered; extra ones begin anew."""
-        for callback, remembered in zip(self.callbacks, state, strict=False):
+        None stands for one that remembers nothing.
+        """
+        return {
+            name: [c.state_dict() if hasattr(c, "state_dict") else None for c in named]
+            for name, named in self._by_name().items()
+        }
+
+    def load_state(self, state: Mapping[str, Sequence[Any]] | Sequence[Any]) -> None:
+        """Gives the user's callbacks back what they remembered; extra ones begin anew.
+
+        Args:
+            state: From `state`. That of older checkpoints is a list: it goes by position.
+        """
+        pairs = list(zip(self.callbacks, state, strict=False))
+        if isinstance(state, Mapping):
+            pairs = [
+                pair
+                for name, named in self._by_name().items()
+                for pair in zip(named, state.get(name, ()), strict=False)
+            ]
+        for callback, remembered in pairs:
             if remembered is not None and hasattr(callback, "load_state_dict"):
                 callback.load_state_dict(remembered)
+
+    def _by_name(self) -> dict[str, list[Callback]]:
+        """The user's callbacks by name: not all processes have all of them, nor a run that goes on those it had."""
+        found: dict[str, list[Callback]] = {}
+        for callback in self.callbacks:
+            found.setdefault(callback_name(callback), []).append(callback)
+        return found
 
 
 def _failed(callback: Callback, event: Event, error: Exception) -> EvolveError:

@@ -81,6 +81,38 @@ def test_what_a_callback_remembers_is_saved(tmp_path):
     assert resumed.waited == callback.waited != 0
 
 
+class Counted:
+    """Another one that remembers a number under the same key."""
+
+    def __init__(self, count=0):
+        self.count = count
+
+    def __call__(self, event):
+        pass
+
+    def state_dict(self):
+        return {"waited": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["waited"]
+
+
+def test_each_callback_gets_back_its_own_whatever_else_there_is():
+    """A rank without loggers, or a run that goes on with others, has callbacks in other places."""
+    saved = e.EventStream([Counted(1), print, Patience(), Counted(2)])
+    saved.callbacks[2].waited = 3
+    remembered = json.loads(json.dumps(saved.state()))
+    patience, first, second, third = Patience(), Counted(), Counted(), Counted(9)
+    e.EventStream([patience, first, second, third]).load_state(remembered)
+    assert (patience.waited, first.count, second.count, third.count) == (3, 1, 2, 9)
+    patience = Patience()
+    e.EventStream([lambda event: None, patience]).load_state(remembered)
+    assert patience.waited == 3
+    patience = Patience()
+    e.EventStream([print, patience]).load_state([None, {"waited": 4}])  # as it was written once
+    assert patience.waited == 4
+
+
 MODULE = """
 import json
 from evolve.training.events import RunFinished, StepMade
