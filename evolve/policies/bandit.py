@@ -17,6 +17,10 @@ from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, polic
 from evolve.registry import TypedOptions
 
 Arm = tuple[str, str]  # an operator, and a region of the model
+# What a fall or rise of the loss counts at most. Where next to nothing is left, as of an accuracy of 1, the logarithm
+# tells of rounding and of few samples; beside such a reward all others would be nothing, as rewards are taken in parts
+# of the largest.
+_MOST = math.log(10)
 
 
 @policies.register("bandit")
@@ -27,8 +31,8 @@ class Bandit(Policy):
     held-out loss falls in an epoch after it, over the growth of the logarithm of FLOPs: the exponent of a scaling law
     (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. The loss is the lowest
     of the epochs until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who
-    comes after. A mutation that was refused has the reward 0. Where the monitor rises, what
-    it is short of its best value stands for the loss. All of it is read off the log, so that a resumed run
+    comes after. More than tenfold counts as tenfold. A mutation that was refused has the reward 0. Where the monitor
+    rises, what it is short of its best value stands for the loss. All of it is read off the log, so that a resumed run
     knows what the stopped one knew.
     """
 
@@ -97,7 +101,7 @@ class Bandit(Policy):
             return None
         if new is None:
             return 0.0
-        fall = math.log(max(old, 1e-12) / max(new, 1e-12)) / (end - at)
+        fall = max(-_MOST, min(math.log(max(old, 1e-12) / max(new, 1e-12)), _MOST)) / (end - at)
         before, after = record.flops_before or 0, record.flops_after or 0
         growth = after / before if before else 0.0
         return fall / math.log(max(growth, 1 + self.options.least_flops))

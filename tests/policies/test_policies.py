@@ -154,6 +154,19 @@ def test_bandit_counts_two_steps_as_one_that_comes_to_the_same():
     assert small == pytest.approx(large) == pytest.approx(same)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "tenfolds"),
+    [(0.9, 1.0, 1), (1.0, 0.9, -1), (0.9, 1 - 1e-7, 1), (1.0, 1.0, 0), (0.9, 0.985, math.log10(0.1 / 0.015))],
+)
+def test_bandit_counts_no_more_than_tenfold_where_next_to_nothing_is_left(before, after, tenfolds):
+    """An accuracy of 1 leaves nothing of what a rise is measured by."""
+    bandit = policy("bandit")
+    bandit.follow(Monitor("val_accuracy", "max", 1.0))
+    history = [{"val_accuracy": before}, {"val_accuracy": after}]
+    ((reward,),) = bandit.rewards([turn(bandit.choose([A], Told()), 1)], history).values()
+    assert reward == pytest.approx(tenfolds * math.log(10) / math.log(2))
+
+
 def test_bandit_passes_over_losses_that_are_no_numbers():
     bandit, nan, inf = policy("bandit"), float("nan"), float("inf")
     played = turn(bandit.choose([A], Told()), 2)
