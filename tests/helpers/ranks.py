@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from typer.testing import CliRunner
@@ -308,7 +308,7 @@ def locked(folder):
 def _rank(rank, size, port, scenario, folder, answers):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
+        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     torch.set_num_threads(1)
     made = []
@@ -322,13 +322,18 @@ def _rank(rank, size, port, scenario, folder, answers):
 
 
 def forked(size, scenario, folder, answers):
-    """Runs a scenario on so many ranks to its end."""
-    port, began, waiting = _free_port(), time.perf_counter(), set()
+    """Runs a scenario on so many ranks to its end.
+
+    They meet in a store of this process, as in that of torchrun's agent: a port that is looked for, let go of and bound
+    again by the first rank may be another's by then.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    began, waiting = time.perf_counter(), set()
     for rank in range(size):
         child = os.fork()
         if child == 0:
             try:
-                _rank(rank, size, port, scenario, folder, answers)
+                _rank(rank, size, store.port, scenario, folder, answers)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -354,12 +359,6 @@ def main(root, *scenarios):
         answers.mkdir()
         seconds = forked(int(size), name, str(Path(root, folder)), answers)
         (answers / "seconds").write_text(str(seconds))
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def run(root, scenarios):
