@@ -74,6 +74,7 @@ WITHOUT_TORCH = {"budget", "config", "lineage", "errors", "registry", "plugins",
 DECIDES = {
     "algorithms",
     "archive",
+    "archive_rows",
     "blobs",
     "executors",
     "halving",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from evolve.population.individual import Edit, Individual, Proposal
+from evolve.population.jobs import Evaluator, Setup
 from evolve.registry import Registered, Registry, TypedOptions
 
 spaces: Registry[type[Space]] = Registry("search space", "evolve.spaces")
@@ -15,6 +16,9 @@ spaces: Registry[type[Space]] = Registry("search space", "evolve.spaces")
 
 class Space(Registered, ABC):
     """A set of genomes, each known by a small JSON value, its code.
+
+    Args:
+        **options: Its own.
 
     Attributes:
         name: Registered name.
@@ -24,6 +28,9 @@ class Space(Registered, ABC):
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
     rooted: ClassVar[bool] = False
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options.read(options)
 
     @abstractmethod
     def draw(self, chance: random.Random) -> Proposal:
@@ -48,3 +55,7 @@ class Space(Registered, ABC):
     def cross(self, one: Individual, other: Individual, chance: random.Random) -> Proposal | None:
         """Returns a child of two, before it is edited; None where these cannot be crossed soundly."""
         return None
+
+    @abstractmethod
+    def evaluator(self, setup: Setup) -> Evaluator:
+        """Returns what makes genomes and evaluates them, in a worker."""
