@@ -86,6 +86,11 @@ def encode(value: Json | list[object]) -> bytes:
     return json.dumps(value).encode()
 
 
+def refusal(error: Exception) -> Json:
+    """Returns what a worker says that cannot begin."""
+    return {"refused": str(error) if isinstance(error, EvolveError) else described(error)}
+
+
 def serve(descriptor: int, parent: int) -> None:
     """Runs a worker process: answers what comes through a pipe, and ends with its driver, whatever it is doing.
 
@@ -103,7 +108,7 @@ def serve(descriptor: int, parent: int) -> None:
         evaluator = create_evaluator(Setup(**first["setup"]))
     except Exception as error:  # of anybody's code; the driver tells it
         logger.debug("A worker that cannot begin", exc_info=True)
-        connection.send_bytes(encode({"refused": str(error) if isinstance(error, EvolveError) else described(error)}))
+        connection.send_bytes(encode(refusal(error)))
         return
     connection.send_bytes(encode({"ready": True}))
     blobs = BlobFolder(Path(first["blobs"]))

@@ -33,20 +33,42 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def executor(name, folder):
-    with executors.get(name)() as executor:
+def cluster():
+    """A Ray on this machine that all tests share, as it takes seconds to begin."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def executor(name, folder, request):
+    if name == "ray":
+        request.getfixturevalue("cluster")
+    with executors.get(name)(**({"cpus": 0.5} if name == "ray" else {})) as executor:
         executor.start(SETUP, folder)
         yield executor
 
 
+@pytest.fixture(params=["processes", "ray"])
+def pool(request, tmp_path):
+    """Makes executors of one worker that can be lost, and closes them."""
+    if request.param == "ray":
+        request.getfixturevalue("cluster")
+    yield from started(request.param, tmp_path)
+
+
 @pytest.fixture
 def processes(tmp_path):
-    """Makes executors of one process, and closes them."""
-    made = []
+    yield from started("processes", tmp_path)
+
+
+def started(name, folder):
+    made, small = [], {"workers": 1, **({"cpus": 0.1} if name == "ray" else {})}
 
     def make(setup=SETUP, **options):
-        made.append(executors.get("processes")(**{"workers": 1, **options}))
-        made[-1].start(setup, tmp_path)
+        made.append(executors.get(name)(**small | options))
+        made[-1].start(setup, folder)
         return made[-1]
 
     yield make
@@ -126,26 +148,27 @@ def test_what_a_child_prints_goes_to_the_drivers_errors(capfd, processes):
     assert "toy_search.py" in err  # the traceback
 
 
-@pytest.mark.parametrize(
-    ("what", "why"), [("die", "killed by SIGKILL"), ("exit", "exit code 3"), ("hang", "not answer within 0.6 seconds")]
-)
-def test_a_lost_process_is_replaced(processes, what, why):
-    executor = processes(timeout=0.6)
+@pytest.mark.parametrize("what", ["die", "exit", "hang"])
+def test_a_lost_worker_is_replaced(pool, what):
+    executor = pool(timeout=0.7)
     ask(executor, "make", order(0))
     before = ask(executor, "train", order(0)).content["metrics"]["pid"]
-    ask(executor, "make", order(1, edits=[("do", f"{what} while training")]))
-    answer = ask(executor, "train", order(1, edits=[("do", f"{what} while training")]))
+    disaster = order(1, edits=[("do", f"{what} while training")])
+    ask(executor, "make", disaster)
+    answer = ask(executor, "train", disaster)
     assert answer.content is None
-    assert why in answer.lost
-    assert not alive(before)
-    lost = ask(executor, "train", order(0))  # nothing is made in the new process
+    ray = {"die": "it was lost by Ray", "exit": "it was lost by Ray"} if executor.name == "ray" else {}
+    why = {"die": "killed by SIGKILL", "exit": "exit code 3", "hang": "not answer within 0.7 seconds", **ray}
+    assert why[what] in answer.lost
+    assert gone([before])
+    lost = ask(executor, "train", order(0))  # nothing is made in the new worker
     assert "has ended" in lost.lost
     ask(executor, "make", order(0))
     assert ask(executor, "train", order(0)).content["metrics"]["pid"] not in (before, os.getpid())
 
 
-def test_a_process_killed_while_idle_loses_nothing_that_is_made_anew(processes):
-    executor = processes()
+def test_a_worker_killed_while_idle_loses_nothing_that_is_made_anew(pool):
+    executor = pool()
     ask(executor, "make", order(0))
     pid = ask(executor, "train", order(0)).content["metrics"]["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -169,7 +192,7 @@ def test_devices_and_threads_are_dealt_out(processes):
 def test_nothing_is_left_behind(processes, way, tmp_path):
     executor = executors.get("processes")(workers=2)
     executor.start(SETUP, tmp_path)
-    pids = [process.popen.pid for process in executor._processes]
+    pids = [worker._popen.pid for worker in executor._workers]
     for worker in range(2):
         executor.call(worker, "make", order(0, edits=[("do", "hang while making")]))
     if way == "close":
@@ -192,7 +215,7 @@ executor = executors.get("processes")(workers=2)
 executor.start(Setup(space={"name": PATH}), Path(sys.argv[1]))
 for worker in range(2):
     executor.call(worker, "make", order(0, edits=[("do", "hang while making")]))
-print(*(process.popen.pid for process in executor._processes), flush=True)
+print(*(worker._popen.pid for worker in executor._workers), flush=True)
 executor.wait(None)
 """
 
@@ -213,11 +236,18 @@ def test_workers_end_with_their_driver(tmp_path, signal_name):
     assert gone(pids)
 
 
-def test_what_cannot_begin_is_told(processes):
+def test_what_cannot_begin_is_told(pool):
     with pytest.raises(EvolveError, match="no numbers today"):
-        processes(Setup(space={"name": PATH, "options": {"fault": "refuses"}}))
-    with pytest.raises(EvolveError, match=r"5 processes in a row ended before they were ready.*exit code 7"):
+        pool(Setup(space={"name": PATH, "options": {"fault": "refuses"}}))
+
+
+def test_workers_that_always_end_are_not_begun_for_ever(processes, monkeypatch):
+    monkeypatch.setattr("evolve.population.executors.pool._STARTS", 2)
+    with pytest.raises(EvolveError, match=r"2 workers in a row ended before they were ready.*exit code 7"):
         processes(Setup(space={"name": PATH, "options": {"fault": "exits"}}))
+
+
+def test_spaces_that_are_none_are_told():
     with pytest.raises(EvolveError, match="refuses its options"):
         create_evaluator(Setup(space={"name": PATH, "options": {"seconds": -1}}))
     with pytest.raises(UnknownNameError, match="'nowhere'"):
@@ -226,7 +256,21 @@ def test_what_cannot_begin_is_told(processes):
         create_evaluator(Setup(space={"name": "helpers.toy_search:order"}))
 
 
+def test_a_cluster_that_is_too_small_is_told(cluster, tmp_path):
+    with pytest.raises(EvolveError, match=r"3 workers with 2 cpus each need 6, and the cluster has 2\. Set `workers`"):
+        executors.get("ray")(workers=3, cpus=2.0).start(SETUP, tmp_path)
+    with pytest.raises(EvolveError, match=r"with 0.5 gpus each"):
+        executors.get("ray")(workers=3, cpus=0.5, gpus=0.5).start(SETUP, tmp_path)
+
+
+def test_a_missing_ray_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EvolveError, match=r"The executor 'ray' needs the package ray.*pip install ray"):
+        executors.get("ray")().start(SETUP, tmp_path)
+
+
 def test_bad_options_are_refused():
     for options in ({"workers": 0}, {"timeout": -1.0}, {"worker": 3}):
-        with pytest.raises(ValidationError):
-            executors.get("processes")(**options)
+        for name in ("processes", "ray"):
+            with pytest.raises(ValidationError):
+                executors.get(name)(**options)
