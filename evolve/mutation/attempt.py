@@ -65,19 +65,19 @@ def carry_out(
     gradients = Gradients(model)
     before = first_look(model, inputs, attempt.seed, loss, operator)
     attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
-    orders = orders_of(model, before)
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name
-    verification = None
-    if inputs is not None:
-        verification = Verification(model, inputs, operator, before, attempt.seed, closely=closely)
-    health = Health(model, closely=closely)
-
     carrier = Carrier(model, optimizer)
     table = carrier.before
-    with preserved_rng(attempt.seed), making_parts_for(model):
-        attempt.plan = _recordable(operator, operator.plan(model, site, before))
-        change = _made(operator, operator.apply(model, site, attempt.plan))
+    with preserved_rng(attempt.seed):
+        with making_parts_for(model):
+            attempt.plan = _recordable(operator, operator.plan(model, site, before))
+        # Most refusals come of the plan: what the changed model is compared with is measured after it.
+        orders, health, verification = orders_of(model, before), Health(model, closely=closely), None
+        if inputs is not None:
+            verification = Verification(model, inputs, operator, before, attempt.seed, closely=closely)
+        with making_parts_for(model):
+            change = _made(operator, operator.apply(model, site, attempt.plan))
     changed = changes_of(model, table, change.cuts)
     remarks = [gradients.put_back(changed)]
     attempt.params_after = count_parameters(model)

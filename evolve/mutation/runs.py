@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from evolve.mutation.compare import EXACT, difference
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import depends_on, gradients_of, kept_gradients, without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
@@ -97,7 +96,7 @@ def grad_run(
         still: Leave dropout out.
         new: Parameters whose gradients have to arrive and to be finite; None runs no backward pass.
     """
-    with undisturbed(model), preserved_rng(seed), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed(model, seed=seed), torch.inference_mode(False), torch.enable_grad():
         model.train(training)
         with kept_gradients(model), _without_dropout(still), FlopCounter() as counter:
             outputs = inputs.run(model)
@@ -143,11 +142,11 @@ def rounding(
         mode: "eval", "train" or "mixed" (eval with `mixed_statistics`).
         still: Whether dropout was left out.
     """
-    with undisturbed(model), preserved_rng(seed):
+    with undisturbed(model, seed=seed):
         nudged = Inputs(tree_map(_nudged, inputs.args), tree_map(_nudged, dict(inputs.kwargs)))
 
     def run() -> tuple[list[Part], set[torch.dtype]]:
-        with undisturbed(model), preserved_rng(seed), unfused(model), _without_dropout(still), _Precision() as seen:
+        with undisturbed(model, seed=seed), unfused(model), _without_dropout(still), _Precision() as seen:
             model.train(mode == "train")
             with mixed_statistics() if mode == "mixed" else nullcontext():
                 return copied_parts(nudged.run(model)), seen.kinds

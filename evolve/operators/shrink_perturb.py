@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from evolve.errors import NotApplicable, NotYetApplicable, did_you_mean
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.reinit import blend, fresh_values, values_kept
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.isolation import undisturbed
 from evolve.structure.probe import Probe
 from evolve.structure.sites import EVERYWHERE, Site, parametrised
@@ -99,7 +98,7 @@ class ShrinkPerturb(MutationOperator):
         parameters = [model.get_parameter(name) for name in fresh]
 
         def loss_at(keep: float) -> float:
-            with undisturbed(model), preserved_rng(0), values_kept(parameters):
+            with undisturbed(model, seed=0), values_kept(parameters):
                 blend(model, fresh, self._shares(fresh, keep))
                 return float(loss(model.train()(*inputs.args, **inputs.kwargs)))
 

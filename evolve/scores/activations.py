@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from evolve.errors import NotApplicable
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis, analyse
 from evolve.structure.inputs import as_inputs
 from evolve.structure.isolation import undisturbed
@@ -86,7 +85,7 @@ def collect(model: nn.Module, inputs: Any, loss: OutputLoss, example: Any) -> Ev
     """
     batch = as_inputs(model, inputs)
     evidence = Evidence(model, probe(model, as_inputs(model, example)), batch.batch_size)
-    with undisturbed(model), preserved_rng(0), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed(model, seed=0), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         with _watched(model, evidence.seen):
             value = loss(model(*batch.args, **batch.kwargs))

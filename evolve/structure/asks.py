@@ -26,7 +26,8 @@ _LOOK_UPS = {
 
 def asks_how_it_runs(model: nn.Module) -> bool:
     """Whether a model may do something else while a mode of torch watches it, as PyTorch's transformer layers do."""
-    return any(map(_asks, {type(module) for module in model.modules()}))
+    code = [value for cls in {type(module) for module in model.modules()} for value in _methods(cls)]
+    return any(not _QUESTIONS.isdisjoint(_names(function.__code__)) for function in _functions(code))
 
 
 def never_mentioned(model: nn.Module, name: str) -> bool:
@@ -67,11 +68,10 @@ def _mentioned(code: list[Any]) -> set[str]:
     return {name for function in _functions(code) for name in _names(function.__code__)}
 
 
-def _asks(cls: type[nn.Module]) -> bool:
-    """Whether the methods of a class, or the functions of its author's that they call, ask such a question."""
+def _methods(cls: type[nn.Module]) -> list[Any]:
+    """Returns what a class and its bases define, nn.Module excepted."""
     bases = cls.__mro__[: cls.__mro__.index(nn.Module)]
-    functions = _functions([value for base in bases for value in vars(base).values()])
-    return any(not _QUESTIONS.isdisjoint(_names(function.__code__)) for function in functions)
+    return [value for base in bases for value in vars(base).values()]
 
 
 def _functions(waiting: list[Any]) -> Iterator[FunctionType]:

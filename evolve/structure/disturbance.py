@@ -110,7 +110,7 @@ class Disturber:
         inputs = Inputs(args, kwargs)
 
         def once() -> list[Tensor]:
-            with undisturbed(self.model), preserved_rng(0), unfused(self.model), warnings.catch_warnings():
+            with undisturbed(self.model, seed=0), unfused(self.model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # recurrent layers say that their weights lie apart
                 if self.module is None:
                     return output_tensors(copied_parts(inputs.run(self.model.eval())))
@@ -122,7 +122,7 @@ class Disturber:
 
 def outputs_inside(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Returns the last output of each submodule that gives a tensor, in the order of their calls."""
-    with undisturbed(model), preserved_rng(0), unfused(model), warnings.catch_warnings():
+    with undisturbed(model, seed=0), unfused(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return without_gradients(model, lambda: _inside(model.eval(), inputs, None))
 

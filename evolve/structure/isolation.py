@@ -179,13 +179,17 @@ _NESTED = "use_nested_tensor"
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     """Lets the model be run; afterwards buffers, modes, cached attributes and generators are as before.
 
     Inside a `torch.autocast` of the user's, the casts of weights that it remembers from other runs are forgotten: the
     weights may be others by now.
+
+    Args:
+        model: The model.
+        seed: Of all generators meanwhile; None lets them go on where they stand.
     """
-    with preserved_rng():
+    with preserved_rng(seed):
         state = ModuleState(model, parameters=False)
         torch.clear_autocast_cache()
         try:

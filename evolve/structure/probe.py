@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evolve.errors import NotApplicable
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import gradients_of, without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed, unfused
@@ -100,7 +99,7 @@ def probe(model: nn.Module, inputs: Inputs | None, seed: int = 0, loss: OutputLo
         return Probe(None, {}, None, loss=loss)
 
     def run() -> Probe:
-        with undisturbed(model), preserved_rng(seed), unfused(model):
+        with undisturbed(model, seed=seed), unfused(model):
             model.eval()
             with recorded_calls(model) as calls, FlopCounter() as counter:
                 outputs = inputs.run(model)
@@ -117,7 +116,7 @@ def outputs_in_use(model: nn.Module, inputs: Inputs, seed: int) -> list[Part]:
     """
 
     def run() -> list[Part]:
-        with undisturbed(model), preserved_rng(seed), _uncompiled(model):
+        with undisturbed(model, seed=seed), _uncompiled(model):
             return copied_parts(inputs.run(model.eval()))
 
     return without_gradients(model, run)
@@ -127,7 +126,7 @@ def mixed_outputs(model: nn.Module, inputs: Inputs, seed: int) -> list[Part]:
     """Runs the model with `mixed_statistics`: a change that shows in either mode shows in what this gives."""
 
     def run() -> list[Part]:
-        with undisturbed(model), preserved_rng(seed), unfused(model), mixed_statistics():
+        with undisturbed(model, seed=seed), unfused(model), mixed_statistics():
             return copied_parts(inputs.run(model.eval()))
 
     return without_gradients(model, run)
@@ -146,8 +145,7 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and adds its FLOPs."""
-        with self:
-            parts = hidden_parts(func, args, kwargs or {})
+        parts = hidden_parts(self, func, args, kwargs or {})
         if parts is not NotImplemented:
             return parts
         out = func(*args, **(kwargs or {}))
@@ -205,7 +203,7 @@ def loss_gradients(model: nn.Module, seen: Probe) -> dict[str, Tensor]:
             "example_inputs that returns a scalar."
         )
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with undisturbed(model), preserved_rng(0), torch.inference_mode(False), torch.enable_grad():
+    with undisturbed(model, seed=0), torch.inference_mode(False), torch.enable_grad():
         model.eval()
         value = seen.loss(seen.inputs.run(model))
         gradients = gradients_of(model, value, list(named.values()))

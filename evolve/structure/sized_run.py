@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
 from evolve.errors import described
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes.algebra import Axis
 from evolve.structure.containers import empty_caches
@@ -146,7 +145,7 @@ def _run_on_fakes(
     fakes: list[weakref.ref[Tensor]],
 ) -> DepartureError | None:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with undisturbed(model), preserved_rng(0), torch.set_grad_enabled(script.gradients), plain_operations(model):
+    with undisturbed(model, seed=0), torch.set_grad_enabled(script.gradients), plain_operations(model):
         model.train(script.training)
         leave_out(model, analysis.observers)
         change_settings(model, settings)

@@ -12,7 +12,6 @@ from torch import nn
 from evolve.lineage import Preserves
 from evolve.mutation.compare import difference, structure_faults
 from evolve.mutation.runs import WithoutDropout
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import Inputs, as_inputs
 from evolve.structure.isolation import undisturbed
 from evolve.structure.outputs import Part, copied_parts
@@ -35,7 +34,7 @@ def outputs_of(model: nn.Module, example_inputs: Any, *, still: bool) -> dict[st
 
 
 def _run(model: nn.Module, inputs: Inputs, *, gradients: bool, training: bool = False) -> list[Part]:
-    with undisturbed(model), preserved_rng(4), torch.set_grad_enabled(gradients):
+    with undisturbed(model, seed=4), torch.set_grad_enabled(gradients):
         return copied_parts(inputs.run(model.train(training)))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from evolve.structure.tracing.tape import Op, Shape, Value
@@ -42,15 +43,16 @@ def formula_of(func: Any) -> Any:
     return flop_registry.get(packet) or _MORE.get(str(packet))
 
 
-def hidden_parts(func: Any, args: Any, kwargs: Any) -> Any:
-    """Runs an operation by its parts where PyTorch would not show them, as in inference mode.
+def hidden_parts(mode: TorchDispatchMode, func: Any, args: Any, kwargs: Any) -> Any:
+    """Runs an operation by its parts where PyTorch would not show them to a mode, as in inference mode.
 
     Returns:
         What it gives, `NotImplemented` where it has no parts.
     """
     if not torch.is_inference_mode_enabled() or formula_of(func) is not None:
         return NotImplemented
-    return func.decompose(*args, **kwargs)
+    with mode:
+        return func.decompose(*args, **kwargs)
 
 
 def flops_if(op: Op, shape_of: Callable[[Value], Shape]) -> int:

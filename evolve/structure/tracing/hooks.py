@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 from torch.utils._pytree import tree_leaves
 
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed
@@ -44,7 +43,7 @@ def observing_hooks(model: nn.Module, inputs: Inputs) -> set[int]:
     at_work: set[int] = set()
 
     def watch(training: bool) -> None:
-        with undisturbed(model), preserved_rng(0):
+        with undisturbed(model, seed=0):
             model.train(training)
             for module, table in _tables(model):
                 for key, hook in table.items():

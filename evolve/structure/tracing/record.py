@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from evolve.runtime.generators import preserved_rng
 from evolve.structure.containers import empty_caches
 from evolve.structure.gradients import without_gradients
 from evolve.structure.inputs import Inputs
@@ -76,7 +75,7 @@ def _record(
         return recorder.stand_in(leaf) if isinstance(leaf, Tensor) else leaf
 
     try:
-        with undisturbed(model), preserved_rng(0), plain_operations(model):
+        with undisturbed(model, seed=0), plain_operations(model):
             model.train(training)
             leave_out(model, observers)
             reader = Reader(recorder)

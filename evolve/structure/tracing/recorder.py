@@ -98,8 +98,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _DEVICE:  # fake tensors ask for it at every step
             return args[0].fake_device
-        with self:
-            parts = hidden_parts(func, args, kwargs)
+        parts = hidden_parts(self, func, args, kwargs)
         if parts is not NotImplemented:
             return parts
         noted = tuple(self._note(arg) for arg in args)

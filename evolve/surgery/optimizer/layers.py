@@ -21,7 +21,7 @@ Optimizers: TypeAlias = Optimizer | Sequence[Optimizer]
 # Lead out of an optimizer into the rest of the program.
 _CLOSED = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _CLOSED += (functools.partial, logging.Logger, threading.Thread, str, bytes, int, float, complex, range)  # type: ignore[assignment]
-_NO_OPTIMIZER = (*_CLOSED, list, tuple, Mapping)
+_NO_OPTIMIZER = (Tensor, dict, list, tuple, *_CLOSED, Mapping)  # those that are met most come first
 _ATOMS = frozenset((type(None), bool, int, float, str))  # most of what there is, and nothing is inside
 _MOST_OBJECTS = 500  # objects of classes that we do not know; past that we are no longer inside the optimizer
 
