@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from evolve.errors import CheckpointError, EvolveError, missing_package
 from evolve.integrations.folder import read_file, write_records
 from evolve.lineage import Record
+from evolve.mutation.bounded import BoundedBuild, OversizedError
 from evolve.mutation.replaying import replay
 from evolve.training.restoring import fitting, replay_bounded
 
@@ -28,6 +29,9 @@ try:
 except ImportError as error:
     raise EvolveError(missing_package(f"'{__name__}'", "transformers", error)) from error
 
+# How large a base model may be: so many times what it was made into, and that so many times while it is being built,
+# with masks that are thrown away; a small model may have a large mask.
+_SHRUNK, _WORK, _SMALL = 64, 8, 2**24
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -94,7 +98,7 @@ def from_pretrained(folder: str | Path, model_class: type[PreTrainedModel] | Non
         raise CheckpointError(f"'{folder}' does not say which config its base model has.")
     tensors = _weights(Path(folder))
     with fitting(Path(folder)):
-        model: PreTrainedModel = found(found.config_class.from_dict(content["base_config"]))
+        model = _base(found, found.config_class.from_dict(content["base_config"]), records, tensors)
         replay_bounded(model, records, tensors)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
         model.tie_weights()
@@ -105,6 +109,30 @@ def from_pretrained(folder: str | Path, model_class: type[PreTrainedModel] | Non
         nn.Module.to(model, floating)
     nn.Module.eval(model)
     return model
+
+
+def _base(
+    model_class: type[PreTrainedModel],
+    config: PretrainedConfig,
+    records: Iterable[Record],
+    tensors: Mapping[str, Tensor],
+) -> PreTrainedModel:
+    """Builds a base model, if it can be the one that the saved weights come of: a config may be anybody's.
+
+    Raises:
+        CheckpointError: If it is far larger; asked before memory is taken.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    grown = sum(record.params_after - record.params_before for record in records if record.status == "applied")
+    most = _WORK * min(max(held - grown, held), _SHRUNK * held) + _SMALL
+    try:
+        with BoundedBuild(most):
+            return model_class(config)
+    except OversizedError as error:
+        raise CheckpointError(
+            f"The base config declares a model of more than {most:,} elements, and {held:,} were saved of the mutated "
+            "one: it belongs to another model, or was damaged. Nothing of that size was built."
+        ) from error
 
 
 def base_of(model_class: type[PreTrainedModel], config: PretrainedConfig) -> dict[str, Any]:

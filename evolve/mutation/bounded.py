@@ -13,6 +13,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from evolve.errors import EvolveError
 
 
+class OversizedError(EvolveError):
+    """What was to be built is larger than it may be."""
+
+
 class BoundedBuild(TorchDispatchMode):
     """A context in which operations may make so many elements of tensors in all; asked before memory is taken.
 
@@ -23,7 +27,7 @@ class BoundedBuild(TorchDispatchMode):
         elements: How many.
 
     Raises:
-        EvolveError: From within, where one more operation would pass the bound.
+        OversizedError: From within, where one more operation would pass the bound.
     """
 
     def __init__(self, elements: int) -> None:
@@ -37,7 +41,7 @@ class BoundedBuild(TorchDispatchMode):
         kwargs = kwargs or {}
         self._left -= _elements(func, args, kwargs)
         if self._left < 0:
-            raise EvolveError(
+            raise OversizedError(
                 f"it builds tensors of more than {self._bound:,} elements, far more than the models before and after "
                 "it hold: its plan is damaged."
             )

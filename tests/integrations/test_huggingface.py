@@ -265,3 +265,14 @@ def test_damaged_folders_are_told(folder, tmp_path, damage):
         file.write_text(json.dumps({**content, **changes[damage]}))
     with pytest.raises(EvolveError):
         from_pretrained(folder)
+
+
+@pytest.mark.parametrize("declared", [{"n_embd": 2**16}, {"vocab_size": 2**40}, {"n_positions": 2**40}])
+def test_a_base_config_of_another_size_is_refused_before_it_is_built(folder, tmp_path, declared):
+    """It would take gigabytes at least."""
+    folder = shutil.copytree(folder, tmp_path / "saved")
+    file = folder / "evolve_records.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "base_config": {**content["base_config"], **declared}}))
+    with pytest.raises(CheckpointError, match=r"base config declares a model of more than [\d,]+ elements"):
+        from_pretrained(folder)
