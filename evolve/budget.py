@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from evolve.errors import EvolveError
 
@@ -17,8 +17,7 @@ FORWARD_AND_BACKWARD = 3
 _TICKS_OF_SECONDS = 1000
 
 
-@dataclass(frozen=True)
-class Spent:
+class Spent(NamedTuple):
     """What a run has used up.
 
     Attributes:
@@ -48,7 +47,8 @@ class Budget:
 
     def progress(self, spent: Spent) -> float:
         """Returns which part of the budget is spent, from 0 to 1."""
-        return min(1.0, float(getattr(spent, self.unit)) / self.amount)
+        share: float = getattr(spent, self.unit) / self.amount
+        return min(1.0, share)
 
     def epochs_left(self, spent: Spent, epoch_flops: float) -> float:
         """Returns how many more epochs the rest of the budget pays for, of the model as it is.

@@ -107,9 +107,9 @@ class NewParameters:
         What the step does to new parts is corrected as soon as the optimizer has made it, so that averages and
         evaluations that follow see the corrected weights.
         """
-        self._clean_up()
-        if not self._brought:
+        if not self._brought:  # and so nothing is held
             return
+        self._clean_up()
         parameters = dict(model.named_parameters())
         groups = {id(p): (o, group) for o in self._optimizers for group in o.param_groups for p in group["params"]}
         if self._config.rewarm is not None and self._config.rewarm.scope == "all":
@@ -139,13 +139,14 @@ class NewParameters:
 
     def after_step(self) -> None:
         """To be called when the optimizers have moved the parameters."""
+        if not self._brought:
+            return
         for optimizer in self._optimizers:
             self._correct(optimizer)  # where it has no hooks
         self._clean_up()
-        if self._brought:
-            self._steps += 1
-            self._tell()
-            self._brought = [parts for parts in self._brought if self._steps - parts.born < self._longest]
+        self._steps += 1
+        self._tell()
+        self._brought = [parts for parts in self._brought if self._steps - parts.born < self._longest]
 
     @torch.no_grad()
     def _correct(self, optimizer: Optimizer) -> None:

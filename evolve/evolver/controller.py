@@ -109,9 +109,8 @@ class MutationController:
     @property
     def due(self) -> str | None:
         """Why a mutation is due now; None where none is, one is on probation, or the training is to stop."""
-        if self.testing or self._stopping() or self.loop.over:
-            return None
-        return self._timing.due
+        due = self._timing.due
+        return None if due is None or self.testing or self._stopping() or self.loop.over else due
 
     def stop(self) -> None:
         """Asks the training to stop: nothing is due any more, and `stopped` is true."""

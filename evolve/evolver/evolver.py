@@ -271,12 +271,12 @@ class Evolver:
         """After an optimizer step: returns the line of metrics where it was the last of its epoch, or of the run."""
         state = self.state
         state.count_time()
-        step = math.ceil(state.batch / self.training.accumulate)
-        self.events.emit(StepMade(self, state.epoch, state.step, step, loss, state.progress))
+        step, progress = math.ceil(state.batch / self.training.accumulate), state.progress
+        self.events.emit(StepMade(self, state.epoch, state.step, step, loss, progress))
         epoch_end = state.batch >= len(self.train_data)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
-        return self._measure() if epoch_end or self.finished else None
+        return self._measure() if epoch_end or progress >= 1 or self.stopped_early else None
 
     def _measure(self) -> dict[str, Any]:
         """Returns the line of metrics of what was trained since the last one."""

@@ -119,7 +119,7 @@ class Supervised(Task):
     def count(self, batch: Any) -> int:
         """Returns how many samples a batch has."""
         if type(batch) in (tuple, list) and isinstance(batch[0], Tensor):
-            return len(batch[0])
+            return batch[0].shape[0]  # `len` of a tensor is Python code, and every step counts
         return super().count(batch)
 
     def weight(self, batch: Any) -> float:
@@ -204,16 +204,16 @@ class Classification(Supervised):
         Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an
         epoch.
         """
-        predictions, targets = super().compared(outputs, batch)
-        if self._binary(predictions, targets):
-            probabilities, answers = self.compared(outputs, batch)
-            found: Tensor = (probabilities > 0.5) == answers
-            return found
+        predictions, targets = self.predictions(outputs), self.split(batch)[1]
         classes = isinstance(predictions, Tensor) and predictions.dim() == 2 and isinstance(targets, Tensor)
+        if (not classes or predictions.shape[1] == 1) and self._binary(predictions, targets):
+            probabilities, answers = self.compared(outputs, batch)
+            hits: Tensor = (probabilities > 0.5).eq(answers)
+            return hits
         if not classes or targets.dim() != 1 or targets.is_floating_point():
             return None
-        hits: Tensor = predictions.argmax(1) == targets
-        return hits
+        answered: Tensor = predictions.argmax(1).eq(targets)
+        return answered
 
 
 @tasks.register("multilabel")

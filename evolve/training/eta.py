@@ -27,7 +27,8 @@ class Eta:
     def see(self, progress: float) -> None:
         """Notes which part of the budget is spent now, from 0 to 1."""
         self._last = (self._clock(), progress)
-        self._marks = [mark for mark in self._marks if mark[1] <= progress]  # a run may go back
+        while self._marks and self._marks[-1][1] > progress:  # a run may go back
+            self._marks.pop()
         if not self._marks or progress - self._marks[-1][1] >= self._apart:
             self._marks.append(self._last)
         if len(self._marks) > _MOST_MARKS:

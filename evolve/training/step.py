@@ -56,7 +56,8 @@ def train_step(
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite; no weight was changed by it.
     """
-    state.wrap()
+    if state.world.together:
+        state.wrap()
     total, samples = 0.0, 0
     weights = [state.task.weight(batch) for batch in batches]
     whole = sum(weights)
@@ -100,16 +101,18 @@ def _part(state: TrainState, batch: Batch, whole: float) -> tuple[Batch, float, 
     return part, task.weight(part) * world.size / whole if counts and whole else float(counts), counts
 
 
+def _passing(state: TrainState, index: int, last: bool) -> AbstractContextManager[None]:
+    """Returns the context of a forward and backward pass."""
+    return _passing_together(state, index, last) if state.world.together else nullcontext()
+
+
 @contextmanager
-def _passing(state: TrainState, index: int, last: bool) -> Iterator[None]:
-    """A forward and backward pass: on several devices gradients are averaged in the last of a step.
+def _passing_together(state: TrainState, index: int, last: bool) -> Iterator[None]:
+    """A pass on several devices: gradients are averaged in the last of a step.
 
     What is drawn in it differs from device to device, and the generators are as before it, the same on all.
     """
     world = state.world
-    if not world.together:
-        yield
-        return
     drawn = mix(state.config.seed, state.step, index, world.rank)
     with preserved_rng(drawn), averaging(state.forward, now=last), world.watched("averaging gradients"):
         yield
@@ -259,7 +262,7 @@ def place(state: TrainState, batch: Batch) -> Batch:
     def move(tensor: Tensor) -> Tensor:
         if channels_last and tensor.dim() == 4:
             return tensor.to(state.device, non_blocking=True, memory_format=torch.channels_last)
-        return tensor.to(state.device, non_blocking=True)
+        return tensor if tensor.device == state.device else tensor.to(state.device, non_blocking=True)
 
     return map_tensors(batch, move)
 
