@@ -165,9 +165,11 @@ def averaged_over(loss: Loss, targets: Any) -> float | None:
         return None
     if not of_classes or targets.is_floating_point():
         return targets.numel()
-    counted = targets[targets != loss_option(loss, "ignore_index", -100)]
+    counts = targets != loss_option(loss, "ignore_index", -100)
     weight = loss_option(loss, "weight", None)
-    return len(counted) if weight is None else float(weight.to(counted.device)[counted].sum())
+    if weight is None:
+        return int(torch.count_nonzero(counts))  # the quickest way: it is asked in each step
+    return float(weight.to(targets.device)[targets[counts]].sum())
 
 
 def _tensor_parameters(function: Callable[..., Any]) -> set[str]:
