@@ -52,7 +52,7 @@ ALLOWED = {
     "integrations": {
         *("config", "evolver", "lineage", "mutation", "runtime", "structure", "surgery", "training"),
     },
-    "testing": {"lineage", "mutation", "operators", "runtime", "structure", "surgery"},
+    "testing": {"lineage", "mutation", "operators", "population", "runtime", "structure", "surgery"},
     "__main__": {"cli"},
     "cli": {
         "budget",

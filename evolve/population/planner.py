@@ -6,16 +6,17 @@ Knows no torch, nor where anything is evaluated.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from evolve.errors import EvolveError
 from evolve.population.algorithms.base import Algorithm
 from evolve.population.halving import Halving
 from evolve.population.individual import Individual, Proposal
 from evolve.population.objectives import front
 
-_VAIN = 200  # proposals in a row that led nowhere new, after which the space is taken to be searched through
+_VAIN = 200  # times in a row that nothing new was found, after which the space is taken to be searched through
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,20 @@ class Planner:
     in_vain: int = 0
     _keys: dict[str, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.halving and self.algorithm.trains_on:
+            raise EvolveError(
+                f"'{self.algorithm.name}' has its individuals trained on by itself, so that successive halving has "
+                "nothing to decide. Leave out halving, or take another algorithm."
+            )
+
     @property
     def exhausted(self) -> bool:
         """Whether nothing new was found in a long time."""
         return self.in_vain >= _VAIN
 
     def next(self, progress: float) -> Job | None:
-        """Returns what to evaluate next; None while nothing can be said before what is out has come back.
+        """Returns what to evaluate next; None before what is out has come back. Where nothing is out, that is the end.
 
         Args:
             progress: Which part of the budget is spent, what is out included.
@@ -78,10 +86,20 @@ class Planner:
         if self.halving and (promoted := self.halving.promote(self.out)) is not None:
             why = f"among the best 1 in {self.halving.factor} of rung {self.individuals[promoted].rung}"
             return self._once_more(Proposal(again=promoted, why=why), longer=True)
-        proposal = self.algorithm.ask()
+        proposal = self._proposal()
         if proposal is None:
             return None
         return self._begin(proposal) if proposal.again is None else self._once_more(proposal)
+
+    def made(self, individual: Individual) -> int | None:
+        """Takes note of the structure of one that was made.
+
+        Returns:
+            Who has the same structure and was evaluated, has failed or is out; None where nobody has.
+        """
+        first = self._keys.setdefault(individual.key, individual.id)
+        self._note(individual)
+        return None if first == individual.id else first
 
     def tell(self, individual: Individual) -> None:
         """Takes note of what came of a job: its individual, with its values or why it has none."""
@@ -93,13 +111,9 @@ class Planner:
         if first and individual.values:
             parent = self.individuals.get(individual.parents[0]) if individual.parents else None
             self.algorithm.rates.learn(individual, parent)
-        if self.halving and individual.values:
+        if self.halving:
             self.halving.tell(individual)
         self.algorithm.tell(individual)
-
-    def knows(self, key: str) -> bool:
-        """Whether a structure was evaluated, has failed, or is being evaluated."""
-        return key in self._keys
 
     def living(self) -> set[int]:
         """Returns the ids of those whose weights may be needed."""
@@ -108,18 +122,33 @@ class Planner:
         return {*self.algorithm.living(), *self.out, *parents, *promoted, *self.finalists, *self.top()}
 
     def top(self) -> list[int]:
-        """Returns the ids of the best few: by the first objective, and with several all of the front."""
+        """Returns the ids of the best few: with several objectives the front, all of it, before those next to it."""
         done = [each for each in self.individuals.values() if each.values]
-        if self.algorithm.multi_objective:
-            return [each.id for each in front(done)]
-        return [each.id for each in sorted(done, key=lambda each: (-each.value, each.id))[: self.best]]
+        ranked = [each.id for each in sorted(done, key=lambda each: (-each.value, each.id))]
+        if not done or len(done[0].values or ()) == 1:
+            return ranked[: self.best]
+        first = [each.id for each in front(done)]
+        return first + [each for each in ranked if each not in first][: max(0, self.best - len(first))]
 
     def state(self) -> dict[str, Any]:
         """Returns what proposing has moved, as JSON values."""
         return {"algorithm": self.algorithm.state(), "finalists": self.finalists}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` returned, once everything has been told again."""
+    def resume(self, told: Iterable[Individual], out: Iterable[Job], state: Mapping[str, Any]) -> None:
+        """Stands where a search stood that was interrupted.
+
+        Args:
+            told: What `tell` was given, in that order.
+            out: Jobs that were begun and not told of, in the order in which they were.
+            state: What `state` returned after the last job was begun.
+        """
+        for individual in told:
+            self.tell(individual)
+        for job in out:
+            self.out.add(job.individual.id)
+            if job.proposal.again is None:
+                self.individuals[job.individual.id] = job.individual
+                self._note(job.individual)
         self.algorithm.load_state(state["algorithm"])
         self.finalists = list(state["finalists"])
 
@@ -127,6 +156,19 @@ class Planner:
         if individual.key:
             self._keys.setdefault(individual.key, individual.id)
         self.algorithm.remember(individual)
+
+    def _proposal(self) -> Proposal | None:
+        """Asks the algorithm; again and again where it finds nothing new and nothing is out that could change that."""
+        for _ in range(_VAIN):
+            before = self.algorithm.state()
+            proposal = self.algorithm.ask()
+            if proposal is not None:
+                return proposal
+            if self.out:
+                self.algorithm.load_state(before)  # how often it is asked in vain is a matter of time
+                return None
+        self.in_vain = _VAIN
+        return None
 
     @property
     def _root_done(self) -> bool:
@@ -149,12 +191,11 @@ class Planner:
         return Job(individual, proposal, self._seed(individual), individual.rung + longer)
 
     def _final(self) -> Job | None:
-        """The finalist that was evaluated least often, of equals the best."""
-        if not self.finalists:
-            if self.out:
-                return None  # who is out may be among them
-            self.finalists = self.top()
-        left = [self.individuals[each] for each in self.finalists if each not in self.out]
+        """Who of the finalists was evaluated least often; they are settled when all children have come back."""
+        chosen = self.finalists or self.top()
+        if not any(self.individuals[each].evaluations == 0 for each in self.out):
+            self.finalists = chosen
+        left = [self.individuals[each] for each in chosen if each not in self.out and self.individuals[each].values]
         if not left:
             return None
         least = min(left, key=lambda each: (each.evaluations, -each.value, each.id))

@@ -12,7 +12,7 @@ _FORGET = 0.9
 
 
 class Rates:
-    """Adaptive pursuit of the edits that pay, by probability matching (Thierens 2005).
+    """How often edits are drawn, by what they have paid: "probability matching" as in Thierens 2005.
 
     An edit has paid where the child is better than its parent. Each operator has a running share of children that
     paid, and is drawn in proportion to it, but never less often than a quarter of an equal share.

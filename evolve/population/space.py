@@ -24,10 +24,16 @@ class Space(Registered, ABC):
         name: Registered name.
         Options: Typed options.
         rooted: Whether all genomes grow out of one, which is evaluated before anything else.
+        shake: An edit that leaves the structure as it is and renews inherited weights in part (shrink and perturb);
+            None where the space has none.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
     rooted: ClassVar[bool] = False
+    shake: ClassVar[Edit | None] = None
+
+    def __init__(self, **options: Any) -> None:
+        self.options: Any = self.Options.read(options)
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)
@@ -52,8 +58,12 @@ class Space(Registered, ABC):
     def features(self, code: Any) -> list[float]:
         """Returns numbers by which two genomes are alike, always as many; for models of the fitness."""
 
+    def descriptors(self, code: Any) -> list[float]:
+        """Returns the few numbers over which `map_elites` lays its cells; the first two features unless overridden."""
+        return self.features(code)[:2]
+
     def cross(self, one: Individual, other: Individual, chance: random.Random) -> Proposal | None:
-        """Returns a child of two, before it is edited; None where these cannot be crossed soundly."""
+        """Returns a child of two, before it is mutated; None where these cannot be crossed soundly."""
         return None
 
     @abstractmethod

@@ -22,7 +22,12 @@ class Elitist(Algorithm):
     """
 
     class Options(TypedOptions):
-        """Size of the population, and how many take part in a tournament."""
+        """How many live, and how strongly the best are preferred.
+
+        Attributes:
+            population: How many live.
+            tournament: How many of them are drawn, of whom the best becomes a parent.
+        """
 
         population: PositiveInt = 10
         tournament: PositiveInt = 3
@@ -46,6 +51,7 @@ class Elitist(Algorithm):
     def tell(self, individual: Individual) -> None:
         """Takes the individual in, and lets the worst go."""
         if individual.values is None:
+            self.population.remove(individual)
             return
         self.population.add(individual)
         if len(self.population) > self.options.population:

@@ -12,7 +12,7 @@ from evolve.population.individual import Individual, Proposal
 class RandomSearch(Algorithm):
     """Evaluates random genomes, no structure twice (Li and Talwalkar 2019 show how hard it is to beat)."""
 
-    def ask(self) -> Proposal:
+    def ask(self) -> Proposal | None:
         """Returns a random genome."""
         return self.fresh()
 
