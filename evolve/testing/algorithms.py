@@ -34,6 +34,7 @@ def check_algorithm(name: str, **options: Any) -> None:
         AssertionError: If the algorithm breaks the contract; says how.
     """
     cls = algorithms.get(name)
+    _check_imports(cls)
 
     def make(space: Space, seed: int) -> Algorithm:
         return cls(space, seed, **options)
@@ -47,7 +48,6 @@ def check_algorithm(name: str, **options: Any) -> None:
                 _check_again(make, kind(), objectives, workers, f"{where} and {workers} workers")
         if name != "random":
             _check_improves(make, kind(), cls.trains_on, f"'{name}' on {kind.__name__}")
-    _check_imports(cls)
 
 
 def _check_answers(make: Callable[[Space, int], Algorithm], space: ToySpace, objectives: int, where: str) -> None:

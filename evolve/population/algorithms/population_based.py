@@ -58,7 +58,7 @@ class PopulationBased(Algorithm):
             if self.judged.get(str(each.id)) == self.told[each.id]:
                 continue
             self.judged[str(each.id)] = self.told[each.id]
-            if len(members) > 1 and each in self._ranked(members)[-self._share(members) :]:
+            if each in self._worst(members):
                 self.replaced.append(each.id)
                 return self._begin([other for other in members if other is not each])
         if not idle:
@@ -88,15 +88,21 @@ class PopulationBased(Algorithm):
         return proposal
 
     def _child(self, members: list[Individual]) -> Proposal | None:
-        best = self._ranked(members)[: self._share(members)]
+        best = self._ranked(members)[: self._share]
         one, other = (self.chance.choice(best) for _ in range(2))
         child = self.crossed(one, other, f"of the best {len(best)}")
         if child is None or self.space.shake is None:
             return child
         return replace(child, edits=(*child.edits, self.space.shake))
 
-    def _share(self, members: list[Individual]) -> int:
-        return max(1, int(len(members) * self.options.quarter))
+    def _worst(self, members: list[Individual]) -> list[Individual]:
+        """Who has to go. Children that are out for the first time count among the worst, lest everybody be replaced."""
+        best = self.options.population - self._share
+        return self._ranked(members)[best:]
+
+    @property
+    def _share(self) -> int:
+        return max(1, int(self.options.population * self.options.quarter))
 
     def _ranked(self, members: list[Individual]) -> list[Individual]:
         return sorted(members, key=lambda each: (-each.value, each.id))

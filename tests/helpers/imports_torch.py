@@ -1,0 +1,9 @@
+"""A search algorithm in a module that imports what it has no need of."""
+
+import torch  # noqa: F401
+
+from evolve.population.algorithms import Elitist
+
+
+class WithTorch(Elitist):
+    pass
