@@ -35,9 +35,6 @@ class Space(Registered, ABC):
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)
 
-    def __init__(self, **options: Any) -> None:
-        self.options: Any = self.Options.read(options)
-
     @abstractmethod
     def draw(self, chance: random.Random) -> Proposal:
         """Returns a random genome: what random search evaluates, and what populations begin with."""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from evolve.population.individual import Edit, Individual, Proposal
+from evolve.population.jobs import Evaluator, Setup
 from evolve.population.space import Space
 
 _LETTERS = "abcd"
@@ -29,6 +30,10 @@ class ToySpace(Space):
 
     def built_key(self, code: Any) -> str:
         """Returns the key of what was built."""
+        raise NotImplementedError
+
+    def evaluator(self, setup: Setup) -> Evaluator:
+        """There is none: no worker is needed for what is known at once."""
         raise NotImplementedError
 
 
