@@ -34,7 +34,6 @@ def check_algorithm(name: str, **options: Any) -> None:
         AssertionError: If the algorithm breaks the contract; says how.
     """
     cls = algorithms.get(name)
-    _check_imports(cls)
 
     def make(space: Space, seed: int) -> Algorithm:
         return cls(space, seed, **options)
@@ -46,8 +45,9 @@ def check_algorithm(name: str, **options: Any) -> None:
             _check_failures(make, kind(), objectives, where)
             for workers in (1, 4):
                 _check_again(make, kind(), objectives, workers, f"{where} and {workers} workers")
-        if name != "random":
-            _check_improves(make, kind(), cls.trains_on, f"'{name}' on {kind.__name__}")
+    _check_imports(cls)
+    for kind in _SPACES if name != "random" else ():
+        check_improves(make, kind(), cls.trains_on, f"'{name}' on {kind.__name__}")
 
 
 def _check_answers(make: Callable[[Space, int], Algorithm], space: ToySpace, objectives: int, where: str) -> None:
@@ -81,7 +81,7 @@ def _check_again(
     assert len(decided[0]) == len(resumed), f"{where}: after an interruption it ends elsewhere"
 
 
-def _check_improves(make: Callable[[Space, int], Algorithm], space: ToySpace, learning: bool, where: str) -> None:
+def check_improves(make: Callable[[Space, int], Algorithm], space: ToySpace, learning: bool, where: str) -> None:
     """It finds more than random search in the same number of evaluations, over seeds."""
 
     def found(of: Callable[[Space, int], Algorithm]) -> float:

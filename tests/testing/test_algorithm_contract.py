@@ -6,6 +6,8 @@ from helpers.imports_torch import WithTorch
 from evolve.population.algorithms import Elitist, RandomSearch, algorithms
 from evolve.population.individual import Proposal
 from evolve.testing import check_algorithm
+from evolve.testing.algorithms import check_improves
+from evolve.testing.toy_spaces import Letters
 
 
 class Repeats(Elitist):
@@ -52,19 +54,6 @@ class Silent(Elitist):
         return super().ask() if len(self.population) else None
 
 
-class Stays(RandomSearch):
-    """Looks at a tenth of the space alone, and is no better there."""
-
-    def fresh(self):
-        while (proposal := super().fresh()) is not None and self.space.fitness(proposal.code) > self.worst:
-            pass
-        return proposal
-
-    @property
-    def worst(self):
-        return 6.0 if not self.space.rooted else -8.0
-
-
 BROKEN = {
     Repeats: "proposed again",
     LetsDie: "did not live",
@@ -74,7 +63,6 @@ BROKEN = {
     NeedsValues: "NoneType",
     GivesUp: "gave up after",
     Silent: "sends nobody out",
-    Stays: "by random search",
     WithTorch: "imports torch",
 }
 
@@ -87,3 +75,15 @@ def test_what_is_broken_is_found(cls):
             check_algorithm("broken")
     finally:
         algorithms.unregister("broken")
+
+
+def test_what_is_no_better_than_random_is_found():
+    class Unlucky(RandomSearch):
+        """Takes the worst of three."""
+
+        def fresh(self):
+            found = [super(Unlucky, self).fresh() for _ in range(3)]
+            return min(found, key=lambda proposal: self.space.fitness(proposal.code))
+
+    with pytest.raises(AssertionError, match="by random search"):
+        check_improves(Unlucky, Letters(), False, "it")
