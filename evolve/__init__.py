@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from evolve.operators import MutationOperator as MutationOperator
     from evolve.operators import operator as operator
     from evolve.operators.function import Context as Context
+    from evolve.population.api import search as search
+    from evolve.population.results import SearchResult as SearchResult
     from evolve.structure.analysis import Analysis as Analysis
     from evolve.structure.analysis import analyse as analyse
     from evolve.surgery.transaction import Transaction as transaction  # noqa: F401, N813
@@ -71,6 +73,8 @@ _HOME = {
     "replay": ("evolve.mutation.replaying", "replay"),
     "restore": ("evolve.training.saving", "restore"),
     "save": ("evolve.training.saving", "save"),
+    "search": ("evolve.population.api", "search"),
+    "SearchResult": ("evolve.population.results", "SearchResult"),
     "sites": ("evolve.mutation.api", "sites"),
     "transaction": ("evolve.surgery.transaction", "Transaction"),
 }

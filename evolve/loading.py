@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from evolve.config import ConfigError, apply_overrides
-from evolve.errors import EvolveError, UnknownNameError, did_you_mean
+from evolve.errors import CheckpointError, EvolveError, UnknownNameError, did_you_mean
 from evolve.evolver.run_config import load_config
 from evolve.evolver.saved_config import saved_model_config
 from evolve.lineage import Record
@@ -39,7 +40,7 @@ def load(
     No code that the folder names is run unless you trust it: it may be anybody's. Data and loss are not looked at.
 
     Args:
-        run: The run folder.
+        run: The run folder, or the folder of a search: the first of the best that it found is meant then.
         model: The base model, built as for the run; needed where the run did not start from a YAML file.
         which: The epoch that did best by the run's monitor, the last checkpoint, or the end of an epoch by its number
             where its checkpoint was kept. The log says which one it was.
@@ -50,10 +51,23 @@ def load(
         ConfigError: If the configuration cannot be used, or names code to import that is not trusted.
         UnknownNameError: If a mutation was made by an operator that is not known.
     """
-    checkpoint = _chosen(Path(run), which)
+    checkpoint = _chosen(_of_search(Path(run)), which)
     content = checkpoint.content
     logger.info("Loaded %s: epoch %d, step %d (which=%r).", checkpoint.path, content.epoch, content.step, which)
     return _load(checkpoint, model, trust)
+
+
+def _of_search(folder: Path) -> Path:
+    """Returns the run folder of the first of the best where a folder is that of a search."""
+    index = folder / "models" / "index.json"
+    if index.is_file():
+        best = json.loads(index.read_text(encoding="utf-8"))
+        if best and all(isinstance(each, int) for each in best):
+            logger.info("The best of the search in %s is individual %d.", folder, best[0])
+            return folder / "models" / str(best[0])
+    elif (folder / "archive.sqlite").is_file():
+        raise CheckpointError(f"The search in '{folder}' has found nothing yet. Go on with it: evolve resume {folder}")
+    return folder
 
 
 def _chosen(run: Path, which: str | int) -> Checkpoint:
@@ -110,7 +124,7 @@ def open_model(
             raise EvolveError(
                 f"'{target}' is a run folder: its config.yaml says how the model is built. Give no option."
             )
-        checkpoint = open_newest(path)
+        checkpoint = open_newest(_of_search(path))
         probed = next((record.inputs for record in checkpoint.records if record.inputs), [])
         applied = [record for record in checkpoint.records if record.status == "applied"]
         model = _load(checkpoint, None, trust).to(device)

@@ -48,7 +48,7 @@ ALLOWED = {
         *("budget", "config", "data", "evolver", "lineage", "models", "mutation", "operators", "plugins", "runtime"),
         *("structure", "tasks", "training"),
     },
-    "report": {"config", "lineage", "mutation", "operators", "runtime", "structure"},
+    "report": {"config", "lineage", "mutation", "operators", "population", "runtime", "structure", "training"},
     "integrations": {
         *("config", "evolver", "lineage", "mutation", "runtime", "structure", "surgery", "training"),
     },
@@ -62,6 +62,7 @@ ALLOWED = {
         "evolver",
         "loading",
         "plugins",
+        "population",
         "report",
         "runtime",
         "training",

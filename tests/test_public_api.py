@@ -23,6 +23,7 @@ NAMES = [
     "OutputConfig",
     "Record",
     "RunResult",
+    "SearchResult",
     "Task",
     "TaskConfig",
     "TrainingConfig",
@@ -35,6 +36,7 @@ NAMES = [
     "replay",
     "restore",
     "save",
+    "search",
     "sites",
     "transaction",
 ]

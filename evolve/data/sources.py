@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 import torch
@@ -25,7 +25,8 @@ class Data:
 
     Attributes:
         train: What is trained on.
-        val: What is held out.
+        val: What is held out, for decisions.
+        test: What no decision looks at; None for none.
         num_classes: How many classes there are, or None where targets are not class numbers.
         input_shape: Shape of one input, without the batch, or None where inputs are not one tensor.
         num_outputs: How many numbers a model has to return for a sample: one for each class, unless something else
@@ -38,6 +39,7 @@ class Data:
 
     train: Batches
     val: Batches
+    test: Batches | None = field(default=None, kw_only=True)
     num_classes: int | None = None
     input_shape: tuple[int, ...] | None = None
     num_outputs: int | None = None
@@ -107,7 +109,8 @@ def build_data(
 ) -> Data:
     """Loads the data set called `name`.
 
-    A function of your own returns a `Data` or `(train, val)`, each anything that `as_batches` takes. It is given
+    A function of your own returns a `Data`, `(train, val)` or `(train, val, test)`, each anything that `as_batches`
+    takes. It is given
     `batch_size`, `augment`, `seed`, `workers` and `collate_fn` where it has parameters of these names, and the options.
 
     Args:
@@ -144,16 +147,15 @@ def build_data(
         left = {
             key: common[key] for key in ("workers", "collate_fn") if key in common and key not in given
         }  # the rest has been used
-        train, val = (
-            as_batches(part, batch_size, shuffle=shuffle, seed=seed, **left)
-            for part, shuffle in zip(data, (True, False), strict=True)
+        train, val, *test = (
+            as_batches(part, batch_size, shuffle=number == 0, seed=seed, **left) for number, part in enumerate(data)
         )
-        data = Data(train, val, _count_classes(train), _input_shape(train))
+        data = Data(train, val, _count_classes(train), _input_shape(train), test=test[0] if test else None)
     return data if sampler is None else replace(data, train=_drawn(data.train, sampler, name))
 
 
 def _made(name: str, source: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Returns the `Data` or the pair `(train, val)` that a source makes."""
+    """Returns the `Data`, or the two or three parts of data, that a source makes."""
     try:
         made = source(**arguments)
     except EvolveError:
@@ -162,8 +164,10 @@ def _made(name: str, source: Callable[..., Any], arguments: Mapping[str, Any]) -
         raise DataError(
             f"Data set '{name}' cannot be loaded with {dict(arguments)}: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(made, Data) and (not isinstance(made, tuple | list) or len(made) != 2):
-        raise DataError(f"Data set '{name}' returned a {type(made).__name__}. Return a Data, or a pair (train, val).")
+    if not isinstance(made, Data) and (not isinstance(made, tuple | list) or len(made) not in (2, 3)):
+        raise DataError(
+            f"Data set '{name}' returned a {type(made).__name__}. Return a Data, (train, val) or (train, val, test)."
+        )
     return made
 
 

@@ -17,8 +17,8 @@ from evolve.policies import Candidate, Promise
 from evolve.runtime.generators import preserved_rng
 from evolve.scores import Evidence, addition, collect, scores
 from evolve.structure.analysis import analyse
+from evolve.structure.depth import depth_of, depths
 from evolve.structure.inputs import as_inputs
-from evolve.structure.sites import STORE
 
 logger = logging.getLogger(__name__)
 
@@ -76,24 +76,11 @@ class RunContext:
 
     def depth(self, candidate: Candidate) -> float | None:
         """Returns how deep in the model a site lies, in [0, 1), by the order in which modules are called."""
-        site = (candidate.site or "").rpartition(".")
-        first = f"{site[0]}.{site[2].partition(':')[0]}".lstrip(".")
-        return self._depths.get(first)
+        return depth_of(candidate.site or "", self._depths)
 
     @cached_property
     def _depths(self) -> dict[str, float]:
-        """How many modules are called before each one, over how many there are.
-
-        Inserted blocks do not count and lie where the module before them does: no mutation moves what was there.
-        """
-        calls = analyse(self.loop.model, as_inputs(self.loop.model, self.loop.example)).tapes[0].calls
-        names = dict.fromkeys(call.module for call in calls if call.module)
-        inserted = {name for name in names if name.partition(".")[0] == STORE}
-        depths, before = {}, 0
-        for name in names:
-            depths[name] = max(0, before - (name in inserted)) / (len(names) - len(inserted))
-            before += name not in inserted
-        return depths
+        return depths(analyse(self.loop.model, as_inputs(self.loop.model, self.loop.example)))
 
     def child(self, candidate: Candidate | None, steps: int) -> float | None:
         """Trains a mutated copy of the model a little and returns its monitored metric; None if it came to nothing.

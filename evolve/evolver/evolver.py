@@ -128,9 +128,9 @@ class Evolver:
             self.evolution, loop, events=self.events, run=self, stopping=self._stopping
         )
         self.state.new_parameters = self.controller.new_parameters
-        shown = progress and self.world.first
-        self._display = Progress(self.training.budget, self.state.epoch_steps) if shown else None
-        if self.output.dir and self.world.first:
+        first, steps = self.world.first, self.state.epoch_steps
+        self._display = Progress(self.training.budget, steps) if progress and first else None
+        if self.output.dir and first:
             self.events.listen(RunFiles(self.output.folder))
         if self._display:
             self.events.listen(self._display)
@@ -139,11 +139,10 @@ class Evolver:
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:
-        """Returns the Evolver that a YAML file, or a loaded configuration, describes.
+        """Returns the Evolver of a YAML file or a loaded configuration.
 
         Raises:
             ConfigError: With all faults of the file.
-            EvolveError: If a part cannot be built.
         """
         return cls(**arguments_of(config, overrides))
 
@@ -187,6 +186,12 @@ class Evolver:
         """Asks a running `run` to end after the present step; for callbacks and other threads."""
         self._stop = True
 
+    def save(self) -> None:
+        """Writes a checkpoint of where the run stands, as `run` does, for a model that was trained elsewhere."""
+        with self._folder.held():
+            self._begin()
+            self._save()
+
     def _stopping(self) -> bool:
         return self.world.stopping(self._asked_to_stop)
 
@@ -195,7 +200,7 @@ class Evolver:
         return self._stop or self._interrupt.signal is not None
 
     def restore(self) -> Evolver:
-        """Takes up the newest checkpoint of the run folder and returns the Evolver, built as the one that wrote it.
+        """Takes up the newest checkpoint of the folder and returns the Evolver, built as the one that wrote it.
 
         Raises:
             CheckpointError: If there is none, or it does not fit.
@@ -228,7 +233,7 @@ class Evolver:
     @property
     def finished(self) -> bool:
         """Whether the budget is spent, or patience is at its end."""
-        return self.state.progress >= 1 or self.stopped_early
+        return self.state.progress >= 1 or self._patience.over
 
     @property
     def stopped_early(self) -> bool:
@@ -276,16 +281,13 @@ class Evolver:
         epoch_end = state.batch >= len(self.train_data)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
-        return self._measure() if epoch_end or progress >= 1 or self.stopped_early else None
-
-    def _measure(self) -> dict[str, Any]:
-        """Returns the line of metrics of what was trained since the last one."""
-        return self._meter.measure(self.state, self.val_data.epoch(0))
+        over = epoch_end or progress >= 1 or self.stopped_early
+        return self._meter.measure(state, self.val_data.epoch(0)) if over else None
 
     def _close(self) -> None:
         """At the end of the budget: measures what is left, and brings the last line up to date."""
         if self._meter.weight:  # what a mutation that went back, or children, left of an epoch
-            self.controller.end_epoch(self._measure())
+            self.controller.end_epoch(self._meter.measure(self.state, self.val_data.epoch(0)))
             self._keep_best()
         if self.history:
             self._meter.bring_up_to_date(self.history[-1], self.state)

@@ -55,15 +55,24 @@ def values_kept(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def blend(model: nn.Module, fresh: Mapping[str, Tensor], shares: Mapping[str, float]) -> list[str]:
-    """Sets each parameter to `share * parameter + (1 - share) * fresh` and returns the names of those that changed.
+def blend(
+    model: nn.Module, fresh: Mapping[str, Tensor], shares: Mapping[str, float], new: float | None = None
+) -> list[str]:
+    """Sets each parameter to `share * parameter + new * fresh` and returns the names of those that changed.
 
-    A share of 1 leaves a parameter bit for bit; so does a fresh value that is the present one.
+    A share of 1 leaves a parameter bit for bit where `new` is not given; so does a fresh value that is the present one.
+
+    Args:
+        model: The model.
+        fresh: Freshly initialised values by the name of their parameter.
+        shares: Of each parameter.
+        new: Of all fresh values; what a share leaves of 1 if None.
     """
     changed = []
     for name, value in fresh.items():
         parameter = model.get_parameter(name)
-        mixed = torch.lerp(value, parameter, shares[name])
+        share = shares[name]
+        mixed = torch.lerp(value, parameter, share) if new is None else share * parameter + new * value
         if not torch.equal(mixed, parameter):
             parameter.copy_(mixed)
             changed.append(name)

@@ -39,11 +39,14 @@ class ShrinkPerturb(MutationOperator):
         Attributes:
             keep: Share of the present weights; "auto": the largest at which the loss on the probe batch has gone nine
                 tenths of the way to that of a fresh initialisation.
+            fresh: Share of fresh values that is added; null for what `keep` leaves of 1. With 0.1 and a `keep` of 0.4,
+                weights shrink as well (Zaidi et al. 2023), as in PBT-NAS (Chebykin et al. 2023).
             layers: Another `keep` for the parameters of these submodules, by dotted name; the longest name counts.
             moments: Whether the optimizer's state of these parameters is kept or begins anew.
         """
 
         keep: Share | Literal["auto"] = 0.5
+        fresh: Share | None = None
         layers: dict[str, Share] = Field(default_factory=dict)
         moments: Literal["carry", "reset"] = "carry"
 
@@ -69,10 +72,11 @@ class ShrinkPerturb(MutationOperator):
         """Blends the parameters with fresh ones."""
         fresh = self._fresh(model, site)
         shares = self._shares(fresh, plan["keep"])
-        changed = blend(model, fresh, shares)
+        changed = blend(model, fresh, shares, self.options.fresh)
         count = sum(fresh[name].numel() for name in changed)
         where = "the model" if site.module is model and site.span is None else f"'{site.name}'"
-        message = f"Set {count:,} parameters of {where} to {plan['keep']:g} of their values and the rest fresh ones."
+        rest = "the rest" if self.options.fresh is None else f"{self.options.fresh:g} of"
+        message = f"Set {count:,} parameters of {where} to {plan['keep']:g} of their values and {rest} fresh ones."
         return Change(message, 0, redrawn=changed, forget=self.options.moments == "reset")
 
     def _fresh(self, model: nn.Module, site: Site) -> dict[str, Tensor]:
@@ -99,7 +103,7 @@ class ShrinkPerturb(MutationOperator):
 
         def loss_at(keep: float) -> float:
             with undisturbed(model, seed=0), values_kept(parameters):
-                blend(model, fresh, self._shares(fresh, keep))
+                blend(model, fresh, self._shares(fresh, keep), self.options.fresh)
                 return float(loss(model.train()(*inputs.args, **inputs.kwargs)))
 
         present, new = loss_at(1.0), loss_at(0.0)

@@ -228,6 +228,14 @@ class Archive:
         found = self._db.execute("SELECT metrics FROM individuals WHERE id = ?", (id,)).fetchone()
         return json.loads(found[0]) if found else {}
 
+    def metrics(self, id: int) -> dict[str, float]:
+        """Returns what the last evaluation of an individual measured, and what it costs; nothing where all failed."""
+        found = self._db.execute(
+            "SELECT metrics FROM evaluations WHERE individual = ? AND status = 'done' ORDER BY finished DESC LIMIT 1",
+            (id,),
+        ).fetchone()
+        return json.loads(found[0]) if found else {}
+
     def finished(self) -> Iterator[tuple[Evaluation, Individual]]:
         """Goes through what is finished, in that order, each with the individual as it was told then."""
         rows = self._db.execute(

@@ -73,9 +73,9 @@ class Halving:
         rungs = self._rungs[: self.rungs]
         return {each for rung in rungs for each in rung.best(self._kept(rung)) if each not in rung.gone}
 
-    def steps(self, rung: int, steps: int) -> int:
-        """Returns for how many steps a child is trained to come to a rung, when its first training has `steps`."""
-        return steps if rung == 0 else steps * (self.factor**rung - self.factor ** (rung - 1))
+    def times(self, rung: int) -> float:
+        """Returns for how many first trainings' length a child is trained to come to a rung from the one below."""
+        return float(self.factor**rung - self.factor ** (rung - 1)) if rung else 1.0
 
     def _kept(self, rung: _Rung) -> int:
         return max(self.factor, _MARGIN * len(rung.order) // self.factor)

@@ -26,11 +26,14 @@ class Space(Registered, ABC):
         rooted: Whether all genomes grow out of one, which is evaluated before anything else.
         shake: An edit that leaves the structure as it is and renews inherited weights in part (shrink and perturb);
             None where the space has none.
+        trains: Whether evaluating an individual again trains it on, so that the last evaluation counts; else each is
+            another look at the same, and their mean counts.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
     rooted: ClassVar[bool] = False
     shake: ClassVar[Edit | None] = None
+    trains: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)

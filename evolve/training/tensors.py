@@ -28,6 +28,16 @@ def write_model(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: If something in the model's state is no tensor, or one that cannot be written.
     """
+    unique, aliases = unique_tensors(model)
+    save_file(unique, path, metadata={_ALIASES: json.dumps(aliases)})
+
+
+def unique_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Returns parameters and buffers on the CPU, tied ones once; and for their other names those they are under.
+
+    Raises:
+        CheckpointError: If something in the model's state is no tensor, or one that cannot be written.
+    """
     unique: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
@@ -43,7 +53,7 @@ def write_model(model: nn.Module, path: Path) -> None:
         else:
             seen[key] = name
             unique[name] = tensor.detach().cpu().contiguous().clone()
-    save_file(unique, path, metadata={_ALIASES: json.dumps(aliases)})
+    return unique, aliases
 
 
 def extra_state(model: nn.Module) -> dict[str, Any]:

@@ -213,7 +213,7 @@ def test_the_good_file_is_valid(tmp_path):
 def test_no_traceback_from_the_real_command(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(GOOD.replace("SGD", "SGDD"))
-    code = [sys.executable, "-m", "evolve.cli", "run", str(file)]
+    code = [sys.executable, "-m", "evolve", "run", str(file)]
     result = subprocess.run(code, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stdout == ""

@@ -292,7 +292,7 @@ def test_run_report_and_load(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_and_resume_on_the_command_line(tmp_path, number, code):
     file = write_config(tmp_path, training={"epochs": 400, "device": "cpu"})
-    command = [sys.executable, "-m", "evolve.cli"]
+    command = [sys.executable, "-m", "evolve"]
     process = subprocess.Popen(
         [*command, "run", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )

@@ -176,3 +176,14 @@ def test_what_it_declines():
     assert fingerprint(model, optimizer) == before
     with pytest.raises(EvolveError, match="keep"):
         evolve.mutate(model, "shrink_perturb", keep=1.5)
+
+
+def test_fresh_values_have_a_share_of_their_own():
+    model, _ = trained()
+    before, other = copy.deepcopy(model), copy.deepcopy(model)
+    assert evolve.mutate(model, "shrink_perturb", keep=0.4, fresh=0.0, example_inputs=X, seed=1)
+    assert torch.allclose(model.head.weight, 0.4 * before.head.weight)
+    assert evolve.mutate(other, "shrink_perturb", keep=0.0, fresh=1.0, example_inputs=X, seed=1)
+    mixed = copy.deepcopy(before)
+    assert evolve.mutate(mixed, "shrink_perturb", keep=0.4, fresh=0.1, example_inputs=X, seed=1)
+    assert torch.allclose(mixed.head.weight, 0.4 * before.head.weight + 0.1 * other.head.weight)

@@ -1,0 +1,183 @@
+"""`evolve.search`: a search in a few lines of Python."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from evolve.config import explain
+from evolve.config.dialect import dump_values
+from evolve.config.faults import key_text
+from evolve.data import Data, as_batches
+from evolve.errors import EvolveError
+from evolve.evolver.config import OperatorConfig
+from evolve.evolver.run_config import DataConfig, ModelConfig
+from evolve.population.breeding import Breeder, Subject
+from evolve.population.config import BudgetConfig, PopulationConfig, SearchConfig, objectives_of
+from evolve.population.events import SearchCallback
+from evolve.population.results import SearchResult, finish
+from evolve.population.starting import Parts, begin, go_on, is_search, parts_of
+from evolve.tasks import TaskConfig, TaskSource, build_task
+from evolve.training import TrainingConfig
+from evolve.training.lr_schedule import LrScheduleConfig
+from evolve.training.optim import OptimizerConfig
+
+DataSource = Data | DataConfig | str | tuple[Any, ...]
+
+
+def search(
+    model: nn.Module | ModelConfig | str,
+    data: DataSource,
+    *,
+    operators: Sequence[str | Mapping[str, Any] | OperatorConfig],
+    budget: int | Mapping[str, float] | BudgetConfig,
+    task: TaskSource | None = None,
+    objectives: Sequence[str | Mapping[str, Any]] | None = None,
+    algorithm: str | Mapping[str, Any] | None = None,
+    population: int | None = None,
+    executor: str | Mapping[str, Any] | None = None,
+    training: TrainingConfig | None = None,
+    optimizer: OptimizerConfig | None = None,
+    lr_schedule: LrScheduleConfig | None = None,
+    batch_size: int = 64,
+    output: str | Path = "runs/search",
+    overwrite: bool = False,
+    resume: bool = False,
+    callbacks: Sequence[SearchCallback] = (),
+    **settings: Any,
+) -> SearchResult:
+    """Evolves a population of architectures out of a model; children inherit their parents' weights.
+
+    Args:
+        model: The first model: a module, or what `model` may be in a configuration. It is copied, not changed.
+        data: `(train, val)` or `(train, val, test)` of what an `Evolver` takes, a `Data`, or the name of a data set. No
+            decision looks at `test`.
+        operators: Mutation operators that make children: names, or `{"name": ..., "options": ...}`.
+        budget: Evaluations, or one of `{"evaluations": n}`, `{"seconds": n}`, `{"steps": n}`.
+        task: What a batch is, its loss and its metrics, as for an `Evolver`.
+        objectives: Metrics such as "val_accuracy" and costs ("params", "flops", "latency"), the most important first;
+            None for what `training` monitors.
+        algorithm: "elitist" if there is one objective, "nsga2" if there are several, unless another is named.
+        population: Its size; None for the algorithm's default.
+        executor: "in_process", "processes" or "ray", or `{"name": ..., "options": ...}`. The last two need a model and
+            data that have a name, as nothing is pickled.
+        training: How a child is trained, and for how long.
+        optimizer: What trains it; None for the default.
+        lr_schedule: Over the training of a child; None for half a cosine to zero.
+        batch_size: Of tensors and data sets.
+        output: The folder of the search.
+        overwrite: Remove a search that lies there.
+        resume: Go on with the search that lies there, where there is one.
+        callbacks: Told of each event, see `evolve.population.events`; they may stop the search.
+        **settings: Other keys of the section `search`: `limits`, `start`, `regions`, `walk`, `halving`, `rates`,
+            `again`, `best`, `timeout`, `attempts`, `probe`.
+
+    Returns:
+        What was found; each of the best lies in a run folder that `evolve.load` takes.
+
+    Raises:
+        EvolveError: If a part cannot be built or an option is refused.
+        MisfitError: If model, task and data do not fit together.
+
+    Example:
+        >>> found = evolve.search(model, (train, val), operators=["widen", "deepen", "narrow"], budget=60)
+        >>> best = evolve.load(found.folder)
+    """
+    population_config = _population(operators, budget, objectives, algorithm, population, executor, settings)
+    folder = Path(output)
+    parts = _parts(model, data, population_config, task, training, optimizer, lr_schedule, batch_size)
+    if resume and is_search(folder):
+        running = go_on(parts, folder, callbacks)
+    else:
+        running = begin(parts, folder, overwrite=overwrite, callbacks=callbacks)
+    return finish(running, parts.config, running.run())
+
+
+def _population(
+    operators: Sequence[str | Mapping[str, Any] | OperatorConfig],
+    budget: int | Mapping[str, float] | BudgetConfig,
+    objectives: Sequence[str | Mapping[str, Any]] | None,
+    algorithm: str | Mapping[str, Any] | None,
+    population: int | None,
+    executor: str | Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+) -> PopulationConfig:
+    """Returns the section `search` of these arguments."""
+    chosen: dict[str, Any] = {"name": algorithm} if isinstance(algorithm, str) else dict(algorithm or {})
+    chosen.setdefault("name", "elitist" if len(objectives or ()) < 2 else "nsga2")
+    if population is not None:
+        chosen["options"] = {**chosen.get("options", {}), "population": population}
+    section = {
+        "algorithm": chosen,
+        "operators": [_plain(each) for each in operators],
+        "objectives": objectives and [{"metric": one} if isinstance(one, str) else _plain(one) for one in objectives],
+        "budget": {"evaluations": budget} if isinstance(budget, int) else _plain(budget),
+        "executor": _plain(executor or "in_process"),
+        **{name: _plain(value) for name, value in settings.items()},
+    }
+    try:
+        return PopulationConfig.model_validate_json(json.dumps(section))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{key_text(path)}: {message}" for path, message in explain(error, PopulationConfig, section)
+        )
+        raise EvolveError(f"evolve.search: {faults}") from error
+
+
+def _parts(
+    model: nn.Module | ModelConfig | str,
+    data: DataSource,
+    population: PopulationConfig,
+    task: TaskSource | None,
+    training: TrainingConfig | None,
+    optimizer: OptimizerConfig | None,
+    lr_schedule: LrScheduleConfig | None,
+    batch_size: int,
+) -> Parts:
+    """Returns what a search is made of: a configuration where everything has a name, objects otherwise."""
+    training, optimizer = training or TrainingConfig(), optimizer or OptimizerConfig()
+    schedule = lr_schedule or LrScheduleConfig(name="CosineAnnealingLR")
+    task = TaskConfig(name=task) if isinstance(task, str) else task or TaskConfig()
+    if not isinstance(model, nn.Module) and isinstance(data, str | DataConfig) and isinstance(task, TaskConfig):
+        config = SearchConfig(
+            search=population,
+            model=ModelConfig(name=model) if isinstance(model, str) else model,
+            data=DataConfig(name=data, batch_size=batch_size) if isinstance(data, str) else data,
+            task=task,
+            training=training,
+            optimizer=optimizer,
+            lr_schedule=schedule,
+        )
+        return parts_of(config)
+    seed = training.seed
+    if isinstance(data, str | DataConfig):
+        data = (DataConfig(name=data, batch_size=batch_size) if isinstance(data, str) else data).build(seed)
+    if not isinstance(model, nn.Module):
+        model = (ModelConfig(name=model) if isinstance(model, str) else model).build()
+    subject = Subject(model, _data(data, batch_size, seed), training, optimizer, schedule, task)
+    objectives = objectives_of(population, training, build_task(task)[1])
+    text = dump_values({"search": _plain(population), "training": _plain(training)})
+    return Parts(population, objectives, seed, Breeder.of(subject, population), None, text)
+
+
+def _data(data: Any, batch_size: int, seed: int) -> Data:
+    if isinstance(data, Data):
+        return data
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise EvolveError(
+            f"evolve.search takes data as (train, val) or (train, val, test), a Data or a name; found "
+            f"'{type(data).__name__}'."
+        )
+    train, *held_out = data
+    val, *test = [as_batches(part, batch_size, shuffle=False, seed=seed) for part in held_out]
+    return Data(as_batches(train, batch_size, shuffle=True, seed=seed), val, test=test[0] if test else None)
+
+
+def _plain(value: Any) -> Any:
+    """Returns a section as JSON values; what is none stays as it is."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
