@@ -28,6 +28,7 @@ from evolve.population.executors import Executor
 from evolve.population.individual import Edit, Individual
 from evolve.population.jobs import Answer, Json, Setup
 from evolve.population.objectives import Objective
+from evolve.population.orders import order_of
 from evolve.population.planner import Job, Planner, finite, updated
 from evolve.population.space import Space
 from evolve.training.interrupt import Interrupt
@@ -176,31 +177,9 @@ class Search:
         job = self.planner.next(self.progress)
         if job is None:
             return None
-        return _Work(job, self.archive.propose(job, self._state()), self._order(job))
-
-    def _order(self, job: Job) -> Json:
-        """Returns what a worker is told of a job."""
-        proposal, again, search = job.proposal, job.proposal.again is not None, self.config
-        source = job.individual.id if again else next(iter(proposal.parents), None)
-        length = 1.0
-        if not again and source is None and self.space.rooted:
-            length = search.start
-        elif self.planner.halving and job.rung > job.individual.rung:
-            length = self.planner.halving.times(job.rung)
-        return {
-            "individual": job.individual.id,
-            "seed": job.seed,
-            "genome": None if source is None else self.archive.genome(source),
-            "code": proposal.code,
-            "other": self.archive.genome(proposal.parents[1]) if len(proposal.parents) > 1 else None,
-            "edits": [list(edit) for edit in proposal.edits],
-            "weights": [] if source is None else self.archive.weights(source),
-            "rung": job.rung,
-            "again": again,
-            "length": length,
-            "final": job.individual.id in self.planner.finalists,
-            "seconds": search.timeout,
-        }
+        return _Work(
+            job, self.archive.propose(job, self._state()), order_of(job, self.archive, self.planner, self.config)
+        )
 
     def _receive(self, answer: Answer) -> None:
         work = self._work.pop(answer.worker)
@@ -320,7 +299,9 @@ class Search:
         self.planner.resume(told, [job for _, job in out], state["planner"] if state else self.planner.state())
         self.seconds = max(self.archive.get("seconds", 0.0), state["seconds"] if state else 0.0)
         self.blobs.collect(self.archive.held())  # what a killed worker has left
-        self._waiting.extend(_Work(job, evaluation, self._order(job)) for evaluation, job in out)
+        self._waiting.extend(
+            _Work(job, evaluation, order_of(job, self.archive, self.planner, self.config)) for evaluation, job in out
+        )
 
     def _state(self) -> Json:
         return {"planner": self.planner.state(), "seconds": self.elapsed}

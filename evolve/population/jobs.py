@@ -49,7 +49,9 @@ class Evaluator(ABC):
     - `other`, the genome of a second parent, or null;
     - `edits`, a list of `[operator, where]`;
     - `weights`, names of the blobs that hold those of the first parent, later ones over earlier ones;
-    - `rung`, how often its training will have been made longer.
+    - `rung`, how often its training will have been made longer, and `length`, how many budgets of a child it gets now;
+    - `final`, whether it is one of the best that are evaluated again at the end;
+    - `seconds`, the most that it may take, or null.
     """
 
     @abstractmethod
