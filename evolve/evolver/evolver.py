@@ -119,8 +119,7 @@ class Evolver:
         told = config_text or describe_run(self, {**given, **more})
         self._folder = run_folder(self.world, self.output, told, bool(config_text))
         self.events = EventStream(heard_by(callbacks, self.world.first))
-        self._meter = Meter()
-        self._patience = Patience(self.monitor, self.training.patience)
+        self._meter, self._patience = Meter(), Patience(self.monitor, self.training.patience)
         self.events.listen(self._patience)
         loop = RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter])
         loop.ended = lambda: self._patience.over

@@ -239,7 +239,7 @@ class Breeder(Evaluator):
     def _state(self, model: nn.Module, training: TrainingConfig) -> TrainState:
         """Returns what training moves."""
         place_model(model, training)
-        state, _ = set_up(
+        return set_up(
             model,
             self.subject.data.train,
             training,
@@ -249,7 +249,6 @@ class Breeder(Evaluator):
             loss=None,
             probe=self.probe,
         )
-        return state
 
 
 def _lengthened(training: TrainingConfig, times: float) -> TrainingConfig:

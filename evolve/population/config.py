@@ -234,6 +234,9 @@ class SearchConfig(Section):
             said = "the space stands for it: leave it out."
             faults += [((part,), said) for part in ("model", "data") if getattr(self, part) is not None]
             faults += [(("search", "operators"), said)] if search.operators else []
+        if self.lr_schedule is not None and self.lr_schedule.name == "ReduceLROnPlateau":
+            message = "is of no use in a child's short training: take another one, or null for a constant rate."
+            faults += [(("lr_schedule", "name"), message)]
         if self.training.patience is not None:
             faults += [(("training", "patience"), "a child is trained for its whole budget: leave this out.")]
         if self.training.loss is not None and not self.task.takes_loss():
