@@ -97,9 +97,8 @@ class Evolver:
         self.evolution = evolution or EvolutionConfig()
         self.output = output if isinstance(output, OutputConfig) else OutputConfig(dir=str(output) if output else None)
         self.model = model
-        seed = self.training.seed
-        self.train_data = as_batches(train_data, batch_size, shuffle=True, seed=seed)
-        self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=seed)
+        self.train_data = as_batches(train_data, batch_size, shuffle=True, seed=self.training.seed)
+        self.val_data = as_batches(val_data, batch_size, shuffle=False, seed=self.training.seed)
         self.world = join_ranks(self.training.device)
         place_model(model, self.training)
         self.state = set_up(
@@ -280,8 +279,8 @@ class Evolver:
         epoch_end = state.batch >= len(self.train_data)
         if epoch_end:
             state.epoch, state.batch = state.epoch + 1, 0
-        over = epoch_end or progress >= 1 or self.stopped_early
-        return self._meter.measure(state, self.val_data.epoch(0)) if over else None
+        ends = epoch_end or progress >= 1 or self.stopped_early
+        return self._meter.measure(state, self.val_data.epoch(0)) if ends else None
 
     def _close(self) -> None:
         """At the end of the budget: measures what is left, and brings the last line up to date."""
