@@ -17,6 +17,8 @@ from evolve.lineage import Record
 from evolve.mutation import replay
 from evolve.population.config import SearchConfig
 from evolve.population.evolving import Search
+from evolve.population.individual import Individual
+from evolve.population.objectives import front
 from evolve.population.starting import MODELS
 from evolve.population.weights import load_weights, read_weights
 
@@ -71,7 +73,8 @@ def finish(search: Search, config: SearchConfig | None, finished: bool) -> Searc
     best, archive = [], search.archive
     if search.breeder is not None:
         shutil.rmtree(search.folder / MODELS, ignore_errors=True)
-    for each in search.planner.top():
+    several = len(search.objectives) > 1
+    for each in [one.id for one in front(members(search))] if several else search.planner.top():
         folder = None if search.breeder is None else search.folder / MODELS / str(each)
         records = [Record.model_validate(record) for record in archive.genome(each)] if folder else []
         if folder is not None:
@@ -81,6 +84,11 @@ def finish(search: Search, config: SearchConfig | None, finished: bool) -> Searc
         (search.folder / MODELS).mkdir(exist_ok=True)
         (search.folder / MODELS / INDEX).write_text(json.dumps([one.id for one in best]), encoding="utf-8")
     return SearchResult(best, search.folder, search.evaluations, finished)
+
+
+def members(search: Search) -> list[Individual]:
+    """Returns the individuals that have values."""
+    return [each for each in search.planner.individuals.values() if each.values]
 
 
 def _write(search: Search, each: int, records: list[Record], folder: Path, config: SearchConfig | None) -> None:

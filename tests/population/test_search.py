@@ -164,3 +164,30 @@ def test_python_takes_objects(tmp_path):
         evolve.search(
             model, tuple(parts), operators=["widen"], budget=6, output=tmp_path / "other", executor="processes"
         )
+
+
+def test_several_objectives_give_a_front(tmp_path):
+    file = search_config(
+        tmp_path, algorithm="nsga2", objectives=[{"metric": "val_accuracy"}, {"metric": "params"}], again=0.0
+    )
+    succeeds("search", file)
+    with Archive.read(tmp_path / "search" / ARCHIVE) as archive:
+        found = {i.id: archive.metrics(i.id) for e, i in archive.finished() if e.status == "done"}
+    front = json.loads((tmp_path / "search" / "models" / "index.json").read_text())
+
+    def beats(one, other):
+        a, b = found[one], found[other]
+        no_worse = a["val_accuracy"] >= b["val_accuracy"] and a["params"] <= b["params"]
+        return no_worse and (a["val_accuracy"], a["params"]) != (b["val_accuracy"], b["params"])
+
+    assert front
+    for each in found:
+        assert any(beats(one, each) for one in found) != (
+            each in front
+            or any(
+                (found[f]["val_accuracy"], found[f]["params"]) == (found[each]["val_accuracy"], found[each]["params"])
+                for f in front
+            )
+        )
+    values = [found[each]["val_accuracy"] for each in front]
+    assert values == sorted(values, reverse=True)
