@@ -72,21 +72,27 @@ def validate(
     """Check a YAML file without running it."""
     with told():
         from evolve.config import load_yaml
-        from evolve.evolver.run_config import load_config
+        from evolve.errors import did_you_mean
+        from evolve.evolver.run_config import RunConfig, load_config
         from evolve.population.config import load_search
 
-        load = load_search if "search" in load_yaml(file)[0] else load_config
+        raw, _, _ = load_yaml(file)
+        searches = any(did_you_mean(key, ["search"]) for key in raw if key not in RunConfig.model_fields)
+        load = load_search if searches else load_config
         load(file, overrides or [])
         typer.echo(f"{file}: valid.")
 
 
 @commands.command(epilog="Example: evolve schema > evolve.schema.json")
-def schema() -> None:
+def schema(
+    search: Annotated[bool, typer.Option("--search", help="Of a search, instead of a run.")] = False,
+) -> None:
     """Print the JSON schema of a configuration, for editors."""
     with told():
         from evolve.evolver.run_config import RunConfig
+        from evolve.population.config import SearchConfig
 
-        typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+        typer.echo(json.dumps((SearchConfig if search else RunConfig).model_json_schema(), indent=2))
 
 
 def _train(start: Start) -> None:

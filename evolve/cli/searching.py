@@ -44,7 +44,7 @@ def search(
         config = load_search(file, overrides or [])
         folder = Path(config.output.dir)
         if resume is Resume.auto and is_search(folder):
-            check_changes(saved_search(folder, trust=True), config)
+            check_changes(saved_search(folder, trust=True), config, str(file))
             parts = parts_of(config)
             run_search(parts, go_on(parts, folder))
         else:

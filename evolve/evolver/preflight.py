@@ -60,7 +60,7 @@ def check_evolution(
     faults = [
         *metric_faults(config, metrics, monitor),
         *_figure_faults(config, state),
-        *_site_faults(config, state, probe),
+        *site_faults(config, state, probe),
     ]
     if faults:
         lines = [f"  evolution.{key_text(path)}: {message}" for path, message in faults]
@@ -84,7 +84,14 @@ def _figure_faults(config: EvolutionConfig, state: TrainState) -> Faults:
             )  # fmt: skip
 
 
-def _site_faults(config: EvolutionConfig, state: TrainState, probe: Batch) -> Faults:
+def site_faults(config: EvolutionConfig, state: TrainState, probe: Batch) -> Faults:
+    """Yields what speaks against the sites that a configuration names: where, and why they can never be used.
+
+    Args:
+        config: Names operators and their sites.
+        state: A run that is about to begin.
+        probe: The batch that mutations are verified on.
+    """
     named = list(_named_sites(config))
     if not named:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -16,6 +16,7 @@ from evolve.budget import UNITS
 from evolve.config import (
     COMMAND_LINE,
     Fault,
+    KeyPath,
     Named,
     OptionFaults,
     Place,
@@ -220,6 +221,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     raw, places, more = apply_overrides(raw, places, overrides)
     let_budget_win(raw, places)
     take_import_folder(raw, Path(path).parent)
+    if "search" in raw:
+        message = "this file describes a search: use `evolve search`, or leave this section out."
+        more = [*more, Fault(("search",), places.get(("search",), Place(str(path))), message)]
     return validate(RunConfig, raw, places, path, [*faults, *more, *plugin_faults(raw, places, path)])
 
 
@@ -235,15 +239,26 @@ def _check_call(find: Callable[[str], Callable[..., Any]], config: Named, skip: 
     return function
 
 
-def let_budget_win(raw: Mapping[str, Any], places: Places) -> None:
-    """Takes the file's budget out where the command line gives one."""
-    training = raw.get("training")
-    if not isinstance(training, dict):
+def let_budget_win(
+    raw: Mapping[str, Any], places: Places, where: KeyPath = ("training",), units: Collection[str] = UNITS
+) -> None:
+    """Takes the file's budget out where the command line gives one.
+
+    Args:
+        raw: The configuration.
+        places: Where its values were written.
+        where: The section that has the budget.
+        units: Keys of that section, of which one is given.
+    """
+    section: Any = raw
+    for key in where:
+        section = section.get(key) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
         return  # the section's own check reports it
-    told = [unit for unit in UNITS if places.get(("training", unit)) == Place(COMMAND_LINE)]
-    for unit in UNITS:
+    told = [unit for unit in units if places.get((*where, unit)) == Place(COMMAND_LINE)]
+    for unit in units:
         if told and unit not in told:
-            training.pop(unit, None)
+            section.pop(unit, None)
 
 
 def take_import_folder(raw: dict[str, Any], beside: Path | None) -> None:

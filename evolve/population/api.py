@@ -18,9 +18,10 @@ from evolve.errors import EvolveError
 from evolve.evolver.config import OperatorConfig
 from evolve.evolver.run_config import DataConfig, ModelConfig
 from evolve.population.breeding import Breeder, Subject
-from evolve.population.config import BudgetConfig, PopulationConfig, SearchConfig, objectives_of
+from evolve.population.config import PopulationConfig, SearchConfig, objectives_of
 from evolve.population.events import SearchCallback
 from evolve.population.results import SearchResult, finish
+from evolve.population.sections import BudgetConfig
 from evolve.population.starting import Parts, begin, go_on, is_search, parts_of
 from evolve.tasks import TaskConfig, TaskSource, build_task
 from evolve.training import TrainingConfig
@@ -115,7 +116,7 @@ def _population(
     section = {
         "algorithm": chosen,
         "operators": [_plain(each) for each in operators],
-        "objectives": objectives and [{"metric": one} if isinstance(one, str) else _plain(one) for one in objectives],
+        "objectives": objectives and [_plain(one) for one in objectives],
         "budget": {"evaluations": budget} if isinstance(budget, int) else _plain(budget),
         "executor": _plain(executor or "in_process"),
         **{name: _plain(value) for name, value in settings.items()},

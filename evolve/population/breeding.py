@@ -14,8 +14,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from evolve.config.faults import key_text
 from evolve.data import Data, map_tensors
-from evolve.errors import EvolveError, NonFiniteLossError, NonFiniteModelError, described
+from evolve.errors import EvolveError, MisfitError, NonFiniteLossError, NonFiniteModelError, described
+from evolve.evolver.config import EvolutionConfig
+from evolve.evolver.preflight import site_faults
 from evolve.evolver.setup import set_up
 from evolve.lineage import Record
 from evolve.mutation import replay
@@ -99,6 +102,7 @@ class Breeder(Evaluator):
         config = SearchConfig.model_validate_json(json.dumps(setup.config))
         if setup.device is not None:
             config = config.model_copy(update={"training": _with(config.training, {"device": setup.device})})
+        resolve_device(config.training.device)  # a worker without it is refused at once, not each of its children
         return cls.from_config(config)
 
     @classmethod
@@ -124,13 +128,17 @@ class Breeder(Evaluator):
         return cls(subject, editor, search.probe, measured)
 
     def check(self) -> None:
-        """Checks that model, task and data fit together.
+        """Checks that model, task and data fit together, and that the sites which operators name can be there.
 
         Raises:
             MisfitError: With the cause.
         """
-        data = self.subject.data
-        check_data(self._state(copy.deepcopy(self.subject.model), self.subject.training), data.train, data.val)
+        data, named = self.subject.data, EvolutionConfig(operators=list(self.editor.operators.values()))
+        state = self._state(copy.deepcopy(self.subject.model), self.subject.training)
+        check_data(state, data.train, data.val)
+        if faults := list(site_faults(named, state, data.train.examples(self.probe))):
+            lines = [f"  search.{key_text(path)}: {message}" for path, message in faults]
+            raise MisfitError("\n".join(["The search does not fit the model and its data:", *lines]))
 
     def make(self, order: Json, blobs: Blobs) -> Json:
         """Makes a network of its parents; see `Evaluator`."""

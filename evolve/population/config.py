@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
-from typing_extensions import Self
+from pydantic import Field, ValidationInfo, field_validator
 
 from evolve.config import (
+    Fault,
     KeyPath,
-    Named,
     OptionFaults,
+    Place,
+    Places,
     Section,
     apply_overrides,
-    is_trusted,
     load_yaml,
     validate,
 )
-from evolve.config.options import check_options
-from evolve.errors import EvolveError, UnknownNameError
+from evolve.errors import EvolveError
 from evolve.evolver.config import OperatorConfig
 from evolve.evolver.run_config import DataConfig, ModelConfig, let_budget_win, plugin_faults, take_import_folder
 from evolve.mutation.limits import Limits
 from evolve.population.algorithms import algorithms
-from evolve.population.executors import executors
-from evolve.population.halving import Halving
 from evolve.population.objectives import COSTS, Objective
-from evolve.population.space import Space
-from evolve.population.worker import find_space
+from evolve.population.sections import (
+    AlgorithmConfig,
+    BudgetConfig,
+    ExecutorConfig,
+    HalvingConfig,
+    ObjectiveConfig,
+    SpaceConfig,
+)
 from evolve.tasks import Metric, TaskConfig
 from evolve.training import TrainingConfig
 from evolve.training.config import MonitorConfig
@@ -37,116 +40,7 @@ from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.monitor import MONITOR, find_monitor
 from evolve.training.optim import OptimizerConfig
 
-NETWORKS = "networks"
-
-
-class AlgorithmConfig(Named):
-    """A search algorithm by name, with its options."""
-
-    name: str = "elitist"
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        check_options(self, algorithms)
-        return self
-
-
-class ExecutorConfig(Named):
-    """Where children are made and trained: `in_process`, `processes` or `ray`, with its options."""
-
-    name: str = "in_process"
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        check_options(self, executors)
-        return self
-
-
-class SpaceConfig(Named):
-    """A search space other than networks that grow out of `model`: a registered name or an import path."""
-
-    @model_validator(mode="after")
-    def _known(self, info: ValidationInfo) -> Self:
-        if self.name == NETWORKS:
-            raise OptionFaults([(("name",), "networks are searched where no space is given: leave `space` out.")])
-        try:
-            cls = find_space(self.name, is_trusted(info))
-        except UnknownNameError as error:
-            raise OptionFaults([(("name",), str(error))]) from error
-        check_options(self, _One(cls))
-        return self
-
-
-class _One:
-    """Finds one class under any name, for `check_options`."""
-
-    def __init__(self, item: type[Space]) -> None:
-        self._item = item
-
-    def get(self, name: str) -> type[Space]:
-        return self._item
-
-
-class ObjectiveConfig(Section):
-    """Something that is sought.
-
-    Attributes:
-        metric: A metric of the task on held-out data, such as "val_accuracy", or a cost: "params", "flops" (of one
-            sample's forward pass) or "latency" (seconds of it, measured).
-        mode: Which way is better; null for what the metric itself says. Costs are to be small.
-    """
-
-    metric: Annotated[str, Field(min_length=1)]
-    mode: Literal["min", "max"] | None = None
-
-
-class BudgetConfig(Section):
-    """How long a search is: one of these.
-
-    Attributes:
-        evaluations: Individuals that are trained, the first one and those that are trained again included.
-        seconds: Wall time.
-        steps: Optimizer steps of all children together.
-    """
-
-    evaluations: Annotated[int, Field(ge=1)] | None = None
-    seconds: Annotated[float, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = [unit for unit in type(self).model_fields if getattr(self, unit) is not None]
-        if len(given) != 1:
-            units = ", ".join(type(self).model_fields)
-            found = f"{' and '.join(given)} are given" if given else "none is given"
-            raise OptionFaults([((), f"a search has one budget, and {found}: give one of {units}.")])
-        return self
-
-    @property
-    def unit(self) -> str:
-        """The one that is given."""
-        return next(unit for unit in type(self).model_fields if getattr(self, unit) is not None)
-
-    @property
-    def amount(self) -> float:
-        """How much of it there is."""
-        return float(getattr(self, self.unit))
-
-
-class HalvingConfig(Section):
-    """Asynchronous successive halving: of each rung the best 1 in `factor` is trained `factor` times longer.
-
-    Attributes:
-        factor: Of whom one is promoted.
-        rungs: Promotions that a child can get.
-    """
-
-    factor: Annotated[int, Field(ge=2)] = 3
-    rungs: Annotated[int, Field(ge=1)] = 2
-
-    def build(self) -> Halving:
-        """Returns the halving."""
-        return Halving(self.factor, self.rungs)
+_SPACE_STANDS = "the space stands for it: leave it out."
 
 
 class PopulationConfig(Section):
@@ -154,6 +48,7 @@ class PopulationConfig(Section):
 
     Attributes:
         algorithm: What is evaluated next.
+        space: Another search space, in place of the model and what it grows by.
         operators: Mutation operators that make children; each with all its sites, or with those that are named.
         objectives: What is sought, the most important first; null for `training.monitor`.
         budget: How long the search is.
@@ -169,11 +64,12 @@ class PopulationConfig(Section):
         timeout: Seconds that a child may take; null for no limit.
         attempts: Times that a child is begun whose worker is lost.
         probe: Samples of the training data that each mutation is verified on.
-        space: Another search space, in place of the model and what it grows by.
     """
 
+    # A check of a field sees those above it: whatever else is wrong, all faults are told at once.
     algorithm: AlgorithmConfig = AlgorithmConfig()
-    operators: list[OperatorConfig] = Field(default_factory=list)
+    space: SpaceConfig | None = None
+    operators: list[OperatorConfig] = Field(default_factory=list, validate_default=True)
     objectives: Annotated[list[ObjectiveConfig], Field(min_length=1)] | None = None
     budget: BudgetConfig
     limits: Limits = Limits()
@@ -188,7 +84,41 @@ class PopulationConfig(Section):
     timeout: Annotated[float, Field(gt=0)] | None = None
     attempts: Annotated[int, Field(ge=1)] = 3
     probe: Annotated[int, Field(ge=2)] = 8
-    space: SpaceConfig | None = None
+
+    @field_validator("operators")
+    @classmethod
+    def _make_children(cls, operators: list[OperatorConfig], info: ValidationInfo) -> list[OperatorConfig]:
+        if "space" in info.data and info.data["space"] is None and not operators:
+            raise OptionFaults([((), "is empty: children are made by operators, such as [widen, residual].")])
+        if info.data.get("space") and operators:
+            raise OptionFaults([((), _SPACE_STANDS)])
+        return operators
+
+    @field_validator("objectives")
+    @classmethod
+    def _can_be_sought(cls, objectives: list[ObjectiveConfig] | None, info: ValidationInfo) -> Any:
+        names = [one.metric for one in objectives or ()]
+        faults: list[tuple[KeyPath, str]] = [
+            ((index, "metric"), f"'{name}' is there twice.")
+            for index, name in enumerate(names)
+            if name in names[:index]
+        ]
+        algorithm = info.data.get("algorithm")
+        if algorithm and len(names) > 1 and not algorithms.get(algorithm.name).multi_objective:
+            able = ", ".join(name for name in algorithms if algorithms.get(name).multi_objective)
+            faults.append(((), f"'{algorithm.name}' seeks one objective; several are sought by {able}."))
+        if faults:
+            raise OptionFaults(faults)
+        return objectives
+
+    @field_validator("halving")
+    @classmethod
+    def _has_something_to_decide(cls, halving: HalvingConfig | None, info: ValidationInfo) -> HalvingConfig | None:
+        algorithm = info.data.get("algorithm")
+        if halving and algorithm and algorithms.get(algorithm.name).trains_on:
+            message = f"'{algorithm.name}' has its individuals trained on by itself: leave this out, or take another."
+            raise OptionFaults([((), message)])
+        return halving
 
 
 class SearchOutput(Section):
@@ -210,50 +140,53 @@ class SearchConfig(Section):
         import_from: The folder in which the modules that it names are looked up; see `RunConfig`.
     """
 
-    search: PopulationConfig
     model: ModelConfig | None = None
     data: DataConfig | None = None
     task: TaskConfig = TaskConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_schedule: LrScheduleConfig | None = LrScheduleConfig(name="CosineAnnealingLR")
     training: TrainingConfig = TrainingConfig()
+    search: PopulationConfig
     output: SearchOutput = SearchOutput()
     plugins: list[str] = Field(default_factory=list)
     import_from: str | None = None
 
-    @model_validator(mode="after")
-    def _has_something_to_search(self) -> Self:
-        search = self.search
-        faults: list[tuple[KeyPath, str]] = []
-        if search.space is None:
-            faults += [((part,), "is missing.") for part in ("model", "data") if getattr(self, part) is None]
-            if not search.operators:
-                message = "is empty: children are made by operators, such as [widen, residual]."
-                faults += [(("search", "operators"), message)]
-        else:
-            said = "the space stands for it: leave it out."
-            faults += [((part,), said) for part in ("model", "data") if getattr(self, part) is not None]
-            faults += [(("search", "operators"), said)] if search.operators else []
-        if self.lr_schedule is not None and self.lr_schedule.name == "ReduceLROnPlateau":
+    @field_validator("lr_schedule", mode="before")
+    @classmethod
+    def _has_no_plateau(cls, value: Any) -> Any:
+        name = value.get("name") if isinstance(value, dict) else getattr(value, "name", value)
+        if name == "ReduceLROnPlateau":
             message = "is of no use in a child's short training: take another one, or null for a constant rate."
-            faults += [(("lr_schedule", "name"), message)]
-        if self.training.patience is not None:
-            faults += [(("training", "patience"), "a child is trained for its whole budget: leave this out.")]
-        if self.training.loss is not None and not self.task.takes_loss():
-            message = f"the task '{self.task.name}' computes its loss by itself: leave this out, or use another task."
-            faults += [(("training", "loss"), message)]
+            raise OptionFaults([(("name",), message)])
+        return value
+
+    @field_validator("training")
+    @classmethod
+    def _fits_a_child(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        faults: list[tuple[KeyPath, str]] = []
+        if training.patience is not None:
+            faults.append((("patience",), "a child is trained for its whole budget: leave this out."))
+        if task := info.data.get("task"):
+            if training.loss is not None and not task.takes_loss():
+                message = f"the task '{task.name}' computes its loss by itself: leave this out, or use another task."
+                faults.append((("loss",), message))
+            try:
+                find_monitor(training.monitor, task.measured())
+            except EvolveError as error:
+                faults.append((("monitor", "metric"), str(error).removeprefix(MONITOR)))
         if faults:
             raise OptionFaults(faults)
-        return self
+        return training
 
-    @model_validator(mode="after")
-    def _objectives_are_measured(self) -> Self:
-        try:
-            self.objectives()
-        except EvolveError as error:
-            message = str(error).removeprefix(MONITOR)
-            raise OptionFaults([(("search", "objectives"), message)]) from error
-        return self
+    @field_validator("search")
+    @classmethod
+    def _seeks_what_is_measured(cls, search: PopulationConfig, info: ValidationInfo) -> PopulationConfig:
+        task: TaskConfig | None = info.data.get("task")
+        if task is None or search.space is not None:
+            return search
+        if faults := list(_unmeasured(search.objectives or (), task.measured())):
+            raise OptionFaults(faults)
+        return search
 
     def objectives(self) -> list[Objective]:
         """Returns what is sought.
@@ -276,23 +209,26 @@ def objectives_of(search: PopulationConfig, training: TrainingConfig, measured: 
         measured: What an evaluation measures beside the loss.
 
     Raises:
-        EvolveError: If one is not measured, nobody says which way is better, or the algorithm seeks one alone.
+        EvolveError: If one is not measured, or nobody says which way is better.
     """
     asked = search.objectives or [ObjectiveConfig(metric=training.monitor.metric, mode=training.monitor.mode)]
-    found = []
-    for one in asked:
-        if one.metric in COSTS:
-            found.append(Objective(one.metric, one.mode or "min"))
-        else:
-            monitor = find_monitor(MonitorConfig(metric=one.metric, mode=one.mode), measured)
-            found.append(Objective(monitor.metric, monitor.mode))
-    names = [objective.metric for objective in found]
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise EvolveError(f"'{doubled}' is there twice.")
-    if len(names) > 1 and not algorithms.get(search.algorithm.name).multi_objective:
-        able = ", ".join(name for name in algorithms if algorithms.get(name).multi_objective)
-        raise EvolveError(f"'{search.algorithm.name}' seeks one objective; several are sought by {able}.")
-    return found
+    return [_objective(one, measured) for one in asked]
+
+
+def _objective(one: ObjectiveConfig, measured: Sequence[Metric]) -> Objective:
+    if one.metric in COSTS:
+        return Objective(one.metric, one.mode or "min")
+    monitor = find_monitor(MonitorConfig(metric=one.metric, mode=one.mode), measured)
+    return Objective(monitor.metric, monitor.mode)
+
+
+def _unmeasured(objectives: Sequence[ObjectiveConfig], measured: Sequence[Metric]) -> Iterator[tuple[KeyPath, str]]:
+    for index, one in enumerate(objectives):
+        try:
+            _objective(one, measured)
+        except EvolveError as error:
+            message = str(error).removeprefix(MONITOR).replace("training.monitor.mode", "its `mode`")
+            yield ("objectives", index, "metric"), message
 
 
 def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig:
@@ -306,7 +242,31 @@ def load_search(path: str | Path, overrides: Sequence[str] = ()) -> SearchConfig
         ConfigError: With all faults of file and overrides.
     """
     raw, places, faults = load_yaml(path)
-    raw, places, more = apply_overrides(raw, places, overrides)
-    let_budget_win(raw, places)
+    raw, places, more = take_overrides(raw, places, overrides)
     take_import_folder(raw, Path(path).parent)
-    return validate(SearchConfig, raw, places, path, [*faults, *more, *plugin_faults(raw, places, path)])
+    return validate(
+        SearchConfig,
+        raw,
+        places,
+        path,
+        [*faults, *more, *plugin_faults(raw, places, path), *part_faults(raw, places, path)],
+    )
+
+
+def take_overrides(
+    raw: dict[str, Any], places: Places, overrides: Sequence[str]
+) -> tuple[dict[str, Any], Places, list[Fault]]:
+    """Returns raw values with overrides in them; a budget takes the place of another one."""
+    raw, places, faults = apply_overrides(raw, places, overrides)
+    let_budget_win(raw, places)
+    let_budget_win(raw, places, ("search", "budget"), BudgetConfig.model_fields)
+    return raw, places, faults
+
+
+def part_faults(raw: Mapping[str, Any], places: Places, path: str | Path) -> list[Fault]:
+    """Returns what a search without a space lacks, or has beside one, whatever else is wrong with it."""
+    search = raw.get("search")
+    spaced = isinstance(search, dict) and search.get("space") is not None
+    wrong = [part for part in ("model", "data") if raw and (raw.get(part) is None) != spaced]
+    message = _SPACE_STANDS if spaced else "is missing."
+    return [Fault((part,), places.get((part,), Place(str(path), 1)), message) for part in wrong]

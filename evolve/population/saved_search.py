@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from evolve.config import ConfigError, Fault, KeyPath, Place, apply_overrides, parse_yaml, validate
+from evolve.config import COMMAND_LINE, ConfigError, Fault, KeyPath, Place, parse_yaml, validate
 from evolve.errors import EvolveError
-from evolve.evolver.run_config import let_budget_win, plugin_faults, take_import_folder
+from evolve.evolver.run_config import plugin_faults, take_import_folder
 from evolve.plugins import untrusted
-from evolve.population.config import SearchConfig
+from evolve.population.config import SearchConfig, part_faults, take_overrides
 from evolve.population.starting import CONFIG
 
 _MAY_CHANGE = ("again", "attempts", "best", "budget", "executor", "timeout")
@@ -32,8 +32,13 @@ def saved_search(folder: Path, overrides: Sequence[str] = (), *, trust: bool = F
     return now.model_copy(update={"output": now.output.model_copy(update={"dir": str(folder)})})
 
 
-def check_changes(was: SearchConfig, now: SearchConfig) -> None:
+def check_changes(was: SearchConfig, now: SearchConfig, where: str = COMMAND_LINE) -> None:
     """Refuses what would make another search of one that goes on.
+
+    Args:
+        was: The configuration that it was begun with.
+        now: Another one.
+        where: What has changed it.
 
     Raises:
         ConfigError: With all that differs.
@@ -45,7 +50,7 @@ def check_changes(was: SearchConfig, now: SearchConfig) -> None:
     if paths:
         able = ", ".join(f"search.{key}" for key in _MAY_CHANGE)
         message = f"may not change in a search that goes on; {able} may. Begin a new one for the rest."
-        raise ConfigError([Fault(path, Place("command line"), message) for path in paths])
+        raise ConfigError([Fault(path, Place(where), message) for path in paths])
 
 
 def _read(file: Path, overrides: Sequence[str], trust: bool) -> SearchConfig:
@@ -59,8 +64,7 @@ def _read(file: Path, overrides: Sequence[str], trust: bool) -> SearchConfig:
             f"The search in '{file.parent}' was begun in Python, with a model or data that have no name. Go on with it "
             "there: evolve.search(..., output=..., resume=True)."
         )
-    raw, places, more = apply_overrides(raw, places, overrides)
-    let_budget_win(raw, places)
+    raw, places, more = take_overrides(raw, places, overrides)
     if trust:
         take_import_folder(raw, None)
         more += plugin_faults(raw, places, file)
@@ -68,4 +72,4 @@ def _read(file: Path, overrides: Sequence[str], trust: bool) -> SearchConfig:
         for index, plugin in enumerate(raw.get("plugins") or []):
             where = places.get(("plugins", index), Place(str(file)))
             more.append(Fault(("plugins", index), where, untrusted("plugin", str(plugin))))
-    return validate(SearchConfig, raw, places, file, [*faults, *more], trusted=trust)
+    return validate(SearchConfig, raw, places, file, [*faults, *more, *part_faults(raw, places, file)], trusted=trust)

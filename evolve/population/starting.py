@@ -16,7 +16,7 @@ from evolve.population.algorithms import algorithms
 from evolve.population.archive import Archive
 from evolve.population.blobs import BlobFolder
 from evolve.population.breeding import Breeder
-from evolve.population.config import NETWORKS, PopulationConfig, SearchConfig
+from evolve.population.config import PopulationConfig, SearchConfig
 from evolve.population.editing import labels
 from evolve.population.events import SearchCallback
 from evolve.population.evolving import Search
@@ -25,8 +25,9 @@ from evolve.population.jobs import Setup
 from evolve.population.objectives import Objective
 from evolve.population.planner import Planner
 from evolve.population.rates import Rates
+from evolve.population.sections import NETWORKS
 from evolve.population.space import Space
-from evolve.population.worker import find_space
+from evolve.population.worker import build_space
 
 ARCHIVE, WEIGHTS, CONFIG, MODELS = "archive.sqlite", "weights", "search.yaml", "models"
 
@@ -90,7 +91,7 @@ def begin(parts: Parts, folder: Path, *, overwrite: bool = False, callbacks: Seq
     space, executor = _space_of(parts), _executor_of(parts)
     if parts.breeder is not None:
         parts.breeder.check()
-    _empty(folder)
+    _empty(folder, was_search=is_search(folder))
     (folder / CONFIG).write_text(parts.text, encoding="utf-8")
     meta = {
         "objectives": [[each.metric, each.mode] for each in parts.objectives],
@@ -144,9 +145,9 @@ def _name_of(space: Space, parts: Parts) -> str:
 def _space_of(parts: Parts) -> Space:
     search = parts.population
     if search.space is not None:
-        return find_space(search.space.name)(**search.space.options)
+        return build_space(search.space.name, search.space.options)
     options = {"operators": list(labels(search.operators)), "regions": search.regions, "walk": search.walk}
-    return find_space(NETWORKS)(**options)
+    return build_space(NETWORKS, options)
 
 
 def _executor_of(parts: Parts) -> Executor:
@@ -162,7 +163,14 @@ def _executor_of(parts: Parts) -> Executor:
     return executor
 
 
-def _empty(folder: Path) -> None:
+def _empty(folder: Path, was_search: bool) -> None:
+    """Makes the folder of a search; what another one has left there is removed, and nothing else."""
+    others = [name for name in (WEIGHTS, MODELS) if (folder / name).exists()]
+    if others and not was_search:
+        raise EvolveError(
+            f"'{folder}' is not the folder of a search, and has a '{others[0]}' that would be lost. Name another one "
+            "(output.dir=...)."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in (ARCHIVE, f"{ARCHIVE}-wal", f"{ARCHIVE}-shm", CONFIG):

@@ -38,16 +38,36 @@ def create_evaluator(setup: Setup) -> Evaluator:
     if folder := setup.config.get("import_from"):
         import_from(Path(folder))
     load_plugins(setup.config.get("plugins", ()))
-    cls, options = find_space(setup.space["name"]), setup.space.get("options", {})
+    space = build_space(setup.space["name"], setup.space.get("options", {}))
     try:
-        space = cls(**options)
-    except ValidationError as error:
-        raise EvolveError(f"The search space '{setup.space['name']}' refuses its options {options}: {error}") from error
-    evaluator = space.evaluator(setup)
+        evaluator = space.evaluator(setup)
+    except EvolveError:
+        raise
+    except Exception as error:  # of anybody's code
+        logger.debug("A search space without an evaluator", exc_info=True)
+        raise EvolveError(f"The search space '{setup.space['name']}' has no evaluator: {described(error)}") from error
     torch = sys.modules.get("torch")  # a space that does without is not made to import it
     if torch is not None and setup.threads is not None:
         torch.set_num_threads(setup.threads)
     return evaluator
+
+
+def build_space(name: str, options: Json) -> Space:
+    """Returns a search space.
+
+    Raises:
+        EvolveError: If there is none of this name, or it cannot be made with these options.
+    """
+    cls = find_space(name)
+    try:
+        return cls(**options)
+    except ValidationError as error:
+        raise EvolveError(f"The search space '{name}' refuses its options {options}: {error}") from error
+    except EvolveError:
+        raise
+    except Exception as error:  # of anybody's code
+        logger.debug("A search space that cannot be made", exc_info=True)
+        raise EvolveError(f"The search space '{name}' cannot be made with {options}: {described(error)}") from error
 
 
 def find_space(name: str, trusted: bool = True) -> type[Space]:
@@ -76,6 +96,9 @@ def respond(evaluator: Evaluator, blobs: Blobs, message: bytes) -> bytes:
     method, order = json.loads(message)
     try:
         return encode(evaluator.make(order, blobs) if method == "make" else evaluator.train(order, blobs))
+    except EvolveError as error:  # says what there is to say
+        logger.warning("Individual %s: %s", order.get("individual"), error)
+        return encode({"error": str(error)})
     except (Exception, SystemExit) as error:  # whatever a child's code raises is the end of that child alone
         logger.exception("Individual %s: an error where it was to %s", order.get("individual"), method)
         return encode({"error": described(error)})
@@ -130,4 +153,6 @@ def _space(path: str, trusted: bool = True) -> type[Space]:
     found = import_callable(path, spaces.kind, trusted)
     if not (isinstance(found, type) and issubclass(found, Space)):
         raise UnknownNameError(f"'{path}' is no search space: it has to be a class that inherits from Space.")
+    if open_ends := sorted(getattr(found, "__abstractmethods__", ())):
+        raise UnknownNameError(f"'{path}' is no search space yet: it lacks {', '.join(open_ends)}.")
     return found
