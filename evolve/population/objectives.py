@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import ge
 from typing import Literal
 
 from evolve.population.individual import Individual
@@ -57,7 +58,7 @@ def fronts(individuals: Sequence[Individual]) -> list[list[Individual]]:
         best: list[Individual] = []
         rest: list[Individual] = []
         for each in left:  # who comes later in this order dominates nobody who came before
-            beaten = any(dominates(b.values or (), each.values or ()) or b.values == each.values for b in best)
+            beaten = any(all(map(ge, b.values or (), each.values or ())) for b in best)
             (rest if beaten else best).append(each)
         found.append(best)
         left = rest

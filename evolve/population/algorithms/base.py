@@ -99,7 +99,7 @@ class Algorithm(Registered, ABC):
         """Returns a random genome that was not proposed before; None where none is found."""
         for _ in range(_DRAWS):
             proposal = self.space.draw(self.chance)
-            if not self._known(proposal):
+            if not self.known(proposal):
                 return proposal
         return None
 
@@ -143,11 +143,12 @@ class Algorithm(Registered, ABC):
 
     def neighbours(self, start: Proposal) -> list[Proposal]:
         """Returns everything that one more edit leads to and that was not proposed before."""
-        possible = self.space.edits(Individual(-1, code=start.code))
-        found = [
-            replace(start, edits=(*start.edits, edit), code=self.space.code(start.code, [edit])) for edit in possible
-        ]
-        return [each for each in found if not self._known(each)]
+        found = []
+        for edit in self.space.edits(Individual(-1, code=start.code)):
+            edits, code = (*start.edits, edit), self.space.code(start.code, [edit])
+            if not self._known(start.parents, edits, code):
+                found.append(Proposal(start.parents, edits, code, known=start.known, why=start.why))
+        return found
 
     def mutated(self, start: Proposal, count: int) -> Proposal | None:
         """Returns a proposal with some more edits, drawn by their rates; None where there are none."""
@@ -159,12 +160,15 @@ class Algorithm(Registered, ABC):
             start = replace(start, edits=(*start.edits, edit), code=self.space.code(start.code, [edit]))
         return start
 
-    def _known(self, proposal: Proposal) -> bool:
+    def known(self, proposal: Proposal) -> bool:
         """Whether this has been proposed before, or leads to a structure that has been."""
-        key = self.space.key(proposal.code) if proposal.code is not None else None
+        return self._known(proposal.parents, proposal.edits, proposal.code)
+
+    def _known(self, parents: tuple[int, ...], edits: tuple[Edit, ...], code: Any) -> bool:
+        key = self.space.key(code) if code is not None else None
         if key is not None:
             return key in self._keys
-        return bool(proposal.parents) and (proposal.parents, self._structural(proposal.edits)) in self._tried
+        return bool(parents) and (parents, self._structural(edits)) in self._tried
 
     def _structural(self, edits: Collection[Edit]) -> tuple[Edit, ...]:
         return tuple(edit for edit in edits if edit != self.space.shake)

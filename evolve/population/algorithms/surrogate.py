@@ -68,8 +68,7 @@ class Surrogate(Algorithm):
         seen = Posterior(Kernel(self.power, self.noise), known, targets)
         out = np.array(list(self._out.values()), dtype=np.float64).reshape(-1, features.shape[1])
         posterior = seen.and_with(out)
-        best = float(seen.mean(known).max())
-        gain = expected_improvement(posterior.mean(features), posterior.deviation(features), best)
+        gain = expected_improvement(posterior.mean(features), posterior.deviation(features), float(targets.max()))
         return candidates[int(gain.argmax())]
 
     def remember(self, individual: Individual) -> None:
@@ -103,7 +102,7 @@ class Surrogate(Algorithm):
             )
         for _ in range(self.options.elsewhere):
             proposal = self.space.draw(self.chance)
-            if not self._known(proposal):
+            if not self.known(proposal):
                 found.append(proposal)
         return found
 
