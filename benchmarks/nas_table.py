@@ -16,10 +16,11 @@ import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from nats_space import COLUMNS, NatsSpace, canonical, code_of, table
-from timing import machine, write_json
+from timing import write_json
 
 from evolve.population.algorithms import algorithms
 from evolve.population.planner import Planner, updated
@@ -72,6 +73,12 @@ def check_classes(data: str) -> None:
     )
 
 
+def figures(picks: list[float], best: float) -> dict[str, float]:
+    """Returns mean and standard error of what was picked, and which share of the searches has found the best cell."""
+    error = statistics.stdev(picks) / len(picks) ** 0.5
+    return {"mean": statistics.mean(picks), "error": error, "best": sum(each == best for each in picks) / len(picks)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="the CSV file of NATS-Bench")
@@ -81,31 +88,25 @@ def main() -> None:
     parser.add_argument("--again", type=float, default=Planner.again, help="share for the best few (%(default)s)")
     parser.add_argument("--best", type=int, default=Planner.best, help="how many they are (%(default)s)")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--json", help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
     chosen = parser.parse_args()
     check_classes(chosen.data)
-    found: dict[str, Any] = {}
+    cases: list[dict[str, Any]] = []
     with ProcessPoolExecutor(chosen.processes) as pool:
         for arm in (each for each in ARMS if chosen.only in each):
             for noisy in (False, True):
                 started = time.perf_counter()
                 cells = []
                 for name in chosen.tables:
-                    again = chosen.again if noisy else 0.0
-                    run = partial(search, arm, chosen.data, name, NOISE[name] if noisy else 0.0, again, chosen.best)
+                    noise, again = (NOISE[name], chosen.again) if noisy else (0.0, 0.0)
+                    run = partial(search, arm, chosen.data, name, noise, again, chosen.best)
                     picks = list(pool.map(run, range(chosen.seeds), chunksize=10))
-                    best = max(table(chosen.data, name).values())
-                    error = statistics.stdev(picks) / len(picks) ** 0.5
-                    share = sum(pick == best for pick in picks) / len(picks)
-                    cells.append((round(statistics.mean(picks), 3), round(error, 3), round(share, 3)))
-                found[f"{arm}, {'noisy' if noisy else 'noise-free'}"] = cells
-                text = " / ".join(f"{mean:.2f} ± {error:.2f} ({share:.0%})" for mean, error, share in cells)
-                print(
-                    f"{arm:32} {'noisy' if noisy else 'exact':6} {text}  {time.perf_counter() - started:.0f} s",
-                    flush=True,
-                )
-    if chosen.json:
-        write_json(chosen.json, {"machine": machine(), "found": found})
+                    cells.append(figures(picks, max(table(chosen.data, name).values())))
+                cases.append({"arm": arm, "noisy": noisy, "seeds": chosen.seeds, "tables": cells})
+                text = " / ".join("{mean:.2f} ± {error:.2f} ({best:.0%})".format(**each) for each in cells)
+                took = time.perf_counter() - started
+                print(f"{arm:32} {'noisy' if noisy else 'noise-free':10} {text}  {took:.0f} s", flush=True)
+    write_json(chosen.json, "nas_table", cases)
 
 
 if __name__ == "__main__":
