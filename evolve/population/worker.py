@@ -9,6 +9,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -139,11 +140,22 @@ def serve(descriptor: int, parent: int) -> None:
         connection.send_bytes(respond(evaluator, blobs, messages.get()))
 
 
+def end_with(parent: int) -> None:
+    """Ends this process, whatever it is doing, once it is no longer the child of that one; for a thread."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    _end()
+
+
 def _listen(connection: Connection, messages: queue.SimpleQueue[bytes], parent: int) -> None:
     with suppress(EOFError, OSError):
         while os.getppid() == parent:
             if connection.poll(_LOOK):
                 messages.put(connection.recv_bytes())
+    _end()
+
+
+def _end() -> None:
     with suppress(OSError):
         os.killpg(os.getpid(), signal.SIGKILL)  # with the processes that load its data
     os._exit(1)

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Mapping
@@ -21,7 +22,7 @@ from evolve.population.blobs import BlobFolder, MemoryBlobs
 from evolve.population.executors.base import executors
 from evolve.population.executors.pool import Pool, PoolOptions, Worker
 from evolve.population.jobs import Json, Setup
-from evolve.population.worker import create_evaluator, encode, respond
+from evolve.population.worker import create_evaluator, encode, end_with, refusal, respond
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class _Actor:
     def begin(self, number: int, setup: Json, path: list[str], level: int) -> Json:
         """Makes the evaluator. Modules are also looked for where the driver finds them, should that folder be here."""
         sys.path += [folder for folder in path if folder not in sys.path]
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
         sys.stdout = sys.stderr  # what an evaluator prints is no result of the driver's
         logging.basicConfig(level=level, format=f"worker {number}: %(message)s", stream=sys.stderr, force=True)
         os.environ["OMP_NUM_THREADS"] = str(setup["threads"])
@@ -130,10 +132,7 @@ class _Actor:
         try:
             self._evaluator = create_evaluator(Setup(**setup))
         except Exception as error:  # of anybody's code; the driver tells it
-            return {
-                "content": {"refused": str(error) if isinstance(error, EvolveError) else described(error)},
-                **_NOTHING,
-            }
+            return {"content": refusal(error), **_NOTHING}
         return {"content": {"ready": True}, **_NOTHING}
 
     def call(self, message: bytes, names: list[str], *contents: bytes) -> Json:
