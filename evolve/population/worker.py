@@ -136,8 +136,10 @@ def serve(descriptor: int, parent: int) -> None:
         return
     connection.send_bytes(encode({"ready": True}))
     blobs = BlobFolder(Path(first["blobs"]))
-    while True:
-        connection.send_bytes(respond(evaluator, blobs, messages.get()))
+    with suppress(OSError):  # the driver is gone
+        while True:
+            connection.send_bytes(respond(evaluator, blobs, messages.get()))
+    _end()
 
 
 def end_with(parent: int) -> None:

@@ -236,6 +236,26 @@ def test_workers_end_with_their_driver(tmp_path, signal_name):
     assert gone(pids)
 
 
+ACTOR = "import os; from evolve.population.worker import end_with; end_with(os.getppid())"
+NODE = f"""
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-c", {ACTOR!r}]).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_actor_ends_with_its_node():
+    with subprocess.Popen(
+        [sys.executable, "-c", NODE],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as node:
+        pid = int(node.stdout.readline())
+        assert not gone([pid], 1.0)
+        node.kill()
+    assert gone([pid])
+
+
 def test_what_cannot_begin_is_told(pool):
     with pytest.raises(EvolveError, match="no numbers today"):
         pool(Setup(space={"name": PATH, "options": {"fault": "refuses"}}))

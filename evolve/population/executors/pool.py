@@ -152,7 +152,8 @@ class Pool(Executor):
             why = f"it did not answer within {self.options.timeout:g} seconds"
         else:
             return None
-        logger.warning("Worker %d is replaced: %s", worker.number, why)
+        if worker.called_at is None:  # of others, the answer tells
+            logger.warning("Worker %d is replaced, though it was idle: %s", worker.number, why)
         worker.end()
         self._starts += not worker.ready
         if self._starts >= _STARTS:
