@@ -38,8 +38,8 @@ def workers(folder: Path, budget: int, kills: int, hangs: int) -> None:
 
     def disturb() -> None:
         while faults and not over.wait(chance.uniform(0.3, 1.0)):
-            running = [pid for pid in children_of(os.getpid()) if lives(pid)]
-            if len(running) == WORKERS["options"]["workers"]:  # all are there: none is hit before it has begun
+            running = [pid for pid in children_of(os.getpid()) if lives(pid, "ZT")]
+            if len(running) == WORKERS["options"]["workers"]:  # none is hit twice
                 os.kill(chance.choice(running), getattr(signal, faults[-1]))
                 sent[faults.pop()] += 1
 
@@ -116,5 +116,5 @@ if __name__ == "__main__":
         drive(given.drive, given.budget)
     else:
         with tempfile.TemporaryDirectory() as made:
-            workers(Path(made) / "workers", given.budget, given.kills, given.hangs)
+            workers(Path(made) / "workers", 2 * given.budget, given.kills, given.hangs)
             drivers(Path(made) / "drivers", given.budget, given.resumes)

@@ -45,9 +45,9 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def lives(pid: int) -> bool:
-    """Whether a process runs: one that nobody has waited for does not."""
+def lives(pid: int, unless: str = "Z") -> bool:
+    """Whether a process is there and in none of some states: Z is one that nobody has waited for, T a stopped one."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] not in unless
     except OSError:
         return False

@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 def cluster():
     """A Ray on this machine that all tests share, as it takes seconds to begin."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1", logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -205,12 +205,13 @@ def test_nothing_is_left_behind(processes, way, tmp_path):
 
 
 DRIVER = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from evolve.population.executors import executors
 from evolve.population.jobs import Setup
 from helpers.toy_search import PATH, order
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C
 executor = executors.get("processes")(workers=2)
 executor.start(Setup(space={"name": PATH}), Path(sys.argv[1]))
 for worker in range(2):
@@ -232,7 +233,10 @@ def test_workers_end_with_their_driver(tmp_path, signal_name):
         assert len(pids) == 2
         assert all(map(alive, pids))
         driver.send_signal(getattr(signal, signal_name))
-        driver.wait(10)
+        try:
+            driver.wait(10)
+        finally:
+            driver.kill()
     assert gone(pids)
 
 

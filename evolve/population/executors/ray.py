@@ -81,8 +81,7 @@ class Ray(Pool):
         own: Json = {}
         if self.options.address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            cpus = max(1, math.ceil(self.workers * self.options.cpus))
-            own = {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            own = {"num_cpus": max(1, math.ceil(self.workers * self.options.cpus)), "include_dashboard": False}
         try:
             ray.init(address=self.options.address or "local", logging_level=logging.ERROR, **own)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
