@@ -191,17 +191,17 @@ class Breeder(Evaluator):
                 advance_schedule(state, "epoch")
             if order["seconds"] is not None and state.seconds > order["seconds"]:
                 return {"failed": f"its {order['seconds']:g} seconds were over after {state.step} steps"}
-        metrics = self._metrics(state, order["final"])
+        metrics = self._metrics(state, order["test"])
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             return {"failed": f"diverged: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite"}
         with state.ema.applied_to(child.model) if state.ema else nullcontext():  # what was evaluated is what is kept
             names = write_weights(child.model, blobs, child.parent, order["weights"])
         return {"metrics": metrics, "weights": names, "steps": state.step}
 
-    def _metrics(self, state: TrainState, final: bool) -> dict[str, float]:
+    def _metrics(self, state: TrainState, test: bool) -> dict[str, float]:
         data, model = self.subject.data, state.model
         found = {f"val_{name}": value for name, value in evaluate(state, data.val.epoch(0)).items()}
-        if final and data.test is not None:
+        if test and data.test is not None:
             found |= {f"test_{name}": value for name, value in evaluate(state, data.test.epoch(0)).items()}
         if self.measured:
             inputs = as_inputs(model, self._inputs(model))

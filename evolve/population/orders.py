@@ -19,6 +19,7 @@ def order_of(job: Job, archive: Archive, planner: Planner, config: PopulationCon
     """
     proposal, again = job.proposal, job.proposal.again is not None
     source = job.individual.id if again else next(iter(proposal.parents), None)
+    first = source is None and planner.algorithm.space.rooted
     return {
         "individual": job.individual.id,
         "seed": job.seed,
@@ -29,15 +30,15 @@ def order_of(job: Job, archive: Archive, planner: Planner, config: PopulationCon
         "weights": [] if source is None else archive.weights(source),
         "rung": job.rung,
         "again": again,
-        "length": _length(job, source is None, planner, config),
-        "final": job.individual.id in planner.finalists,
+        "length": _length(job, first, planner, config),
+        "test": first or job.individual.id in planner.finalists,
         "seconds": config.timeout,
     }
 
 
 def _length(job: Job, first: bool, planner: Planner, config: PopulationConfig) -> float:
     """For how many budgets of a child it is trained."""
-    if first and planner.algorithm.space.rooted:
+    if first:
         return config.start
     if planner.halving and job.rung > job.individual.rung:
         return planner.halving.times(job.rung)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evolve.population.evolving import Search
 from evolve.population.results import Found, SearchResult
 from evolve.report.search_view import figure
@@ -35,6 +37,9 @@ def closing_lines(search: Search, result: SearchResult) -> list[str]:
     several = len(search.objectives) > 1
     lines.append(f"Front of {len(result.best)}" if several else f"The best {len(result.best)}")
     lines += [f"  {_told(one, search)}" for one in result.best]
+    if search.space.rooted and all(one.id for one in result.best):
+        start = search.archive.metrics(0)
+        lines += ["The first model, which all others grow out of", f"      0  {_figures(start, search)}"]
     first = result.best[0].folder
     lines += ["", _row("Evaluations", f"{result.evaluations:,}"), _row("Folder", str(result.folder))]
     if first is not None:
@@ -44,16 +49,15 @@ def closing_lines(search: Search, result: SearchResult) -> list[str]:
 
 
 def _told(found: Found, search: Search) -> str:
-    names = [each.metric for each in search.objectives]
-    costs = [name for name in ("params", "flops") if name not in names and name in found.metrics]
-    tests = [name for name in found.metrics if name.startswith("test_") and name.removeprefix("test_") != "loss"]
-    figures = [
-        f"{name} {figure(name, found.metrics[name])}" for name in (*names, *tests, *costs) if name in found.metrics
-    ]
-    made = (
-        f", {found.mutations} mutation{'s' * (found.mutations != 1)}" if found.folder is not None else f", {found.code}"
-    )
-    return f"{found.id:>5}  {', '.join(figures)}{made}"
+    made = f"{found.mutations} mutation{'s' * (found.mutations != 1)}" if found.folder is not None else str(found.code)
+    return f"{found.id:>5}  {_figures(found.metrics, search)}, {made}"
+
+
+def _figures(metrics: Mapping[str, float], search: Search) -> str:
+    sought = [each.metric for each in search.objectives]
+    tests = [name for name in metrics if name.startswith("test_") and name != "test_loss"]
+    costs = [name for name in ("params", "flops") if name not in sought]
+    return ", ".join(f"{name} {figure(name, metrics[name])}" for name in (*sought, *tests, *costs) if name in metrics)
 
 
 def _row(name: str, value: str) -> str:
