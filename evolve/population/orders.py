@@ -31,7 +31,7 @@ def order_of(job: Job, archive: Archive, planner: Planner, config: PopulationCon
         "rung": job.rung,
         "again": again,
         "length": _length(job, first, planner, config),
-        "test": first or job.individual.id in planner.finalists,
+        "test": first or proposal.final,
         "seconds": config.timeout,
     }
 
