@@ -35,7 +35,7 @@ from evolve.structure.probe import count_parameters
 from evolve.tasks import Loss, TaskSource
 from evolve.training import TrainingConfig, place_model, train_step
 from evolve.training.checkpoint import restore
-from evolve.training.events import Callback, CheckpointSaved, EventStream, RunBegun, RunFinished, StepMade
+from evolve.training.events import Callback, CheckpointSaved, EpochEnded, EventStream, RunBegun, RunFinished, StepMade
 from evolve.training.interrupt import Interrupt
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.metrics import Meter
@@ -119,7 +119,7 @@ class Evolver:
         self._folder = run_folder(self.world, self.output, told, bool(config_text))
         self.events = EventStream(heard_by(callbacks, self.world.first))
         self._meter, self._patience = Meter(), Patience(self.monitor, self.training.patience)
-        self.events.listen(self._patience)
+        self.events.listen(self._patience, EpochEnded)
         loop = RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter])
         loop.ended = lambda: self._patience.over
         self.controller = MutationController(
@@ -129,7 +129,7 @@ class Evolver:
         first, steps = self.world.first, self.state.epoch_steps
         self._display = Progress(self.training.budget, steps) if progress and first else None
         if self.output.dir and first:
-            self.events.listen(RunFiles(self.output.folder))
+            self.events.listen(RunFiles(self.output.folder), *RunFiles.HEARS)
         if self._display:
             self.events.listen(self._display)
         self._params_from = count_parameters(model)
@@ -275,9 +275,9 @@ class Evolver:
         state = self.state
         state.count_time()
         step, progress = math.ceil(state.batch / self.training.accumulate), state.progress
-        self.events.emit(StepMade(self, state.epoch, state.step, step, loss, progress))
-        epoch_end = state.batch >= len(self.train_data)
-        if epoch_end:
+        if self.events.heard(StepMade):
+            self.events.emit(StepMade(self, state.epoch, state.step, step, loss, progress))
+        if epoch_end := state.batch >= len(self.train_data):
             state.epoch, state.batch = state.epoch + 1, 0
         ends = epoch_end or progress >= 1 or self.stopped_early
         return self._meter.measure(state, self.val_data.epoch(0)) if ends else None

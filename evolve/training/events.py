@@ -170,15 +170,24 @@ class EventStream:
     """
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
-        self._own: list[Callback] = []
+        self._own: list[tuple[Callback, tuple[type[Event], ...]]] = []
         self.callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
         wrong = [callback for callback in self.callbacks if not callable(callback)]
         if wrong:
             raise EvolveError(f"A callback is a function that takes an event; found {wrong[0]!r}.")
 
-    def listen(self, callback: Callback) -> None:
-        """Adds a part of the library that listens; it hears of each event before the user's callbacks do."""
-        self._own.append(callback)
+    def listen(self, callback: Callback, *kinds: type[Event]) -> None:
+        """Adds a part of the library that listens; it hears of each event before the user's callbacks do.
+
+        Args:
+            callback: Who listens.
+            kinds: Of events that it hears of; none for all.
+        """
+        self._own.append((callback, kinds or (Event,)))
+
+    def heard(self, kind: type[Event]) -> bool:
+        """Whether anybody hears of a kind of events: one of each step need not be made for nobody."""
+        return bool(self.callbacks) or any(issubclass(kind, kinds) for _, kinds in self._own)
 
     def emit(self, *events: Event) -> None:
         """Tells everybody of events, in their order.
@@ -188,8 +197,9 @@ class EventStream:
         """
         fault: EvolveError | None = None
         for event in events:
-            for own in self._own:
-                own(event)
+            for own, kinds in self._own:
+                if isinstance(event, kinds):
+                    own(event)
             for callback in self.callbacks:
                 try:
                     callback(event)

@@ -20,6 +20,8 @@ class RunFiles:
         CheckpointError: When called, if a file cannot be written.
     """
 
+    HEARS = (RunBegun, RunFinished, EpochEnded, MutationTried, VerdictGiven)
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._written: list[Record] | None = None  # what the log on disk holds, as far as this process knows
@@ -30,7 +32,7 @@ class RunFiles:
             self._written = None  # another process may have gone on and been killed since
         if isinstance(event, MutationTried):
             self._log(event.run.lineage.records)
-        elif isinstance(event, RunBegun | RunFinished | EpochEnded | VerdictGiven):
+        elif isinstance(event, self.HEARS):
             self._log(event.run.lineage.records)
             lines = "".join(json.dumps(line) + "\n" for line in event.run.history)
             replace_text(self._folder / "metrics.jsonl", lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +23,7 @@ from evolve.tasks.metrics import LOSS
 from evolve.training.state import TrainState
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What one optimizer step saw.
 
     Attributes:
@@ -163,9 +161,10 @@ def advance_schedule(state: TrainState, interval: str, found: Mapping[str, float
         interval: "step" after an optimizer step, "epoch" at the end of an epoch.
         found: What an evaluation found, for a schedule that looks at the run's monitor.
     """
-    scheduler, monitored = state.scheduler, (found or {}).get(state.monitor.metric.removeprefix("val_"))
+    scheduler = state.scheduler
     if scheduler is None:
         return
+    monitored = found.get(state.monitor.metric.removeprefix("val_")) if found else None
     if state.lr_schedule is not None:
         state.lr_schedule.advance(scheduler, interval, state.progress, state.ticks, state.epoch_steps, monitored)
     elif isinstance(scheduler, ReduceLROnPlateau):
