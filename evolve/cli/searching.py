@@ -64,14 +64,15 @@ def resume_search(folder: Path, overrides: list[str], *, trust: bool) -> None:
 def run_search(parts: Parts, running: Search) -> None:
     """Runs a search and says how it goes and how it ended."""
     from evolve.population.results import finish
+    from evolve.report.printable import printable
     from evolve.report.search_ending import closing_lines, opening_lines
     from evolve.report.search_progress import SearchProgress
 
-    typer.echo("\n".join(opening_lines(running)))
+    typer.echo(printable("\n".join(opening_lines(running))))
     with SearchProgress(running) as progress:
         running.callbacks = [*running.callbacks, progress]
         finished = running.run()
-    typer.echo("\n".join(closing_lines(running, finish(running, parts.config, finished))))
+    typer.echo(printable("\n".join(closing_lines(running, finish(running, parts.config, finished)))))
     if running.signal is not None:
         raise typer.Exit(128 + running.signal)
 

@@ -32,10 +32,20 @@ class _Formatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class _ToStderr(logging.Handler):
+    """Writes to whatever stderr is by then: a live display puts something there that keeps the lines above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except (OSError, ValueError):  # it is closed
+            self.handleError(record)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Turns what evolve raises on purpose into a message and an exit code: 2 for what was asked, 1 for the rest."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     from evolve.config import ConfigError

@@ -151,7 +151,7 @@ class Breeder(Evaluator):
         place_model(model, self.subject.training)
         made, refusals = self._edited(model, records, order)
         if (order["edits"] or order["other"]) and not made:
-            return {"refused": "; ".join(refusals) or "nothing of the other parent fits"}
+            return {"refused": "; ".join(dict.fromkeys(refusals)) or "nothing of the other parent fits"}
         for _, record in made:
             records.append(record.model_copy(update={"index": len(records)}))
         self._child = _Child(order["individual"], model, tensors)

@@ -143,6 +143,7 @@ class Search:
         with ExitStack() as stack:
             stack.enter_context(RunLock(self.folder))
             self._take_up()
+            self.archive.put("finished", False)
             stack.enter_context(self._interrupt)
             stack.enter_context(self.executor)
             self._begun = time.perf_counter()
@@ -157,6 +158,7 @@ class Search:
         self.seconds, self._begun = self.elapsed, 0.0
         self.archive.put("seconds", self.seconds)
         finished = self.finished
+        self.archive.put("finished", finished)
         self._tell(SearchEnded(self, finished))
         return finished
 

@@ -12,7 +12,10 @@ from typing_extensions import Self
 
 from evolve.population.events import Evaluated, SearchEnded, SearchEvent, WorkerLost
 from evolve.population.evolving import Search
+from evolve.report.printable import one_line
 from evolve.report.search_view import SearchView, figure
+from evolve.training.eta import duration
+from evolve.training.lines import wrapped
 
 _EVERY = 0.1  # part of the budget after which a line is written even if there is no new best one
 
@@ -65,10 +68,12 @@ class SearchProgress:
 
     def _write(self, better: bool) -> None:
         search, view = self._search, self._view
-        best, metrics = view.best[0] if view.best else (None, {})
-        told = ", ".join(f"{name} {figure(name, metrics[name])}" for name in view.columns() if name in metrics)
-        front = f", front of {len(view.best)}" if len(view.objectives) > 1 else ""
-        which = "new best" if better else "best"
-        end = f"; {which}: {told} (individual {best.id}){front}" if best else ""
-        sys.stdout.write(f"{search.progress:>4.0%}  {view.line(search.elapsed)}{end}\n")
+        line = f"{search.progress:>4.0%}  {', '.join([*view.done(), duration(search.elapsed)])}"
+        if view.best:
+            best, metrics = view.best[0]
+            first = view.objectives[0][0]
+            front = f"front of {len(view.best)}, " if len(view.objectives) > 1 else ""
+            line += f"; {front}{'new ' * better}best {first} {figure(first, metrics[first])} (individual {best.id})"
+        lines = wrapped(one_line(line), first=" " * (len(line) - len(line.lstrip())), then="      ")
+        sys.stdout.write("\n".join([*lines, ""]))
         sys.stdout.flush()

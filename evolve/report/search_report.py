@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from evolve.population.archive import Archive
 from evolve.population.individual import Individual
 from evolve.report.printable import one_line
 from evolve.report.scatter import scatter
-from evolve.report.search_status import open_archive, read_view
-from evolve.report.search_view import SearchView, figure
+from evolve.report.search_status import open_archive, read_view, seconds_of
+from evolve.report.search_view import SearchView, budget_words, counted, figure
+from evolve.training.eta import duration
 
 _FAMILIES = 5  # of the best whose ancestors are shown
 _REASONS = 8  # of failures
@@ -32,15 +34,15 @@ def search_report(folder: Path) -> Group:
     """
     with open_archive(folder) as archive:
         view, _, steps = read_view(archive)
-        history = _History.read(archive)
+        history, seconds = _History.read(archive), seconds_of(archive)
         meta = {name: archive.get(name) for name in ("algorithm", "budget", "executor", "space")}
-    unit, amount = meta["budget"]
-    seconds = f"{history.make_seconds:.0f}s making, {history.train_seconds:.0f}s training"
-    told = f"{meta['algorithm']} over {meta['space']}, {amount:,g} {unit}, {meta['executor']['executor']}; {seconds}"
+    spent = f"{duration(history.make_seconds)} making, {duration(history.train_seconds)} training"
+    told = f"{meta['algorithm']} over {meta['space']}, {budget_words(*meta['budget'])}, {meta['executor']['executor']}"
     parts: list[RenderableType] = [
         Text(one_line(str(folder)), style="bold"),
-        Text(one_line(f"{told}, {steps:,} optimizer steps")),
-        Text(view.line(history.last - history.first)),
+        Text(one_line(told)),
+        Text(view.line(seconds)),
+        Text(f"{spent}, {counted(steps, 'optimizer step')}"),
         Text(),
     ]
     if not view.best:
@@ -63,8 +65,6 @@ class _History:
     ended: Counter[str] = field(default_factory=Counter)
     make_seconds: float = 0.0
     train_seconds: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
 
     @classmethod
     def read(cls, archive: Archive) -> _History:
@@ -75,8 +75,6 @@ class _History:
             found.statuses.setdefault(individual.id, evaluation.status)
             found.make_seconds += evaluation.make_seconds
             found.train_seconds += evaluation.train_seconds
-            found.first = found.first or evaluation.proposed_at
-            found.last = evaluation.finished_at or found.last
             if evaluation.status == "done":
                 found.metrics[individual.id] = evaluation.metrics
                 found.first_values.setdefault(individual.id, individual.value)
@@ -90,7 +88,7 @@ def _plot(view: SearchView, history: _History) -> RenderableType:
     (one, _), (other, _) = view.objectives[:2]
     on_front = {each.id for each, _ in view.best}
     points = [(found[other], found[one], each in on_front) for each, found in history.metrics.items()]
-    return scatter(points, x=other, y=one)
+    return scatter(points, x=one_line(other), y=one_line(one))
 
 
 def _families(view: SearchView, history: _History) -> RenderableType:
@@ -137,7 +135,7 @@ def _paid(history: _History, view: SearchView) -> RenderableType:
         "operator",
         "children",
         "better than the parent",
-        f"median change of {metric}",
+        Text(one_line(f"median change of {metric}")),
         "not made or known",
     ):
         table.add_column(heading, justify="left" if heading == "operator" else "right")
@@ -147,13 +145,19 @@ def _paid(history: _History, view: SearchView) -> RenderableType:
         sign = 1 if view.objectives[0][1] == "max" else -1
         change = f"{sign * median(found):+.4g}" if found else ""
         none = statuses[operator]["duplicate"] + statuses[operator]["refused"]
-        table.add_row(one_line(operator), str(len(found)), better, change, str(none))
+        table.add_row(Text(one_line(operator)), str(len(found)), better, change, str(none))
     return table
 
 
 def _failures(history: _History) -> Sequence[RenderableType]:
     if not history.ended:
         return []
-    lines = [Text(), Text("What came to nothing", style="bold")]
-    lines += [Text(one_line(f"{count:>5}  {why}")) for why, count in history.ended.most_common(_REASONS)]
-    return lines
+    alike: dict[str, list[str]] = defaultdict(list)
+    for why in history.ended:
+        alike[re.sub(r"\d[\d.e+-]*", "#", why)].append(why)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right", min_width=5)
+    counts = {reasons[0]: sum(history.ended[why] for why in reasons) for reasons in alike.values()}
+    for why in sorted(counts, key=lambda why: -counts[why])[:_REASONS]:
+        table.add_row(str(counts[why]), Text(one_line(why)))
+    return [Text(), Text("What came to nothing (of those alike, the first)", style="bold"), table]

@@ -11,8 +11,9 @@ from rich.text import Text
 from evolve.errors import EvolveError
 from evolve.population.archive import Archive
 from evolve.report.printable import one_line
-from evolve.report.search_view import SearchView
+from evolve.report.search_view import SearchView, counted
 from evolve.training.eta import duration
+from evolve.training.lock import is_held
 
 ARCHIVE = "archive.sqlite"
 
@@ -27,16 +28,29 @@ def search_status(folder: Path) -> Group:
         view, last, steps = read_view(archive)
         out = archive.out()
         unit, amount = view.budget
-        begun = archive.get("begun", time.time())
-        seconds = archive.get("seconds") or (last or begun) - begun
+        seconds = seconds_of(archive)
         spent = {"evaluations": view.evaluated, "seconds": seconds, "steps": steps}[unit]
-        told = f"{len(out)} under way" if out else "nothing is under way"
-        since = f", the last one {duration(max(0.0, time.time() - last))} ago" if last else ""
+        finished = archive.get("finished", False)
+    progress = min(1.0, spent / amount)
+    since = f"The last one came back {duration(max(0.0, time.time() - last))} ago" if last else "None has come back yet"
     return Group(
         Text(one_line(str(folder)), style="bold"),
-        view.shown(min(1.0, spent / amount), seconds),
-        Text(f"{told}{since}", style="dim"),
+        view.shown(progress, seconds),
+        Text(one_line(f"{_now(folder, len(out), finished)} {since}."), style="dim"),
     )
+
+
+def _now(folder: Path, out: int, finished: bool) -> str:
+    """Says whether anybody is at it."""
+    if is_held(folder):
+        return f"{counted(out, 'evaluation')} under way."
+    return "Finished." if finished else f"No process is at it: `evolve resume {folder}` goes on."
+
+
+def seconds_of(archive: Archive) -> float:
+    """Returns how long a search has taken: when it was stopped last, or when it proposed something since."""
+    state = archive.state()
+    return float(max(archive.get("seconds", 0.0), state["seconds"] if state else 0.0))
 
 
 def open_archive(folder: Path) -> Archive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from evolve.population.individual import Individual
 from evolve.population.objectives import COSTS, dominates
+from evolve.report.printable import one_line
 from evolve.training.eta import duration
 from evolve.training.lines import compact
 
@@ -90,31 +92,37 @@ class SearchView:
             elapsed: Seconds that the search has taken.
             busy: Workers that are at work; None where that is not known.
         """
-        unit, amount = self.budget
         head = Table.grid(padding=(0, 2))
-        head.add_row(f"{progress:.0%} of {amount:,g} {unit}", ProgressBar(total=1.0, completed=progress, width=30))
+        told = Text(f"{progress:.0%} of {budget_words(*self.budget)}")
+        head.add_row(told, ProgressBar(total=1.0, completed=progress, width=30))
         return Group(head, Text(self.line(elapsed, busy)), *([self.table()] if self.best else []))
 
     def line(self, elapsed: float, busy: int | None = None) -> str:
         """Says in a line what was done."""
-        rate, others = self.rate(), [name for name in ("failed", "duplicate", "refused") if self.counts[name]]
-        parts = [f"{self.evaluated:,} evaluated", *(f"{self.counts[name]:,} {name}" for name in others)]
-        parts += [f"{rate:.1f} a minute"] if rate else []
-        parts += [f"{busy} of {self.workers} workers busy" if busy is not None else f"{self.workers} workers"]
-        parts += [f"{self.lost} workers lost"] if self.lost else []
+        rate, workers = self.rate(), counted(self.workers, "worker")
+        parts = self.done()
+        parts += [f"{rate:,.{int(rate < 100)}f} a minute"] if rate else []
+        parts += [f"{busy} of {workers} busy" if busy is not None else workers]
         return ", ".join([*parts, duration(elapsed)])
+
+    def done(self) -> list[str]:
+        """Says what came of the evaluations, and how many workers were lost."""
+        others = [name for name in ("failed", "duplicate", "refused") if self.counts[name]]
+        lost = [f"{counted(self.lost, 'worker')} lost"] if self.lost else []
+        return [f"{self.evaluated:,} evaluated", *(f"{self.counts[name]:,} {name}" for name in others), *lost]
 
     def table(self) -> Table:
         """Returns the best, one a row."""
         names = self.columns()
         table = Table(box=None, pad_edge=False, title_justify="left", title_style="bold")
         table.title = f"Front of {len(self.best)}" if len(self.objectives) > 1 else "Best so far"
-        for heading in ("id", *names, "edits", "of"):
-            table.add_column(heading, justify="left" if heading in ("edits", "of") else "right")
+        for heading in ("id", *names, "edits", "parents"):
+            justify: Literal["left", "right"] = "left" if heading in ("edits", "parents") else "right"
+            table.add_column(Text(one_line(heading)), justify=justify)
         for each, metrics in self.best[:_SHOWN]:
             edits = " ".join(edit.operator for edit in each.edits) or ("the first" if not each.parents else "")
             figures = [figure(name, metrics[name]) if name in metrics else "" for name in names]
-            table.add_row(str(each.id), *figures, edits, " ".join(map(str, each.parents)))
+            table.add_row(str(each.id), *figures, Text(one_line(edits)), " ".join(map(str, each.parents)))
         if len(self.best) > _SHOWN:
             table.add_row("…", *[""] * len(names), f"and {len(self.best) - _SHOWN} more", "")
         return table
@@ -124,6 +132,18 @@ class SearchView:
         sought = [name for name, _ in self.objectives]
         measured = {name for _, metrics in self.best for name in metrics}
         return [*sought, *(name for name in COSTS if name in measured and name not in sought)]
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns "1 worker", "2 workers"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def budget_words(unit: str, amount: float) -> str:
+    """Returns a budget as it is told: "40 evaluations", "5m00s"."""
+    if unit == "seconds":
+        return duration(amount)
+    return one_line(counted(int(amount), unit.removesuffix("s")))
 
 
 def figure(name: str, value: float) -> str:

@@ -36,6 +36,24 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing it is not enough: workers of a DataLoader share it
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process writes to a run folder; false where that cannot be told."""
+    try:
+        descriptor = os.open(folder / FILE, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        _acquire(descriptor)
+        _release(descriptor)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 class RunLock:
     """Holds a run folder, as a context. The system lets go of it when the process ends, however it ends.
 
