@@ -20,6 +20,7 @@ from evolve.runtime.device import making_parts_for
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.causality import leaks, orders_of
 from evolve.structure.inputs import as_inputs, infer_inputs
+from evolve.structure.isolation import ModuleState
 from evolve.structure.probe import OutputLoss, Probe, count_parameters
 from evolve.structure.sites import Site, resolve
 from evolve.structure.tracing.hooks import backward_hooks
@@ -70,8 +71,7 @@ def carry_out(
     carrier = Carrier(model, optimizer)
     table = carrier.before
     with preserved_rng(attempt.seed):
-        with making_parts_for(model):
-            attempt.plan = _recordable(operator, operator.plan(model, site, before))
+        attempt.plan = _recordable(operator, _planned(model, operator, site, before))
         # Most refusals come of the plan: what the changed model is compared with is measured after it.
         orders, health, verification = orders_of(model, before), Health(model, closely=closely), None
         if inputs is not None:
@@ -117,6 +117,25 @@ def _new_parameters(
     others = len(dict(model.named_parameters(remove_duplicate=False))) != len(table.by_name)
     # Other widths alone break no backward pass of autograd's own.
     return new if new or others or backward_hooks(model) else None
+
+
+def _planned(model: nn.Module, operator: MutationOperator, site: Site, before: Probe) -> Any:
+    """Returns what `plan` returned; what it changed though it must not is put back, or refused.
+
+    A replay has the plan alone, and some of what the change is measured against is measured after it.
+    """
+    state = ModuleState(model, parameters=False)
+    versions = [(name, p, p._version) for name, p in model.named_parameters() if not p.is_inference()]
+    with making_parts_for(model):
+        plan = operator.plan(model, site, before)
+    state.restore()
+    written = [name for name, parameter, version in versions if parameter._version != version]
+    if written:
+        raise RejectedError(
+            f"`plan` of '{operator.name}' wrote to the parameter '{written[0]}'. A plan only reads the model: let "
+            "`apply` make the change."
+        )
+    return plan
 
 
 def _recordable(operator: MutationOperator, plan: Any) -> dict[str, Any]:

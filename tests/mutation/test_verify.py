@@ -88,6 +88,48 @@ def test_an_error_that_shows_in_one_mode_alone_is_caught(monkeypatch, error, sho
         assert same == (training != shows_in_training)
 
 
+def doubles_a_weight(model):
+    with torch.no_grad():
+        model.last.weight.mul_(2)
+
+
+def changes_settings(model):
+    model.norm.momentum, model.asks, model.more = 0.5, True, nn.Linear(2, 2)
+    model.norm.running_mean += 1
+    model.last.weight.data = torch.zeros(2, 6, 1, 1)
+
+
+def planned_by(monkeypatch, meddle):
+    """Widens a model, where a plan also does what it must not."""
+    plan = Widen.plan
+
+    def meddling(self, model, site, probe):
+        meddle(model)
+        return plan(self, model, site, probe)
+
+    monkeypatch.setattr(Widen, "plan", meddling)
+    model = Net()
+    return model, evolve.mutate(model, "widen", site="first", example_inputs=images())
+
+
+def test_a_plan_that_writes_to_a_parameter_is_refused(monkeypatch):
+    model, result = planned_by(monkeypatch, doubles_a_weight)
+    assert result.status == "rejected"
+    assert "`plan` of 'widen' wrote to the parameter 'last.weight'" in result.message
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in Net().state_dict().items())
+
+
+def test_what_else_a_plan_changes_is_put_back(monkeypatch):
+    model, result = planned_by(monkeypatch, changes_settings)
+    assert result, result.message
+    assert (model.norm.momentum, model.asks, hasattr(model, "more")) == (0.1, False, False)
+    for training in (False, True):
+        assert torch.allclose(outputs(model, training=training), outputs(Net(), training=training), atol=1e-5)
+    rebuilt = Net()
+    evolve.replay(rebuilt, [result.record])
+    rebuilt.load_state_dict(model.state_dict())
+
+
 @pytest.mark.parametrize(("operator", "asks", "runs"), [("widen", False, 2), ("widen", True, 4), ("narrow", False, 2)])
 def test_models_run_no_more_often_than_tells_something(operator, asks, runs):
     LOG.clear()
