@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -82,11 +83,13 @@ def check_on(
         AssertionError: If the operator breaks the contract, or if the model cannot be trained on its inputs.
     """
     _check_subject(f"'{operator}' on {name}", subject)
+    model, inputs = _looked_at(subject)
     if places is None:
-        places = sites(_built(subject), operator, example_inputs=_inputs(subject), **options)
+        places = sites(model, operator, example_inputs=inputs, **options)
     if most_sites is not None and len(places) > most_sites:
         places = places[:: -(-len(places) // most_sites)]
-    orders = _orders(subject) if places else ()
+    # A mutated model sees no later position either.
+    orders = orders_of(model, probe(model, as_inputs(model, inputs))) if places else ()
     return sum(_check_site(operator, name, subject, place, options, orders) for place in places)
 
 
@@ -128,6 +131,12 @@ def _built(subject: Subject) -> nn.Module:
 def _inputs(subject: Subject) -> Any:
     torch.default_generator.manual_seed(1)
     return subject.inputs()
+
+
+@lru_cache(maxsize=64)
+def _looked_at(subject: Subject) -> tuple[nn.Module, Any]:
+    """A model that is never changed, with its inputs: its structure is found once, whatever asks for it."""
+    return _built(subject), _inputs(subject)
 
 
 def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -182,7 +191,7 @@ def _check_site(
 
 def _averages(subject: Subject, place: str) -> bool:
     """Returns whether a mean or variance is taken over a group of channels at a place."""
-    groups = analyse(_built(subject), _inputs(subject)).changeable
+    groups = analyse(*_looked_at(subject)).changeable
     return any(group.statistic for group in groups if place in (group.name, EVERYWHERE))
 
 
@@ -231,12 +240,6 @@ def _check_replay(subject: Subject, result: MutationResult, model: nn.Module, wh
     assert settings_of(rebuilt) == settings_of(model), f"{where}: replay builds another structure"
     rebuilt.load_state_dict(model.state_dict())
     return rebuilt
-
-
-def _orders(subject: Subject) -> tuple[Order, ...]:
-    """The orders of positions that a model heeds: a mutated one sees no later position either."""
-    model = _built(subject)
-    return orders_of(model, probe(model, as_inputs(model, _inputs(subject))))
 
 
 def _check_training(
