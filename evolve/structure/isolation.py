@@ -36,10 +36,8 @@ class ModuleState:
         modules, roots = list(model.modules()), []
         for module in modules:
             attributes = dict(vars(module))
-            # Most tables are empty (hooks of all kinds): copying those would be most of the work.
-            tables = {
-                k: v.copy() if v else _NOTHING for k in _TABLES if isinstance(v := attributes.get(k), (dict, set))
-            }
+            # Most tables are empty (hooks of all kinds): looking at those closely would be most of the work.
+            tables = {k: v.copy() for k in _TABLES if (v := attributes.get(k)) and isinstance(v, (dict, set))}
             self._modules.append((module, module.__class__, attributes, tables))
             roots += [v for k, v in attributes.items() if type(v) not in SIMPLE and k not in _TABLES]
         self._kept = Kept(roots)
@@ -64,11 +62,11 @@ class ModuleState:
             if not _same(live, own):
                 live.clear()
                 live.update(own)
-            for key, copy in tables.items():
-                table = own[key]
-                if table or copy:
+            for key in _TABLES:
+                table = own.get(key)
+                if (table or key in tables) and isinstance(table, (dict, set)):
                     table.clear()
-                    table.update(copy)
+                    table.update(tables.get(key, ()))
         self._kept.restore()
         for module, training in self._modes:
             module.training = training
@@ -143,7 +141,6 @@ def exchange(tensor: Tensor, data: Tensor) -> None:
 
 # What every module keeps its parts and hooks in.
 _TABLES = dict.fromkeys(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
-_NOTHING: tuple[Any, ...] = ()
 
 
 class CallsSeen(TorchFunctionMode):

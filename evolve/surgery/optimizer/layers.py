@@ -53,7 +53,7 @@ def is_optimizer(thing: Any) -> bool:
 
 def layers(optimizer: Optimizer) -> list[Optimizer]:
     """Returns an optimizer and all that it holds inside (Lookahead, SAM, Accelerate's wrapper), from the outside in."""
-    return [thing for thing in reachable(optimizer) if is_optimizer(thing)]
+    return [thing for thing in reachable(optimizer, tensors=False) if is_optimizer(thing)]
 
 
 def all_layers(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
@@ -61,8 +61,13 @@ def all_layers(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     return list({id(layer): layer for one in optimizers for layer in layers(one)}.values())
 
 
-def reachable(root: Any) -> Iterator[Any]:
-    """Walks through all containers, objects and tensors that an optimizer holds, each once, the optimizer first."""
+def reachable(root: Any, *, tensors: bool = True) -> Iterator[Any]:
+    """Walks through all containers, objects and tensors that an optimizer holds, each once, the optimizer first.
+
+    Args:
+        root: The optimizer.
+        tensors: Whether tensors, which are most of what there is, are among what it yields.
+    """
     waiting, seen, objects = deque([root]), {id(root)}, 0
     while waiting:
         thing = waiting.popleft()
@@ -80,7 +85,7 @@ def reachable(root: Any) -> Iterator[Any]:
         for part in inside:
             if type(part) in _ATOMS or id(part) in seen:
                 continue
-            if isinstance(part, Tensor) or not isinstance(part, _CLOSED):
+            if tensors if isinstance(part, Tensor) else not isinstance(part, _CLOSED):
                 seen.add(id(part))
                 waiting.append(part)
 
