@@ -100,7 +100,7 @@ def main() -> None:
                 for name in chosen.tables:
                     noise, again = (NOISE[name], chosen.again) if noisy else (0.0, 0.0)
                     run = partial(search, arm, chosen.data, name, noise, again, chosen.best)
-                    picks = list(pool.map(run, range(chosen.seeds), chunksize=10))
+                    picks = list(pool.map(run, range(chosen.seeds), chunksize=5))
                     cells.append(figures(picks, max(table(chosen.data, name).values())))
                 cases.append({"arm": arm, "noisy": noisy, "seeds": chosen.seeds, "tables": cells})
                 text = " / ".join("{mean:.2f} ± {error:.2f} ({best:.0%})".format(**each) for each in cells)
