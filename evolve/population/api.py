@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from torch import nn
@@ -28,11 +28,13 @@ from evolve.training import TrainingConfig
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.optim import OptimizerConfig
 
-DataSource = Data | DataConfig | str | tuple[Any, ...]
+S = TypeVar("S", bound=BaseModel)
+ModelSource = nn.Module | ModelConfig | Mapping[str, Any] | str
+DataSource = Data | DataConfig | Mapping[str, Any] | str | tuple[Any, ...]
 
 
 def search(
-    model: nn.Module | ModelConfig | str,
+    model: ModelSource,
     data: DataSource,
     *,
     operators: Sequence[str | Mapping[str, Any] | OperatorConfig],
@@ -55,9 +57,10 @@ def search(
     """Evolves a population of architectures out of a model; children inherit their parents' weights.
 
     Args:
-        model: The first model: a module, or what `model` may be in a configuration. It is copied, not changed.
-        data: `(train, val)` or `(train, val, test)` of what an `Evolver` takes, a `Data`, or the name of a data set. No
-            decision looks at `test`.
+        model: The first model: a module, which is copied, or what `model` is in a configuration: a name, or
+            `{"name": ..., "options": ...}`.
+        data: `(train, val)` or `(train, val, test)` of what an `Evolver` takes, a `Data`, or what `data` is in a
+            configuration. No decision looks at `test`.
         operators: Mutation operators that make children: names, or `{"name": ..., "options": ...}`.
         budget: Evaluations, or one of `{"evaluations": n}`, `{"seconds": n}`, `{"steps": n}`.
         task: What a batch is, its loss and its metrics, as for an `Evolver`.
@@ -121,17 +124,25 @@ def _population(
         "executor": _plain(executor or "in_process"),
         **{name: _plain(value) for name, value in settings.items()},
     }
+    return _section(PopulationConfig, section)
+
+
+def _section(cls: type[S], values: Mapping[str, Any] | str) -> S:
+    """Returns a section of these values, or of a name.
+
+    Raises:
+        EvolveError: With all faults.
+    """
+    raw = {"name": values} if isinstance(values, str) else dict(values)
     try:
-        return PopulationConfig.model_validate_json(json.dumps(section))
+        return cls.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        faults = "; ".join(
-            f"{key_text(path)}: {message}" for path, message in explain(error, PopulationConfig, section)
-        )
+        faults = "; ".join(f"{key_text(path)}: {message}" for path, message in explain(error, cls, raw))
         raise EvolveError(f"evolve.search: {faults}") from error
 
 
 def _parts(
-    model: nn.Module | ModelConfig | str,
+    model: ModelSource,
     data: DataSource,
     population: PopulationConfig,
     task: TaskSource | None,
@@ -143,23 +154,20 @@ def _parts(
     """Returns what a search is made of: a configuration where everything has a name, objects otherwise."""
     training, optimizer = training or TrainingConfig(), optimizer or OptimizerConfig()
     schedule = lr_schedule or LrScheduleConfig(name="CosineAnnealingLR")
-    task = TaskConfig(name=task) if isinstance(task, str) else task or TaskConfig()
-    if not isinstance(model, nn.Module) and isinstance(data, str | DataConfig) and isinstance(task, TaskConfig):
-        config = SearchConfig(
-            search=population,
-            model=ModelConfig(name=model) if isinstance(model, str) else model,
-            data=DataConfig(name=data, batch_size=batch_size) if isinstance(data, str) else data,
-            task=task,
-            training=training,
-            optimizer=optimizer,
-            lr_schedule=schedule,
-        )
-        return parts_of(config)
+    task = _section(TaskConfig, task) if isinstance(task, str) else task or TaskConfig()
+    if isinstance(model, str | Mapping):
+        model = _section(ModelConfig, model)
+    if isinstance(data, str | Mapping):
+        data = _section(DataConfig, {"batch_size": batch_size, **({"name": data} if isinstance(data, str) else data)})
+    if isinstance(model, ModelConfig) and isinstance(data, DataConfig) and isinstance(task, TaskConfig):
+        parts = {"task": task, "training": training, "optimizer": optimizer, "lr_schedule": schedule}
+        sections = {name: _plain(part) for name, part in {"model": model, "data": data, **parts}.items()}
+        return parts_of(_section(SearchConfig, {"search": _plain(population), **sections}))
     seed = training.seed
-    if isinstance(data, str | DataConfig):
-        data = (DataConfig(name=data, batch_size=batch_size) if isinstance(data, str) else data).build(seed)
-    if not isinstance(model, nn.Module):
-        model = (ModelConfig(name=model) if isinstance(model, str) else model).build()
+    if isinstance(data, DataConfig):
+        data = data.build(seed)
+    if isinstance(model, ModelConfig):
+        model = model.build()
     subject = Subject(model, _data(data, batch_size, seed), training, optimizer, schedule, task)
     objectives = objectives_of(population, training, build_task(task)[1])
     text = dump_values({"search": _plain(population), "training": _plain(training)})

@@ -191,3 +191,21 @@ def test_several_objectives_give_a_front(tmp_path):
         )
     values = [found[each]["val_accuracy"] for each in front]
     assert values == sorted(values, reverse=True)
+
+
+def test_python_tells_of_faults_in_a_line(tmp_path):
+    more = {"operators": ["widen"], "budget": 3, "output": tmp_path / "none"}
+    with pytest.raises(EvolveError, match="the option 'hidden' is missing"):
+        evolve.search("mlp", "digits", **more)
+    with pytest.raises(EvolveError, match="Did you mean 'limits'"):
+        evolve.search("small_resnet", "digits", limts={}, **more)
+    with pytest.raises(EvolveError, match="Did you mean 'digits'"):
+        evolve.search({"name": "small_resnet", "options": {"num_classes": 10, "in_channels": 1}}, "digit", **more)
+    with pytest.raises(EvolveError, match="'val_f1' is not measured"):
+        evolve.search(
+            {"name": "small_resnet", "options": {"num_classes": 10, "in_channels": 1}},
+            "digits",
+            objectives=["val_f1"],
+            **more,
+        )
+    assert not (tmp_path / "none").exists()
