@@ -15,7 +15,7 @@ from search_runs import sleeping_search
 import evolve
 from evolve.population.events import Evaluated, SearchEvent
 
-NETWORKS = 600  # children that are networks
+NETWORKS = 300  # children that are networks
 
 
 def resident() -> float:

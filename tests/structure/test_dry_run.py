@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import evolve
+from evolve.blocks.layers import LinearBlock
+from evolve.structure.tracing.recorder import plain_operations
 
 
 class Clipped(nn.Module):
@@ -342,3 +344,13 @@ def test_configs_come_back():
     assert all(module.config is config for module in (model, *model.layers))
     assert config.sizes == [16, 24]
     assert all(type(size) is int for size in (*config.sizes, config.heads, config.part.width))
+
+
+def test_blocks_say_nothing_of_sizes_that_are_only_tried(caplog):
+    block, x = LinearBlock(4, 4), torch.zeros(2, 3)
+    with plain_operations(block):
+        block(x)
+    assert not caplog.records
+    block.said = False
+    block(x)
+    assert "adds nothing to an output of shape (2, 3)" in caplog.text

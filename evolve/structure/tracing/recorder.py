@@ -170,20 +170,24 @@ class Recorder(TorchDispatchMode):
 def plain_operations(model: nn.Module) -> Iterator[None]:
     """Lets attention run as the plain operations it consists of, instead of one fused kernel.
 
-    Torch's own log of operations that fail on fake tensors is held back: the failure is an answer here. Both concern
+    Two logs are held back: torch's own of operations that fail on fake tensors, as the failure is an answer here, and
+    that of blocks that add nothing to what does not fit, as sizes may be tried that never come to be. All this concerns
     this thread alone.
     """
-    log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+    logs = [logging.getLogger(name) for name in ("torch._subclasses.fake_tensor", "evolve.blocks.shortcuts")]
+    thread = threading.get_ident()
 
     def from_elsewhere(record: logging.LogRecord) -> bool:
         return record.thread != thread
 
-    log.addFilter(from_elsewhere)
+    for log in logs:
+        log.addFilter(from_elsewhere)
     try:
         with unfused(model), _PlainOperations():
             yield
     finally:
-        log.removeFilter(from_elsewhere)
+        for log in logs:
+            log.removeFilter(from_elsewhere)
 
 
 class _PlainOperations(CallsSeen):
