@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from evolve.evolver.run_config import RunConfig
 from evolve.operators import operators
 from evolve.policies import policies
+from evolve.population.algorithms import algorithms
+from evolve.population.config import SearchConfig
+from evolve.population.executors import executors
 from evolve.schedules import schedules
 from evolve.scores import scores
 from evolve.training.loggers import loggers
@@ -59,14 +62,20 @@ def table_rows(text: str) -> set[str]:
     return {word for line in text.splitlines() if line.startswith("|") for word in re.findall(r"`([^`]+)`", line)[:1]}
 
 
-@pytest.mark.parametrize("key", keys(RunConfig))
+NAMED_IN_SEARCHES = ("search.algorithm", "search.executor", "search.space")
+
+
+@pytest.mark.parametrize("key", [*keys(RunConfig), *(key for key in keys(SearchConfig) if key.startswith("search."))])
 def test_every_key_is_described(key):
     rows = table_rows(CONFIGURATION)
     parent, _, leaf = key.rpartition(".")
     if parent in ("evolution.operators", "evolution.limits"):
         part = CONFIGURATION.partition(f"`{parent}`:")[2].partition("\n\n|")[2].partition("\n\n")[0]
         assert leaf in table_rows("|" + part)
-    elif parent in ("training.loss", "evolution.schedule", "evolution.policy"):
+    elif parent in ("search.operators", "search.limits"):  # as in a run
+        assert parent in rows
+        assert key.replace("search.", "evolution.") in keys(RunConfig)
+    elif parent in ("training.loss", "evolution.schedule", "evolution.policy", *NAMED_IN_SEARCHES):
         assert leaf in ("name", "options")  # described once, as named things
         assert parent in rows
     else:
@@ -75,10 +84,17 @@ def test_every_key_is_described(key):
 
 def test_no_key_is_described_that_is_not_there():
     described = {row for row in table_rows(CONFIGURATION) if re.fullmatch(r"[a-z]+(_[a-z]+)?\.[a-z_]+", row)}
-    assert described <= set(keys(RunConfig))
+    assert described <= {*keys(RunConfig), *keys(SearchConfig)}
 
 
-@pytest.mark.parametrize("registry", [schedules, policies], ids=lambda registry: registry.kind)
+def test_a_search_has_no_section_that_is_not_described():
+    described = {"search", *RunConfig.model_fields}
+    assert set(SearchConfig.model_fields) <= described
+    shared = set(SearchConfig.model_fields) - {"search", "output", "lr_schedule", "model", "data"}
+    assert all(SearchConfig.model_fields[key].annotation == RunConfig.model_fields[key].annotation for key in shared)
+
+
+@pytest.mark.parametrize("registry", [schedules, policies, algorithms, executors], ids=lambda registry: registry.kind)
 def test_every_built_in_option_is_described(registry):
     for name in registry.names():
         cls = registry.get(name)
@@ -162,6 +178,17 @@ def test_the_code_of_the_policies_page_runs():
     assert len(code) == 2
     run(code, "docs/policies.md")
     policies.unregister("cheapest")
+
+
+def test_the_code_of_the_search_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, search, algorithm, check = blocks((DOCS / "search.md").read_text(encoding="utf-8"), "python")
+    (tmp_path / "my_algorithms.py").write_text(algorithm)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        run([search, check], "docs/search.md")  # the first block loads what the commands above it have made
+    finally:
+        algorithms.unregister("newest_or_best")
 
 
 @pytest.mark.parametrize("page", ["loggers", "optimizers"])

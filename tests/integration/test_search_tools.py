@@ -1,8 +1,9 @@
-"""The examples for people who keep Optuna or Ray Tune run, and these tools are told of what is trained."""
+"""Examples of searching run: a space of one's own, and Optuna and Ray Tune, which are told of what is trained."""
 
 import importlib.util
 
 import pytest
+from helpers.cli_runs import succeeds
 from helpers.pages import ROOT
 
 
@@ -28,7 +29,7 @@ def test_optuna(monkeypatch):
 
 def test_ray_tune(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
-    pytest.importorskip("ray.tune")
+    pytest.importorskip("ray.tune", exc_type=ImportError)  # which has needs of its own
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
     try:
@@ -39,3 +40,9 @@ def test_ray_tune(tmp_path, monkeypatch):
     assert all(result.metrics["training_iteration"] == 1 for result in results)
     assert results.get_best_result().metrics["val_accuracy"] > 0.5
     assert {result.metrics["params"] for result in results} - {0}
+
+
+def test_a_space_of_ones_own(tmp_path):
+    printed = succeeds("search", ROOT / "examples" / "table_space.yaml", f"output.dir={tmp_path / 'run'}")
+    assert "Front of" in printed
+    assert "'depth': 1, 'width': 8, 'kernel': 3" in printed  # the smallest of the table
