@@ -19,6 +19,7 @@ from evolve.config import (
     load_yaml,
     validate,
 )
+from evolve.config.faults import key_text
 from evolve.errors import EvolveError
 from evolve.evolver.config import OperatorConfig
 from evolve.evolver.run_config import DataConfig, ModelConfig, let_budget_win, plugin_faults, take_import_folder
@@ -212,6 +213,8 @@ def objectives_of(search: PopulationConfig, training: TrainingConfig, measured: 
         EvolveError: If one is not measured, or nobody says which way is better.
     """
     asked = search.objectives or [ObjectiveConfig(metric=training.monitor.metric, mode=training.monitor.mode)]
+    if faults := list(_unmeasured(asked, measured)):
+        raise EvolveError("; ".join(f"{key_text(path)}: {message}" for path, message in faults))
     return [_objective(one, measured) for one in asked]
 
 

@@ -1,5 +1,6 @@
 """Every fault of a search file is reported at once, with its line and a way out, and nothing is written."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from evolve.cli import app
+from evolve.population.config import SearchConfig
 
 GOOD = """\
 model:
@@ -282,6 +284,12 @@ def test_the_good_file_is_valid(tmp_path):
     file.write_text(GOOD)
     result = CliRunner().invoke(app, ["validate", str(file), "search.budget.seconds=3", "search.objectives=[val_loss]"])
     assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_the_schema_has_every_section():
+    schema = json.loads(CliRunner().invoke(app, ["schema", "--search"]).stdout)
+    assert set(schema["properties"]) == set(SearchConfig.model_fields)
+    assert schema["required"] == ["search"]
 
 
 def test_a_run_and_a_search_are_not_mistaken_for_each_other(tmp_path):
