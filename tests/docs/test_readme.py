@@ -11,6 +11,7 @@ from helpers.pages import ROOT, blocks
 import evolve
 from evolve.cli import app
 from evolve.operators import operators
+from evolve.population.config import load_search
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -111,7 +112,7 @@ def test_every_config_named_is_there_and_valid(monkeypatch):
     named = set(re.findall(r"configs/\w+\.yaml", README))
     assert named == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     for name in named:
-        evolve.load_config(name)
+        (load_search if "search" in name else evolve.load_config)(name)
 
 
 def test_every_command_named_is_there():
