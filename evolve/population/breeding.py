@@ -140,6 +140,14 @@ class Breeder(Evaluator):
             lines = [f"  search.{key_text(path)}: {message}" for path, message in faults]
             raise MisfitError("\n".join(["The search does not fit the model and its data:", *lines]))
 
+    def tested(self, model: nn.Module) -> dict[str, float]:
+        """Returns metrics of a model on the data that no decision looks at; none where there are no such data."""
+        test = self.subject.data.test
+        if test is None:
+            return {}
+        found = evaluate(self._state(model, self.subject.training), test.epoch(0))
+        return {f"test_{name}": value for name, value in found.items()}
+
     def make(self, order: Json, blobs: Blobs) -> Json:
         """Makes a network of its parents; see `Evaluator`."""
         self._child = None
@@ -191,18 +199,16 @@ class Breeder(Evaluator):
                 advance_schedule(state, "epoch")
             if order["seconds"] is not None and state.seconds > order["seconds"]:
                 return {"failed": f"its {order['seconds']:g} seconds were over after {state.step} steps"}
-        metrics = self._metrics(state, order["test"])
+        metrics = self._metrics(state)
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             return {"failed": f"diverged: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite"}
         with state.ema.applied_to(child.model) if state.ema else nullcontext():  # what was evaluated is what is kept
             names = write_weights(child.model, blobs, child.parent, order["weights"])
         return {"metrics": metrics, "weights": names, "steps": state.step}
 
-    def _metrics(self, state: TrainState, test: bool) -> dict[str, float]:
+    def _metrics(self, state: TrainState) -> dict[str, float]:
         data, model = self.subject.data, state.model
         found = {f"val_{name}": value for name, value in evaluate(state, data.val.epoch(0)).items()}
-        if test and data.test is not None:
-            found |= {f"test_{name}": value for name, value in evaluate(state, data.test.epoch(0)).items()}
         if self.measured:
             inputs = as_inputs(model, self._inputs(model))
             found["latency"] = latency(model, inputs, modules=False)[""] / max(inputs.batch_size, 1)

@@ -50,7 +50,6 @@ class Evaluator(ABC):
     - `edits`, a list of `[operator, where]`;
     - `weights`, names of the blobs that hold those of the first parent, later ones over earlier ones;
     - `rung`, how often its training will have been made longer, and `length`, how many budgets of a child it gets now;
-    - `test`, whether to look at data that no decision looks at too: of the first one, and of the best at the end;
     - `seconds`, the most that it may take, or null.
     """
 

@@ -31,7 +31,6 @@ def order_of(job: Job, archive: Archive, planner: Planner, config: PopulationCon
         "rung": job.rung,
         "again": again,
         "length": _length(job, first, planner, config),
-        "test": first or proposal.final,
         "seconds": config.timeout,
     }
 

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from evolve.config import dump_yaml
 from evolve.evolver.evolver import Evolver
 from evolve.evolver.output import OutputConfig
 from evolve.evolver.run_config import RunConfig
 from evolve.lineage import Record
 from evolve.mutation import replay
+from evolve.population.breeding import Breeder
 from evolve.population.config import SearchConfig
 from evolve.population.evolving import Search
-from evolve.population.individual import Individual
 from evolve.population.objectives import front
 from evolve.population.starting import MODELS
 from evolve.population.weights import load_weights, read_weights
@@ -31,7 +33,7 @@ class Found:
 
     Attributes:
         id: Its id in the archive.
-        metrics: What its last evaluation measured, and what it costs.
+        metrics: What its last evaluation measured, what it costs, and what it does on the test data, if there are any.
         mutations: How many lie between it and the first model.
         folder: The run folder of its model, which `evolve.load` takes and `evolve resume` trains on; None where the
             space has no models.
@@ -51,53 +53,54 @@ class SearchResult:
 
     Attributes:
         best: The best few, the first by the first objective; with several objectives all that no other one dominates.
+        first: The model that all others grow out of, to be compared with; None where there is none.
         folder: Where the search lies; `evolve.load` gives the model of the first of the best.
         evaluations: How often an individual was trained.
         finished: Whether the budget is spent; false where it was stopped.
     """
 
     best: list[Found]
+    first: Found | None
     folder: Path
     evaluations: int
     finished: bool
 
 
 def finish(search: Search, config: SearchConfig | None, finished: bool) -> SearchResult:
-    """Returns what came of a search; the best are written as run folders.
+    """Returns what came of a search; the best are written as run folders, and tried on the test data.
 
     Args:
         search: As it ended.
         config: Its configuration; None where model or data have no name.
         finished: Whether it is.
     """
-    best, archive = [], search.archive
-    if search.breeder is not None:
-        shutil.rmtree(search.folder / MODELS, ignore_errors=True)
+    done = [each for each in search.planner.individuals.values() if each.values]
     several = len(search.objectives) > 1
-    for each in [one.id for one in front(members(search))] if several else search.planner.top():
-        folder = None if search.breeder is None else search.folder / MODELS / str(each)
-        records = [Record.model_validate(record) for record in archive.genome(each)] if folder else []
-        if folder is not None:
-            _write(search, each, records, folder, config)
-        best.append(Found(each, archive.metrics(each), len(records), folder, archive.individual(each).code))
-    if search.breeder is not None:
-        (search.folder / MODELS).mkdir(exist_ok=True)
-        (search.folder / MODELS / INDEX).write_text(json.dumps([one.id for one in best]), encoding="utf-8")
-    return SearchResult(best, search.folder, search.evaluations, finished)
+    chosen = [each.id for each in front(done)] if several else search.planner.top()
+    if search.breeder is None:
+        best = [Found(each, search.archive.metrics(each), 0, None, _code(search, each)) for each in chosen]
+        return SearchResult(best, None, search.folder, search.evaluations, finished)
+    shutil.rmtree(search.folder / MODELS, ignore_errors=True)
+    best = [_written(search, search.breeder, each, config) for each in chosen]
+    (search.folder / MODELS).mkdir(exist_ok=True)
+    (search.folder / MODELS / INDEX).write_text(json.dumps(chosen), encoding="utf-8")
+    first = None
+    if any(each.id == 0 for each in done):
+        metrics = {**search.archive.metrics(0), **search.breeder.tested(_model(search, search.breeder, 0, []))}
+        first = Found(0, metrics, 0, None, _code(search, 0))
+    return SearchResult(best, first, search.folder, search.evaluations, finished)
 
 
-def members(search: Search) -> list[Individual]:
-    """Returns the individuals that have values."""
-    return [each for each in search.planner.individuals.values() if each.values]
+def _code(search: Search, each: int) -> Any:
+    return search.archive.individual(each).code
 
 
-def _write(search: Search, each: int, records: list[Record], folder: Path, config: SearchConfig | None) -> None:
+def _written(search: Search, breeder: Breeder, each: int, config: SearchConfig | None) -> Found:
     """Writes the model of an individual as a run that has yet to make its first step."""
-    assert search.breeder is not None
-    subject = search.breeder.subject
-    model = copy.deepcopy(subject.model)
-    replay(model, records)
-    load_weights(model, read_weights(search.archive.weights(each), search.blobs))
+    subject, folder = breeder.subject, search.folder / MODELS / str(each)
+    records = [Record.model_validate(record) for record in search.archive.genome(each)]
+    model = _model(search, breeder, each, records)
+    metrics = {**search.archive.metrics(each), **breeder.tested(model)}
     evolver = Evolver(
         model,
         subject.data.train,
@@ -112,6 +115,14 @@ def _write(search: Search, each: int, records: list[Record], folder: Path, confi
     )
     evolver.lineage.records[:] = records
     evolver.save()
+    return Found(each, metrics, len(records), folder, _code(search, each))
+
+
+def _model(search: Search, breeder: Breeder, each: int, records: list[Record]) -> nn.Module:
+    model = copy.deepcopy(breeder.subject.model)
+    replay(model, records)
+    load_weights(model, read_weights(search.archive.weights(each), search.blobs))
+    return model
 
 
 def _run_text(config: SearchConfig, folder: Path) -> str:

@@ -35,9 +35,9 @@ def closing_lines(search: Search, result: SearchResult) -> list[str]:
     several = len(search.objectives) > 1
     lines.append(f"Front of {len(result.best)}" if several else f"The best {len(result.best)}")
     lines += [line for one in result.best for line in _listed(one.id, _told(one, search))]
-    if search.space.rooted and all(one.id for one in result.best):
+    if result.first is not None and all(one.id for one in result.best):
         lines += ["The first model, which all others grow out of"]
-        lines += _listed(0, _figures(search.archive.metrics(0), search))
+        lines += _listed(0, _figures(result.first.metrics, search))
     first = result.best[0].folder
     lines += ["", _row("Evaluations", f"{result.evaluations:,}"), _row("Folder", str(result.folder))]
     if first is not None:

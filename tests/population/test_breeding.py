@@ -27,7 +27,7 @@ def breeder(tmp_path):
 
 def order(individual, **changes):
     said = {"individual": individual, "seed": individual, "genome": None, "code": None, "other": None, "edits": []}
-    more = {"weights": [], "rung": 0, "again": False, "length": 1.0, "test": False, "seconds": None}
+    more = {"weights": [], "rung": 0, "again": False, "length": 1.0, "seconds": None}
     return json.loads(json.dumps({**said, **more, **changes}))
 
 
