@@ -62,7 +62,6 @@ class Proposal:
         edits: What is changed, in this order.
         code: What the child will be, where the space knows that beforehand.
         again: The id of an individual to be trained on, instead of a child.
-        final: Whether it is one of the best that are evaluated again at the end.
         known: Evaluate it even if its structure was evaluated before.
         why: What decided, for the archive.
     """
@@ -71,7 +70,6 @@ class Proposal:
     edits: tuple[Edit, ...] = ()
     code: Any = None
     again: int | None = None
-    final: bool = False
     known: bool = False
     why: str = ""
 

@@ -199,7 +199,7 @@ class Planner:
         if not left:
             return None
         least = min(left, key=lambda each: (each.evaluations, -each.value, each.id))
-        return self._once_more(Proposal(again=least.id, final=True, why="one of the best, evaluated again"))
+        return self._once_more(Proposal(again=least.id, why="one of the best, evaluated again"))
 
     def _seed(self, individual: Individual) -> int:
         return (self.seed * 1_000_003 + individual.id * 1_009 + individual.evaluations) % 2**31
