@@ -196,8 +196,8 @@ class EvolutionSettings:
     share: float = 0.2
     child: float = 0.02
     start: float = 2.0
-    population: int = 2
-    peak: float = 0.015
+    population: int = 1
+    peak: float = 0.05
     last: float = PEAK
     warm_up: float = 0.02
 
