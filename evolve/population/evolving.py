@@ -86,7 +86,6 @@ class Search:
     _interrupt: Interrupt = field(default_factory=Interrupt)
     _work: dict[int, _Work] = field(default_factory=dict)
     _waiting: deque[_Work] = field(default_factory=deque)
-    _since_collected: int = 0
 
     @property
     def folder(self) -> Path:
@@ -284,11 +283,11 @@ class Search:
         self.steps += steps
 
     def _collect(self) -> None:
-        """Deletes weights that nobody needs."""
-        self._since_collected += 1
-        if self._since_collected >= _COLLECT_EVERY:
-            self._since_collected = 0
-            self.blobs.delete(self.archive.release(self.planner.living()))
+        """Deletes weights that nobody needs; by the count, so that a search that goes on does it at the same moments."""
+        if self.space.trains and self.evaluations % _COLLECT_EVERY == 0:
+            living = self.planner.living()
+            self.blobs.delete(self.archive.release(living))
+            self.planner.gone |= self.planner.individuals.keys() - living
 
     def _take_up(self) -> None:
         """Brings planner and counts to where the archive stands."""
@@ -300,6 +299,10 @@ class Search:
         state = self.archive.state()
         self.planner.resume(told, [job for _, job in out], state["planner"] if state else self.planner.state())
         self.seconds = max(self.archive.get("seconds", 0.0), state["seconds"] if state else 0.0)
+        if self.space.trains:
+            finished = self.planner.individuals.keys() - self.planner.out
+            self.planner.gone = {each for each in finished if not self.archive.weights(each)}
+        self._collect()
         self.blobs.collect(self.archive.held())  # what a killed worker has left
         self._waiting.extend(
             _Work(job, evaluation, order_of(job, self.archive, self.planner, self.config)) for evaluation, job in out

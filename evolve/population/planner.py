@@ -46,6 +46,9 @@ class Planner:
         halving: Which children are trained longer; None for none.
         again: Share of the budget, at its end, in which the best few are evaluated again.
         best: How many they are; with several objectives all of the front are, if these are more.
+
+    Attributes:
+        gone: Ids of those whose weights are deleted: whatever becomes of the others, they are no longer among the best.
     """
 
     algorithm: Algorithm
@@ -56,6 +59,7 @@ class Planner:
     individuals: dict[int, Individual] = field(default_factory=dict)
     out: set[int] = field(default_factory=set)
     finalists: list[int] = field(default_factory=list)
+    gone: set[int] = field(default_factory=set)
     in_vain: int = 0
     _keys: dict[str, int] = field(default_factory=dict)
 
@@ -123,7 +127,7 @@ class Planner:
 
     def top(self) -> list[int]:
         """Returns the ids of the best few: with several objectives the front, all of it, before those next to it."""
-        done = [each for each in self.individuals.values() if each.values]
+        done = [each for each in self.individuals.values() if each.values and each.id not in self.gone]
         ranked = [each.id for each in sorted(done, key=lambda each: (-each.value, each.id))]
         if not done or len(done[0].values or ()) == 1:
             return ranked[: self.best]

@@ -74,7 +74,8 @@ def finish(search: Search, config: SearchConfig | None, finished: bool) -> Searc
         config: Its configuration; None where model or data have no name.
         finished: Whether it is.
     """
-    done = [each for each in search.planner.individuals.values() if each.values]
+    members, gone = search.planner.individuals.values(), search.planner.gone
+    done = [each for each in members if each.values and each.id not in gone]
     several = len(search.objectives) > 1
     chosen = [each.id for each in front(done)] if several else search.planner.top()
     if search.breeder is None:

@@ -189,3 +189,12 @@ def test_the_mean_of_evaluations():
     assert updated(found, [9.0, -9.0], 1, averaged=False).values == (9.0, -9.0)
     assert finite([1.0])
     assert not finite([1.0, float("-inf")])
+
+
+def test_whose_weights_are_gone_is_no_longer_among_the_best():
+    plan = planner(again=0, best=2)
+    for value in range(4):
+        told(plan, plan.next(0), float(value))
+    assert plan.top() == [3, 2]
+    plan.gone = {3}
+    assert plan.top() == [2, 1]
