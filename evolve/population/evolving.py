@@ -283,7 +283,7 @@ class Search:
         self.steps += steps
 
     def _collect(self) -> None:
-        """Deletes weights that nobody needs; by the count, so that a search that goes on does it at the same moments."""
+        """Deletes weights that nobody needs, by the count: so a search that goes on does it at the same moments."""
         if self.space.trains and self.evaluations % _COLLECT_EVERY == 0:
             living = self.planner.living()
             self.blobs.delete(self.archive.release(living))
