@@ -73,6 +73,8 @@ def run_search(parts: Parts, running: Search) -> None:
         running.callbacks = [*running.callbacks, progress]
         finished = running.run()
     typer.echo(printable("\n".join(closing_lines(running, finish(running, parts.config, finished)))))
+    if finished and not result.best:
+        raise typer.Exit(1)
     if running.signal is not None:
         raise typer.Exit(128 + running.signal)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from evolve.errors import EvolveError
 from evolve.population.archive import Archive
 from evolve.population.blobs import BlobFolder
 from evolve.population.breeding import Breeder
@@ -36,6 +37,10 @@ from evolve.training.lock import RunLock
 
 logger = logging.getLogger(__name__)
 
+_STOPS = (
+    "the search stops. What its workers were at is begun anew when it goes on: evolve resume. A second one stops it at "
+    "once, which loses nothing either."
+)
 _COLLECT_EVERY = 10  # evaluations, after which weights that nobody needs are deleted
 
 
@@ -83,7 +88,7 @@ class Search:
     seconds: float = 0.0
     _begun: float = 0.0
     _stop: bool = False
-    _interrupt: Interrupt = field(default_factory=Interrupt)
+    _interrupt: Interrupt = field(default_factory=lambda: Interrupt(_STOPS))
     _work: dict[int, _Work] = field(default_factory=dict)
     _waiting: deque[_Work] = field(default_factory=deque)
 
@@ -125,7 +130,7 @@ class Search:
         return not self._work and not self._waiting and (self.progress >= 1 or self.planner.exhausted)
 
     def stop(self) -> None:
-        """Asks the search to end when what is out has come back; it can be resumed. For callbacks and other threads."""
+        """Asks the search to end; what is out is begun anew when it goes on. For callbacks and other threads."""
         self._stop = True
 
     def run(self) -> bool:
@@ -250,6 +255,17 @@ class Search:
         if individual.values is None:
             individual.failure = why
         self._end(work, answer, individual, status, {}, {}, why)
+        self._check_root()
+
+    def _check_root(self) -> None:
+        """Ends a search whose first model has failed: there is nothing to make children of.
+
+        Raises:
+            EvolveError: If it has.
+        """
+        root = self.planner.individuals.get(0)
+        if self.space.rooted and root is not None and root.failure:
+            raise EvolveError(f"The first model could not be trained, so that there is nothing to search: {root.failure}")
 
     def _end(
         self,
@@ -302,6 +318,7 @@ class Search:
         if self.space.trains:
             finished = self.planner.individuals.keys() - self.planner.out
             self.planner.gone = {each for each in finished if not self.archive.weights(each)}
+        self._check_root()
         self._collect()
         self.blobs.collect(self.archive.held())  # what a killed worker has left
         self._waiting.extend(

@@ -12,16 +12,25 @@ from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
+_RUN = (
+    "the run stops when the step or mutation that it is in is done, and saves. A second one stops it at once; it can be "
+    "resumed from its last checkpoint then."
+)
+
 
 class Interrupt:
     """Within the context, the first SIGINT or SIGTERM is noted and told; a second one acts as it always would.
 
     Attributes:
         signal: Number of the signal that came, or None.
+
+    Args:
+        told: What is said then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = _RUN) -> None:
         self.signal: int | None = None
+        self._told = told
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -39,17 +48,10 @@ class Interrupt:
         self.signal = number
         self._put_back()
         # In a thread: the signal may have come while this one was writing to the log.
-        threading.Thread(target=_tell, args=(signal.Signals(number).name,), daemon=True).start()
+        said = (signal.Signals(number).name, self._told)
+        threading.Thread(target=logger.warning, args=("%s: %s", *said), daemon=True).start()
 
     def _put_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-def _tell(name: str) -> None:
-    logger.warning(
-        "%s: the run stops when the step or mutation that it is in is done, and saves. A second one stops it at once; "
-        "it can be resumed from its last checkpoint then.",
-        name,
-    )
