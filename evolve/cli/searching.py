@@ -72,7 +72,8 @@ def run_search(parts: Parts, running: Search) -> None:
     with SearchProgress(running) as progress:
         running.callbacks = [*running.callbacks, progress]
         finished = running.run()
-    typer.echo(printable("\n".join(closing_lines(running, finish(running, parts.config, finished)))))
+    result = finish(running, parts.config, finished)
+    typer.echo(printable("\n".join(closing_lines(running, result))))
     if finished and not result.best:
         raise typer.Exit(1)
     if running.signal is not None:

@@ -265,9 +265,7 @@ class Search:
         """
         root = self.planner.individuals.get(0)
         if self.space.rooted and root is not None and root.failure:
-            raise EvolveError(
-                f"The first model could not be trained, so that there is nothing to search: {root.failure}"
-            )
+            raise EvolveError(f"The first model could not be trained, and all others grow out of it: {root.failure}")
 
     def _end(
         self,

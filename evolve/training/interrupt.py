@@ -13,8 +13,8 @@ from typing_extensions import Self
 logger = logging.getLogger(__name__)
 
 _RUN = (
-    "the run stops when the step or mutation that it is in is done, and saves. A second one stops it at once; it can be "
-    "resumed from its last checkpoint then."
+    "the run stops when the step or mutation that it is in is done, and saves. A second one stops it at once; it can "
+    "be resumed from its last checkpoint then."
 )
 
 

@@ -209,3 +209,12 @@ def test_python_tells_of_faults_in_a_line(tmp_path):
             **more,
         )
     assert not (tmp_path / "none").exists()
+
+
+def test_a_first_model_that_fails_ends_the_search(tmp_path):
+    refused = invoke("search", search_config(tmp_path, timeout=1e-9))
+    assert refused.exit_code == 1
+    assert "The first model could not be trained, and all others grow out of it: its 1e-09 seconds" in refused.output
+    again = invoke("resume", tmp_path / "search")
+    assert again.exit_code == 1
+    assert "The first model could not be trained" in again.output
