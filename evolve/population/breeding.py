@@ -198,9 +198,8 @@ class Breeder(Evaluator):
                 state.epoch, state.batch = state.epoch + 1, 0
                 advance_schedule(state, "epoch")
             if order["seconds"] is not None and state.seconds > order["seconds"]:
-                return {
-                    "failed": f"its {order['seconds']:g} seconds were over after {state.step:,} step{'s' * (state.step != 1)}"
-                }
+                made = f"{state.step:,} step{'s' * (state.step != 1)}"
+                return {"failed": f"its {order['seconds']:g} seconds were over after {made}"}
         metrics = self._metrics(state)
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             return {"failed": f"diverged: {', '.join(bad)} {'is' if len(bad) == 1 else 'are'} not finite"}
