@@ -29,8 +29,8 @@ from evolve.population.executors import Executor
 from evolve.population.individual import Edit, Individual
 from evolve.population.jobs import Answer, Json, Setup
 from evolve.population.objectives import Objective
-from evolve.population.orders import order_of
-from evolve.population.planner import Job, Planner, finite, updated
+from evolve.population.orders import Work, order_of
+from evolve.population.planner import Planner, finite, updated
 from evolve.population.space import Space
 from evolve.training.interrupt import Interrupt
 from evolve.training.lock import RunLock
@@ -42,18 +42,6 @@ _STOPS = (
     "once, which loses nothing either."
 )
 _COLLECT_EVERY = 10  # evaluations, after which weights that nobody needs are deleted
-
-
-@dataclass
-class _Work:
-    """What a worker is at."""
-
-    job: Job
-    evaluation: int
-    order: Json
-    attempts: int = 1
-    made: Json | None = None
-    seconds: float = 0.0  # of making it
 
 
 @dataclass
@@ -89,8 +77,8 @@ class Search:
     _begun: float = 0.0
     _stop: bool = False
     _interrupt: Interrupt = field(default_factory=lambda: Interrupt(_STOPS))
-    _work: dict[int, _Work] = field(default_factory=dict)
-    _waiting: deque[_Work] = field(default_factory=deque)
+    _work: dict[int, Work] = field(default_factory=dict)
+    _waiting: deque[Work] = field(default_factory=deque)
 
     @property
     def folder(self) -> Path:
@@ -179,11 +167,11 @@ class Search:
             self._work[worker] = work
             self.executor.call(worker, "make", work.order)
 
-    def _next(self) -> _Work | None:
+    def _next(self) -> Work | None:
         job = self.planner.next(self.progress)
         if job is None:
             return None
-        return _Work(
+        return Work(
             job, self.archive.propose(job, self._state()), order_of(job, self.archive, self.planner, self.config)
         )
 
@@ -200,7 +188,7 @@ class Search:
         else:
             self._done(work, answer, answer.content)
 
-    def _lost(self, work: _Work, answer: Answer) -> None:
+    def _lost(self, work: Work, answer: Answer) -> None:
         """Begins what a lost worker was at once more, until it has been tried often enough."""
         logger.warning("Worker %d was lost: %s", answer.worker, answer.lost)
         self.archive.lost(work.evaluation, answer.worker, answer.lost)
@@ -208,9 +196,9 @@ class Search:
         if work.attempts >= self.config.attempts:
             self._over(work, answer, "failed", f"its worker was lost {work.attempts} times, at last: {answer.lost}")
         else:
-            self._waiting.append(_Work(work.job, work.evaluation, work.order, work.attempts + 1))
+            self._waiting.append(Work(work.job, work.evaluation, work.order, work.attempts + 1))
 
-    def _made(self, work: _Work, answer: Answer) -> None:
+    def _made(self, work: Work, answer: Answer) -> None:
         """Has what was made trained, unless its structure is known."""
         content = answer.content or {}
         if "refused" in content:
@@ -234,7 +222,7 @@ class Search:
     def _code_of_parent(self, individual: Individual) -> Any:
         return self.planner.individuals[individual.parents[0]].code if individual.parents else None
 
-    def _done(self, work: _Work, answer: Answer, content: Json) -> None:
+    def _done(self, work: Work, answer: Answer, content: Json) -> None:
         metrics = {**(work.made or {}).get("metrics", {}), **content["metrics"]}
         lacking = [one.metric for one in self.objectives if one.metric not in metrics]
         if lacking:
@@ -248,7 +236,7 @@ class Search:
         individual = updated(before, values, work.job.rung, averaged=not self.space.trains)
         self._end(work, answer, individual, "done", metrics, content)
 
-    def _over(self, work: _Work, answer: Answer, status: Status, why: str) -> None:
+    def _over(self, work: Work, answer: Answer, status: Status, why: str) -> None:
         """Ends what came to nothing; one that was evaluated before keeps its values."""
         before = self.planner.individuals[work.job.individual.id]
         individual = replace(before, evaluations=before.evaluations + 1)
@@ -269,7 +257,7 @@ class Search:
 
     def _end(
         self,
-        work: _Work,
+        work: Work,
         answer: Answer,
         individual: Individual,
         status: Status,
@@ -322,7 +310,7 @@ class Search:
         self._collect()
         self.blobs.collect(self.archive.held())  # what a killed worker has left
         self._waiting.extend(
-            _Work(job, evaluation, order_of(job, self.archive, self.planner, self.config)) for evaluation, job in out
+            Work(job, evaluation, order_of(job, self.archive, self.planner, self.config)) for evaluation, job in out
         )
 
     def _state(self) -> Json:

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from evolve.population.archive import Archive
 from evolve.population.config import PopulationConfig
 from evolve.population.jobs import Json
 from evolve.population.planner import Job, Planner
+
+
+@dataclass
+class Work:
+    """What a worker is at.
+
+    Attributes:
+        job: Whose.
+        evaluation: Its id in the archive.
+        order: What the worker was told.
+        attempts: How often it was begun, as workers were lost.
+        made: What the evaluator has answered when it was made; None before.
+        seconds: Of making it.
+    """
+
+    job: Job
+    evaluation: int
+    order: Json
+    attempts: int = 1
+    made: Json | None = None
+    seconds: float = 0.0
 
 
 def order_of(job: Job, archive: Archive, planner: Planner, config: PopulationConfig) -> Json:
