@@ -231,6 +231,8 @@ def evolution(data: Data, budget: float, seed: int, settings: EvolutionSettings 
             overwrite=True,
             callbacks=[stop],
         )
+        if clock.read() < settings.share * budget:
+            raise KeyboardInterrupt  # a signal ended the search; a run that is cut short does not count
         model = evolve.load(found.folder, model)
         code = found.best[0].code or {}
     train_for(model, data, budget - clock.read(), settings.last, seed, warm_up=settings.warm_up)

@@ -138,6 +138,8 @@ def evolution(data: Table, budget: float, seed: int) -> Outcome:
             overwrite=True,
             callbacks=[stop],
         )
+        if clock.read() < budget:
+            raise KeyboardInterrupt  # a signal ended the search; a run that is cut short does not count
         model = evolve.load(found.folder, model)
     what = " ".join(f"{name} x{count}" for name, count in (found.best[0].code or {}).items())
     return Outcome(score(model, data), clock.read(), found.evaluations, what)
