@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.utils.parametrize import is_parametrized
 
 from evolve.structure.isolation import undisturbed
@@ -43,10 +44,15 @@ def fresh_values(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Ten
 
 @contextmanager
 def values_kept(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """Lets parameters be written to without a gradient; afterwards they hold what they held. Gives that."""
+    """Lets parameters be written to without a gradient; afterwards they hold what they held. Gives that.
+
+    As nothing has been written then, their version counters, by which others tell, are as they were.
+    """
     held = list(parameters)
     kept = [parameter.detach().clone() for parameter in held]
-    with torch.no_grad():
+    with ExitStack() as versions, torch.no_grad():
+        for parameter in held:
+            versions.enter_context(_unsafe_preserve_version_counter(parameter))
         try:
             yield kept
         finally:

@@ -77,7 +77,7 @@ BREAKS = {
 @pytest.mark.parametrize("what", BREAKS)
 def test_a_model_that_is_not_finite_ends_the_run(tmp_path, what, step, written):
     run = small(tmp_path / "run" if written else None)
-    evaluated = run._measure
+    evaluated = run._meter.measure
 
     def broken(*arguments):
         line = evaluated(*arguments)
@@ -85,7 +85,7 @@ def test_a_model_that_is_not_finite_ends_the_run(tmp_path, what, step, written):
             BREAKS[what](run.state)
         return line
 
-    run._measure = broken
+    run._meter.measure = broken
     with pytest.raises(NonFiniteModelError, match=r"layer\.weight|seen|layer\.bias") as caught:
         run.run()
     if written:

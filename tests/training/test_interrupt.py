@@ -28,6 +28,15 @@ def test_the_first_signal_is_answered_while_the_step_still_runs(caplog, number):
         assert signal.getsignal(number) is before
 
 
+@pytest.fixture
+def as_in_a_terminal():
+    """What runs in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_the_second_interrupts_what_hangs():
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:  # noqa: PT012 - the second ends the sleep
