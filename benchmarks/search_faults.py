@@ -21,7 +21,7 @@ from search_runs import children_of, lives, sleeping_search
 
 from evolve.population.archive import Archive
 from evolve.population.events import Evaluated, SearchEvent
-from evolve.population.starting import ARCHIVE
+from evolve.population.folder import ARCHIVE
 
 WORKERS = {"name": "processes", "options": {"workers": 4, "timeout": 3.0}}
 SECONDS = 0.1  # mean of a child

@@ -9,7 +9,8 @@ from typing import Any
 from evolve.population.config import SearchConfig
 from evolve.population.events import SearchCallback
 from evolve.population.evolving import Search
-from evolve.population.starting import begin, go_on, is_search, parts_of
+from evolve.population.folder import is_search
+from evolve.population.starting import begin, go_on, parts_of
 
 
 def sleeping_search(folder: Path, budget: int, callbacks: Sequence[SearchCallback] = (), **settings: Any) -> Search:

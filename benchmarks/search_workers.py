@@ -13,7 +13,7 @@ from pathlib import Path
 from search_runs import sleeping_search
 
 from evolve.population.archive import Archive
-from evolve.population.starting import ARCHIVE
+from evolve.population.folder import ARCHIVE
 
 OVERHEAD = {
     "in_process": {"name": "in_process"},

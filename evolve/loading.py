@@ -21,6 +21,7 @@ from evolve.lineage import Record
 from evolve.models import build_model, models
 from evolve.models.libraries import usual_shape
 from evolve.plugins import is_import_path
+from evolve.population.folder import INDEX, MODELS, is_search
 from evolve.runtime.generators import preserved_rng
 from evolve.training.checkpoint import load_model
 from evolve.training.opening import Checkpoint, open_best, open_epoch, open_newest
@@ -59,13 +60,13 @@ def load(
 
 def _of_search(folder: Path) -> Path:
     """Returns the run folder of the first of the best where a folder is that of a search."""
-    index = folder / "models" / "index.json"
+    index = folder / MODELS / INDEX
     if index.is_file():
         best = json.loads(index.read_text(encoding="utf-8"))
         if best and all(isinstance(each, int) for each in best):
             logger.info("The best of the search in %s is individual %d.", folder, best[0])
-            return folder / "models" / str(best[0])
-    elif (folder / "archive.sqlite").is_file():
+            return folder / MODELS / str(best[0])
+    elif is_search(folder):
         raise CheckpointError(f"The search in '{folder}' has found nothing yet. Go on with it: evolve resume {folder}")
     return folder
 

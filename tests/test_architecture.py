@@ -43,7 +43,7 @@ ALLOWED = {
         *("runtime", "schedules", "scores", "structure", "surgery", "tasks", "training"),
         "distributed",
     },
-    "loading": {"config", "evolver", "lineage", "models", "plugins", "runtime", "training"},
+    "loading": {"config", "evolver", "lineage", "models", "plugins", "population", "runtime", "training"},
     "population": {
         *("budget", "config", "data", "evolver", "lineage", "models", "mutation", "operators", "plugins", "runtime"),
         *("structure", "tasks", "training"),

@@ -88,9 +88,10 @@ def report(folder: RunFolder) -> None:
         from rich.console import Console
 
         from evolve.evolver.judged import judged
+        from evolve.population.folder import is_search
         from evolve.report.terminal import run_report
 
-        if (folder / "archive.sqlite").is_file():
+        if is_search(folder):
             from evolve.report.search_report import search_report
 
             Console().print(search_report(folder))

@@ -54,8 +54,9 @@ def resume(folder: RunFolder, overrides: Overrides = None, trust: Trust = False)
     with told():
         from evolve.cli.searching import resume_search
         from evolve.evolver.going_on import take_up
+        from evolve.population.folder import is_search
 
-        if (folder / "archive.sqlite").is_file():
+        if is_search(folder):
             resume_search(folder, overrides or [], trust=trust)
             return
         start = take_up(folder, overrides or [], trust=trust)

@@ -38,8 +38,9 @@ def search(
         if file is None:
             raise typer.BadParameter("a YAML configuration is needed, or --status RUN.", param_hint="FILE")
         from evolve.population.config import load_search
+        from evolve.population.folder import is_search
         from evolve.population.saved_search import check_changes, saved_search
-        from evolve.population.starting import begin, go_on, is_search, parts_of
+        from evolve.population.starting import begin, go_on, parts_of
 
         config = load_search(file, overrides or [])
         folder = Path(config.output.dir)

@@ -20,9 +20,10 @@ from evolve.evolver.run_config import DataConfig, ModelConfig
 from evolve.population.breeding import Breeder, Subject
 from evolve.population.config import PopulationConfig, SearchConfig, objectives_of
 from evolve.population.events import SearchCallback
+from evolve.population.folder import is_search
 from evolve.population.results import SearchResult, finish
 from evolve.population.sections import BudgetConfig
-from evolve.population.starting import Parts, begin, go_on, is_search, parts_of
+from evolve.population.starting import Parts, begin, go_on, parts_of
 from evolve.tasks import TaskConfig, TaskSource, build_task
 from evolve.training import TrainingConfig
 from evolve.training.lr_schedule import LrScheduleConfig

@@ -87,7 +87,7 @@ class Search:
 
     @property
     def elapsed(self) -> float:
-        """Seconds that the search has taken, those of earlier sessions included."""
+        """Seconds that the search has taken, those before it was resumed included."""
         return self.seconds + (time.perf_counter() - self._begun if self._begun else 0.0)
 
     @property

@@ -20,11 +20,9 @@ from evolve.mutation import replay
 from evolve.population.breeding import Breeder
 from evolve.population.config import SearchConfig
 from evolve.population.evolving import Search
+from evolve.population.folder import INDEX, MODELS
 from evolve.population.objectives import front
-from evolve.population.starting import MODELS
 from evolve.population.weights import load_weights, read_weights
-
-INDEX = "index.json"  # among the models: the ids of the best, the first one first
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from evolve.errors import EvolveError
 from evolve.evolver.run_config import plugin_faults, take_import_folder
 from evolve.plugins import untrusted
 from evolve.population.config import SearchConfig, part_faults, take_overrides
-from evolve.population.starting import CONFIG
+from evolve.population.folder import CONFIG
 
 _MAY_CHANGE = ("again", "attempts", "best", "budget", "executor", "timeout")
 

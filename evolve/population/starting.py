@@ -21,6 +21,7 @@ from evolve.population.editing import labels
 from evolve.population.events import SearchCallback
 from evolve.population.evolving import Search
 from evolve.population.executors import Executor, InProcess, executors
+from evolve.population.folder import ARCHIVE, CONFIG, MODELS, WEIGHTS, is_search
 from evolve.population.jobs import Setup
 from evolve.population.objectives import Objective
 from evolve.population.planner import Planner
@@ -28,8 +29,6 @@ from evolve.population.rates import Rates
 from evolve.population.sections import NETWORKS
 from evolve.population.space import Space
 from evolve.population.worker import build_space
-
-ARCHIVE, WEIGHTS, CONFIG, MODELS = "archive.sqlite", "weights", "search.yaml", "models"
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ def parts_of(config: SearchConfig) -> Parts:
     load_plugins(config.plugins)
     breeder = None if config.search.space else Breeder.from_config(config)
     return Parts(config.search, config.objectives(), config.training.seed, breeder, config, dump_yaml(config))
-
-
-def is_search(folder: Path) -> bool:
-    """Whether a folder is that of a search."""
-    return (folder / ARCHIVE).is_file()
 
 
 def begin(parts: Parts, folder: Path, *, overwrite: bool = False, callbacks: Sequence[SearchCallback] = ()) -> Search:

@@ -10,12 +10,11 @@ from rich.text import Text
 
 from evolve.errors import EvolveError
 from evolve.population.archive import Archive
+from evolve.population.folder import ARCHIVE, is_search
 from evolve.report.printable import one_line
 from evolve.report.search_view import SearchView, counted
 from evolve.training.eta import duration
 from evolve.training.lock import is_held
-
-ARCHIVE = "archive.sqlite"
 
 
 def search_status(folder: Path) -> Group:
@@ -59,7 +58,7 @@ def open_archive(folder: Path) -> Archive:
     Raises:
         EvolveError: If the folder holds none.
     """
-    if not (folder / ARCHIVE).is_file():
+    if not is_search(folder):
         raise EvolveError(
             f"'{folder}' holds no search: it has no {ARCHIVE}. Give the folder that `evolve search` printed."
         )

@@ -3,7 +3,7 @@
 import json
 
 from evolve.population.archive import Archive
-from evolve.population.starting import ARCHIVE
+from evolve.population.folder import ARCHIVE
 
 CONFIG = {
     "model": {"name": "mlp", "options": {"in_features": 16, "num_classes": 3, "hidden": [8, 8]}},

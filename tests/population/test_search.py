@@ -17,7 +17,8 @@ from evolve.errors import EvolveError
 from evolve.population.archive import Archive
 from evolve.population.config import load_search
 from evolve.population.events import Evaluated
-from evolve.population.starting import ARCHIVE, begin, go_on, parts_of
+from evolve.population.folder import ARCHIVE
+from evolve.population.starting import begin, go_on, parts_of
 
 
 def run(file, *overrides, folder):
