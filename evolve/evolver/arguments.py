@@ -41,6 +41,8 @@ def one_value(loss: Any) -> float | Tensor:
     Raises:
         EvolveError: If it is no single number.
     """
+    if type(loss) is float:
+        return loss
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.detach()
     if isinstance(loss, int | float) and not isinstance(loss, bool):

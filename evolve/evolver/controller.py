@@ -155,7 +155,7 @@ class MutationController:
             self._back = None  # the first step after a mutation went well
         if measured is not None:
             self.end_epoch(measured)
-        if self._timing.schedule is not None and not self.loop.over:
+        if self._timing.asks(measured is not None) and not self.loop.over:
             clock = Clock(self.loop.epoch, self.loop.step, measured is not None, self.history, self.loop.progress)
             self._timing.ask(clock)
             self._timing.due = self.loop.devices.agreed(self._timing.due)

@@ -118,7 +118,7 @@ class Evolver:
         told = config_text or describe_run(self, {**given, **more})
         self._folder = run_folder(self.world, self.output, told, bool(config_text))
         self.events = EventStream(heard_by(callbacks, self.world.first))
-        self._meter, self._patience = Meter(), Patience(self.monitor, self.training.patience)
+        self._meter, self._patience = Meter(self.state), Patience(self.monitor, self.training.patience)
         self.events.listen(self._patience, EpochEnded)
         loop = RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter])
         loop.ended = lambda: self._patience.over
@@ -131,7 +131,7 @@ class Evolver:
         if self.output.dir and first:
             self.events.listen(RunFiles(self.output.folder), *RunFiles.HEARS)
         if self._display:
-            self.events.listen(self._display)
+            self.events.listen(self._display, *self._display.hears)
         self._params_from = count_parameters(model)
         self._begun, self._stop, self._interrupt = False, False, Interrupt()
 
@@ -164,11 +164,11 @@ class Evolver:
 
     def _run(self) -> RunResult:
         self._begin()
-        self._stop, self._interrupt = False, Interrupt()
+        state, self._stop, self._interrupt = self.state, False, Interrupt()
         self.world.agree_to_stop(False)
         with self._interrupt, self._display or nullcontext():
-            self.events.emit(RunBegun(self, self.training.budget, self.state.epoch_steps, self.state.step))
-            self.state.lap = time.perf_counter()  # what listeners take to begin is not of the budget
+            self.events.emit(RunBegun(self, self.training.budget, state.epoch_steps, state.step, state.progress))
+            state.lap = time.perf_counter()  # what listeners take to begin is not of the budget
             while not self.finished and not self._stopping():
                 self._evolve()  # what a resumed run still has to do
                 for batches in self._windows():
@@ -274,21 +274,21 @@ class Evolver:
         """After an optimizer step: returns the line of metrics where it was the last of its epoch, or of the run."""
         state = self.state
         state.count_time()
-        step, progress = math.ceil(state.batch / self.training.accumulate), state.progress
         if self.events.heard(StepMade):
-            self.events.emit(StepMade(self, state.epoch, state.step, step, loss, progress))
+            step = math.ceil(state.batch / self.training.accumulate)
+            self.events.emit(StepMade(self, state.epoch, state.step, step, loss, state.progress))
         if epoch_end := state.batch >= len(self.train_data):
             state.epoch, state.batch = state.epoch + 1, 0
-        ends = epoch_end or progress >= 1 or self.stopped_early
-        return self._meter.measure(state, self.val_data.epoch(0)) if ends else None
+        ends = epoch_end or state.progress >= 1 or self.stopped_early
+        return self._meter.measure(self.val_data.epoch(0)) if ends else None
 
     def _close(self) -> None:
         """At the end of the budget: measures what is left, and brings the last line up to date."""
-        if self._meter.weight:  # what a mutation that went back, or children, left of an epoch
-            self.controller.end_epoch(self._meter.measure(self.state, self.val_data.epoch(0)))
+        if self._meter.began:  # what a mutation that went back, or children, left of an epoch
+            self.controller.end_epoch(self._meter.measure(self.val_data.epoch(0)))
             self._keep_best()
         if self.history:
-            self._meter.bring_up_to_date(self.history[-1], self.state)
+            self._meter.bring_up_to_date(self.history[-1])
 
     def _evolve(self) -> None:
         """Makes a mutation where one is due, once all devices know whether the run is to stop."""

@@ -28,8 +28,12 @@ class Timing:
             schedule.follow(monitor)
         self.due: str | None = None
 
+    def asks(self, epoch_end: bool) -> bool:
+        """Whether there is a schedule to ask after a step, which was the last of its epoch or was not."""
+        return self.schedule is not None and (epoch_end or not self.schedule.at_epoch_ends)
+
     def ask(self, clock: Clock) -> None:
-        """Asks the schedule; to be called once after each optimizer step."""
+        """Asks the schedule; to be called after each optimizer step for which `asks`."""
         if self.schedule is not None:
             reason = self.schedule.due(clock)
             self.due = self.due or reason

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from evolve.config.options import Watching
 from evolve.errors import EvolveError
 from evolve.registry import Registered, Registry, TypedOptions
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """Where a run stands after an optimizer step.
 
     Attributes:
@@ -59,10 +57,12 @@ class Schedule(Watching, Registered, ABC):
         name: Registered name.
         Options: Typed options.
         needs_flops: Whether it can do nothing for a model whose FLOPs cannot be counted.
+        at_epoch_ends: Whether a mutation can be due at the end of an epoch alone; it need not be asked in between then.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
     needs_flops: ClassVar[bool] = False
+    at_epoch_ends: bool = False
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)

@@ -48,6 +48,7 @@ class Every(Schedule):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.at_epoch_ends = self.options.epochs is not None
         self._parts = 0  # of the budget that were over when last looked
 
     def due(self, clock: Clock) -> str | None:
@@ -90,6 +91,7 @@ class At(Schedule):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.at_epoch_ends = self.options.epochs is not None
         self._reached = 0  # entries of `progress` that the run has come to
 
     def due(self, clock: Clock) -> str | None:

@@ -72,6 +72,8 @@ class Gain(Schedule):
     does not pay.
     """
 
+    at_epoch_ends = True
+
     class Options(TypedOptions):
         """The metric (null: the monitor), what is promised for what cost, what is worth it, epochs that are fitted."""
 

@@ -23,6 +23,8 @@ class Gap(Schedule):
     epochs and whose width is 1.
     """
 
+    at_epoch_ends = True
+
     class Options(TypedOptions):
         """How the interval depends on the gap.
 

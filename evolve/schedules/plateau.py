@@ -17,6 +17,8 @@ from evolve.schedules.base import Average, Clock, Schedule, schedules
 class Plateau(Schedule):
     """When the smoothed metric has not improved for `patience` epochs; then it begins anew, with nothing remembered."""
 
+    at_epoch_ends = True
+
     class Options(TypedOptions):
         """What to watch (null: the run's monitor), which way is better, by which part of the best value, smoothing."""
 

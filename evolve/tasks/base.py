@@ -63,6 +63,14 @@ class Task(Registered):
         """Returns which answers that count are right, True or False for each; None where there are no such answers."""
         return None
 
+    def kept(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
+        """Returns the scores and targets that `weight` and `right_answers` look at, if they are no more than little.
+
+        They are kept for some steps, and counted of all of these at once as `(None, targets)`: in a step of a few
+        milliseconds every operation shows. None where a batch is to be counted right away.
+        """
+        return None
+
     def count(self, batch: Any) -> int:
         """Returns how many samples a batch has."""
         return count_samples(batch)

@@ -148,28 +148,33 @@ def loss_option(loss: Loss, name: str, default: Any) -> Any:
     return getattr(function, "keywords", {}).get(name, default)
 
 
-def averaged_over(loss: Loss, targets: Any) -> float | None:
-    """Returns what one of torch's losses takes its mean over: targets that it does not ignore, by their weights.
+def averaged_over(loss: Loss) -> Callable[[Any], float] | None:
+    """Returns what tells what one of torch's losses takes its mean over: targets not ignored, by their weights.
 
     Args:
         loss: As `LossConfig` builds them, or a `CrossEntropyLoss` or `NLLLoss`.
-        targets: What it is given, of any shape.
 
     Returns:
-        None for another loss, for a sum, and where targets are no tensor.
+        A function of the loss's targets, a tensor of any shape; None for another loss, and for a sum.
     """
     module = loss.module if isinstance(loss, _ModuleLoss) else loss
     name = loss_name(loss)
     of_classes = name in ("cross_entropy", "nll_loss") or isinstance(module, nn.CrossEntropyLoss | nn.NLLLoss)
-    if not (name or of_classes) or not isinstance(targets, Tensor) or loss_option(loss, "reduction", "mean") != "mean":
+    if not (name or of_classes) or loss_option(loss, "reduction", "mean") != "mean":
         return None
-    if not of_classes or targets.is_floating_point():
-        return targets.numel()
-    counts = targets != loss_option(loss, "ignore_index", -100)
-    weight = loss_option(loss, "weight", None)
-    if weight is None:
-        return int(torch.count_nonzero(counts))  # the quickest way: it is asked in each step
-    return float(weight.to(targets.device)[targets[counts]].sum())
+    if not of_classes:
+        return Tensor.numel
+    ignored, weight = loss_option(loss, "ignore_index", -100), loss_option(loss, "weight", None)
+
+    def counted(targets: Tensor) -> float:
+        if targets.is_floating_point():
+            return targets.numel()
+        counts = targets != ignored
+        if weight is None:
+            return int(torch.count_nonzero(counts))  # the quickest way: it is asked in each step
+        return float(weight.to(targets.device)[targets[counts]].sum())
+
+    return counted
 
 
 def _tensor_parameters(function: Callable[..., Any]) -> set[str]:

@@ -17,7 +17,7 @@ from evolve.tasks.losses import Loss, LossConfig, averaged_over, loss_name
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping that hold the targets, where none is named
 _PREDICTIONS = ("logits", "out", "predictions")  # where models that return more than a tensor keep what is compared
-
+_LITTLE = 2**16  # scores of a batch that are kept for some steps: 256 KiB
 
 Weights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
 """One for each class or label."""
@@ -59,6 +59,7 @@ class Supervised(Task):
         self.criterion: Loss = loss or self.default_loss().build()
         self._given_as = {} if loss else {name: f"task.options.{option}" for name, option in self.loss_options.items()}
         self._plain = bool(loss_name(self.criterion))
+        self._averaged_over = averaged_over(self.criterion)
 
     def _refuse_unused(self) -> None:
         """Refuses options of the task's own loss where another one takes its place."""
@@ -124,8 +125,10 @@ class Supervised(Task):
 
     def weight(self, batch: Any) -> float:
         """Returns what one of torch's losses averages over, such as the pixels not ignored; samples for any other."""
-        found = averaged_over(self.criterion, self.split(batch)[1])
-        return self.count(batch) if found is None else found
+        targets = self.split(batch)[1]
+        if self._averaged_over is None or not isinstance(targets, Tensor):
+            return self.count(batch)
+        return self._averaged_over(targets)
 
     def check(self, outputs: Any, batch: Any, where: str = "") -> None:
         """Checks shapes, types and ranges of outputs and targets against what torch's losses take."""
@@ -198,12 +201,18 @@ class Classification(Supervised):
         one = isinstance(predictions, Tensor) and isinstance(targets, Tensor) and predictions.shape[1:].numel() == 1
         return one and loss_name(self.criterion).startswith("binary_cross_entropy")
 
-    def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
-        """Returns which answers are right.
+    def kept(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
+        """Returns scores (N, classes) and class numbers (N,), where these are what there is."""
+        if type(self) is not Classification:  # one that is made from it may look at more
+            return None
+        predictions, targets = self.predictions(outputs), self.split(batch)[1]
+        scores = isinstance(predictions, Tensor) and predictions.dim() == 2 and predictions.shape[1] > 1
+        scores = scores and predictions.numel() <= _LITTLE
+        numbers = isinstance(targets, Tensor) and targets.dim() == 1 and not targets.is_floating_point()
+        return (predictions.detach(), targets) if scores and numbers else None
 
-        Not summed here: in a step of a few milliseconds every further operation shows, and it can be done once an
-        epoch.
-        """
+    def right_answers(self, outputs: Any, batch: Any) -> Tensor | None:
+        """Returns which answers are right."""
         predictions, targets = self.predictions(outputs), self.split(batch)[1]
         classes = isinstance(predictions, Tensor) and predictions.dim() == 2 and isinstance(targets, Tensor)
         if (not classes or predictions.shape[1] == 1) and self._binary(predictions, targets):

@@ -2,8 +2,9 @@
 
 from evolve.training.config import TrainingConfig
 from evolve.training.fit import check_data
+from evolve.training.passes import place
 from evolve.training.state import TrainState, create_state, place_model
-from evolve.training.step import StepResult, advance_schedule, evaluate, place, train_step
+from evolve.training.step import StepResult, advance_schedule, evaluate, train_step
 
 __all__ = [
     "StepResult",

@@ -52,11 +52,13 @@ class RunBegun(Event):
         budget: How long the run is.
         epoch_steps: Optimizer steps of one epoch.
         step: Optimizer steps made before; 0 in a run that was not resumed.
+        progress: How much of the budget is spent, from 0 to 1.
     """
 
     budget: Budget
     epoch_steps: int
     step: int
+    progress: float
 
 
 @dataclass(frozen=True)

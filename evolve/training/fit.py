@@ -19,8 +19,9 @@ from evolve.errors import MisfitError, described
 from evolve.structure.isolation import undisturbed
 from evolve.tasks import MetricMeter, Supervised, call_model, loss_and_outputs
 from evolve.tasks.losses import ELEMENTWISE
+from evolve.training.passes import autocast, place
 from evolve.training.state import TrainState
-from evolve.training.step import autocast, eval_mode, place
+from evolve.training.step import eval_mode
 
 logger = logging.getLogger(__name__)
 

@@ -21,16 +21,21 @@ class Progress:
     Args:
         budget: How long the run is.
         steps: Optimizer steps of one epoch.
+
+    Attributes:
+        hears: Of which events it is to be told: of each step where there is a live line alone.
     """
 
     def __init__(self, budget: Budget, steps: int) -> None:
         self._budget = budget
         self._steps = steps
+        self._live = sys.stdout.isatty()
         self._bar: Any = None
         self._eta = Eta()
+        self.hears = (RunBegun, EpochEnded, MutationTried, *((StepMade,) if self._live else ()))
 
     def __enter__(self) -> Self:
-        if sys.stdout.isatty():
+        if self._live:
             self._bar = tqdm(total=self._steps, leave=False, file=sys.stdout, dynamic_ncols=True, unit="step")
         return self
 
@@ -45,6 +50,7 @@ class Progress:
         """Shows an event."""
         if isinstance(event, RunBegun):
             self._eta = Eta()  # a run that was stopped does not count the time in between
+            self._eta.see(event.progress)
         elif isinstance(event, StepMade):
             self._eta.see(event.progress)
             self._step(event)

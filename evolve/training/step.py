@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from evolve.budget import FORWARD_AND_BACKWARD
-from evolve.data.order import mix
-from evolve.data.trees import Batch, map_tensors
-from evolve.distributed.parts import part_of
-from evolve.distributed.replica import averaging
-from evolve.errors import NonFiniteLossError
+from evolve.data.trees import Batch
 from evolve.runtime.generators import preserved_rng
 from evolve.tasks import MetricMeter, loss_and_outputs
 from evolve.tasks.metrics import LOSS
+from evolve.training.passes import Passed, autocast, pass_alone, pass_in_parts, place
 from evolve.training.state import TrainState
 
 
@@ -29,22 +26,18 @@ class StepResult(NamedTuple):
     Attributes:
         loss: Mean of the batches' losses, by their weights.
         samples: How many there were.
-        weight: Of all batches, see `Task.weight`.
-        hits: For each batch, which answers were right; empty where the task has no such answers.
+        passes: One for each batch.
     """
 
     loss: float
     samples: int
-    weight: float
-    hits: list[Tensor]
+    passes: list[Passed]
 
 
 def train_step(
     state: TrainState, batches: Sequence[Batch], before_step: Callable[[], None] | None = None
 ) -> StepResult:
     """Makes one optimizer step over one or, with accumulation, several batches.
-
-    On several devices each takes its part of every batch, and all come to the same result.
 
     Args:
         state: What training moves.
@@ -54,85 +47,34 @@ def train_step(
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite; no weight was changed by it.
     """
-    if state.world.together:
+    together = state.world.together
+    if together:
         state.wrap()
-    total, samples = 0.0, 0
-    weights = [state.task.weight(batch) for batch in batches]
-    whole = sum(weights)
-    answers: list[Tensor | None] = []
-    for index, batch in enumerate(batches):
-        share = weights[index] / whole if whole else 1 / len(batches)
-        samples += state.task.count(batch)
-        batch, part, counts = _part(state, batch, weights[index])
-        batch = place(state, batch)
-        with _passing(state, index, last=index == len(batches) - 1):
-            with autocast(state):
-                loss, outputs = loss_and_outputs(state.task.loss(state.forward, batch))
-            hits = state.task.right_answers(outputs, batch) if state.counts_answers else None
-            hits = hits if counts or hits is None else hits[:0]
-            value, hits = _together(state, loss.item() if share else 0.0, part, hits)
-            _check_finite(state, value)
-            loss = loss if share * part == 1 else loss * (share * part)
-            (state.scaler.scale(loss) if state.scaler else loss).backward()
-        total += value * share
-        answers.append(hits)
-    if state.world.together:
+    if len(batches) == 1 and not together:
+        passes = [pass_alone(state, batches[0])]
+        loss = passes[0].loss
+    else:
+        passes = list(pass_in_parts(state, batches))
+        loss = _mean(passes)
+    samples = sum([state.task.count(batch) for batch in batches])
+    if together:
         state.world.hand_over(list(state.model.buffers()))  # what each forward pass has made of its part
     _optimizer_step(state, before_step)
     state.step += 1
     state.batch += len(batches)
     state.flops += FORWARD_AND_BACKWARD * state.flops_per_sample * samples
-    advance_schedule(state, "step")
-    return StepResult(total, samples, whole, [hits for hits in answers if hits is not None])
+    if state.scheduler is not None:
+        advance_schedule(state, "step")
+    return StepResult(loss, samples, passes)
 
 
-def _part(state: TrainState, batch: Batch, whole: float) -> tuple[Batch, float, bool]:
-    """Returns this device's part of a batch, what its loss weighs in the average of gradients, and whether it counts.
-
-    DDP takes the plain mean of them: so a part weighs as many times the number of devices as it is of the whole weight.
-    """
-    world, task = state.world, state.task
-    if not world.together:
-        return batch, 1.0, True
-    first, end, counts = part_of(task.count(batch), world.rank, world.size)
-    part = task.part(batch, first, end)
-    return part, task.weight(part) * world.size / whole if counts and whole else float(counts), counts
-
-
-def _passing(state: TrainState, index: int, last: bool) -> AbstractContextManager[None]:
-    """Returns the context of a forward and backward pass."""
-    return _passing_together(state, index, last) if state.world.together else nullcontext()
-
-
-@contextmanager
-def _passing_together(state: TrainState, index: int, last: bool) -> Iterator[None]:
-    """A pass on several devices: gradients are averaged in the last of a step.
-
-    What is drawn in it differs from device to device, and the generators are as before it, the same on all.
-    """
-    world = state.world
-    drawn = mix(state.config.seed, state.step, index, world.rank)
-    with preserved_rng(drawn), averaging(state.forward, now=last), world.watched("averaging gradients"):
-        yield
-
-
-def _together(state: TrainState, value: float, weight: float, hits: Tensor | None) -> tuple[float, Tensor | None]:
-    """Returns loss and right answers of the whole batch."""
-    world = state.world
-    if not world.together:
-        return value, hits
-    own = [0.0, 0.0] if hits is None else [float(hits.sum()), float(len(hits))]
-    loss, right, answers = world.sum([value * weight / world.size if weight else 0.0, *own])
-    return loss, None if hits is None else torch.arange(int(answers)) < int(right)
-
-
-def _check_finite(state: TrainState, value: float) -> None:
-    if not math.isfinite(value):
-        state.optimizer.zero_grad()
-        raise NonFiniteLossError(
-            f"The loss became {value} at step {state.step} (epoch {state.epoch}). The step was not trained on. "
-            "Lower the learning rate, clip gradients (training.grad_clip) or use precision: fp32."
-        )
+def _mean(passes: Sequence[Passed]) -> float:
+    """Mean of the losses by the weights of their batches; the plain one where all weigh nothing."""
+    weights = [one.weight or 0.0 for one in passes]
+    whole = sum(weights)
+    return sum(
+        one.loss * (weight / whole if whole else 1 / len(passes)) for one, weight in zip(passes, weights, strict=True)
+    )
 
 
 def _optimizer_step(state: TrainState, before_step: Callable[[], None] | None) -> None:
@@ -252,23 +194,3 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def place(state: TrainState, batch: Batch) -> Batch:
-    """Brings a batch to where the model is, images in its memory format."""
-    channels_last = state.config.channels_last
-
-    def move(tensor: Tensor) -> Tensor:
-        if channels_last and tensor.dim() == 4:
-            return tensor.to(state.device, non_blocking=True, memory_format=torch.channels_last)
-        return tensor if tensor.device == state.device else tensor.to(state.device, non_blocking=True)
-
-    return map_tensors(batch, move)
-
-
-def autocast(state: TrainState) -> AbstractContextManager[Any]:
-    """Returns the context in which the configured precision holds."""
-    if state.config.precision == "fp32":
-        return nullcontext()
-    dtype = torch.bfloat16 if state.config.precision == "bf16" else torch.float16
-    return torch.autocast(state.device.type, dtype)

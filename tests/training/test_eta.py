@@ -67,7 +67,7 @@ def test_a_run_tells_it(capsys, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("evolve.training.progress.Eta", lambda: Eta(clock=lambda: now[0]))
     shown = Progress(Budget("epochs", 4), steps=2)
-    shown(RunBegun(None, Budget("epochs", 4), 2, 0))
+    shown(RunBegun(None, Budget("epochs", 4), 2, 0, 0.0))
     for step in (1, 2):
         now[0] += 30
         shown(StepMade(None, 0, step, step, 0.5, step / 8))
