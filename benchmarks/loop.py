@@ -87,6 +87,9 @@ CASES = [
 ]
 
 
+BUILDS = 6
+
+
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """Returns the optimizer of every arm."""
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -170,8 +173,8 @@ class TakingTurns(Batches):
         yield next(batches)
 
 
-def measure(case: Case, repetitions: int) -> dict[str, Any]:
-    """Runs all arms of a case and returns its figures."""
+def rounds_of(case: Case, blocks: int) -> list[list[Took]]:
+    """Builds all arms anew and returns what each of so many blocks took in each of them."""
     inputs, targets = case.data()
     models = []
     for _ in range(3):
@@ -181,7 +184,7 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
     whole = len(inputs) // case.batch_size * case.batch_size
     inner = TensorBatches(inputs[:whole], targets[:whole], case.batch_size, shuffle=True)
     bare.inputs = control.inputs = inputs[:whole]  # no arm has a smaller last batch
-    data = TakingTurns(inner, case.steps, repetitions, [bare.run, control.run])
+    data = TakingTurns(inner, case.steps, blocks, [bare.run, control.run])
     Evolver(
         models[0],
         data,
@@ -193,7 +196,16 @@ def measure(case: Case, repetitions: int) -> dict[str, Any]:
             schedule={"name": "every", "options": {"epochs": 1}}, operators=[{"name": "residual"}]
         ),
     ).run()
-    rounds = data.rounds[1:]
+    return data.rounds[1:]
+
+
+def measure(case: Case, repetitions: int) -> dict[str, Any]:
+    """Runs all arms of a case and returns its figures.
+
+    The arms are built several times: where a model lies in memory moves its step time by a percent or two.
+    """
+    blocks = -(-repetitions // BUILDS)
+    rounds = [round for _ in range(BUILDS) for round in rounds_of(case, blocks)]
     per_step = [spread([1000 * times[arm].wall / case.steps for times in rounds]) for arm in range(3)]
     return {
         "case": case.name,

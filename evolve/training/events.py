@@ -173,6 +173,7 @@ class EventStream:
 
     def __init__(self, callbacks: Iterable[Callback] = ()) -> None:
         self._own: list[tuple[Callback, tuple[type[Event], ...]]] = []
+        self._heard: dict[type[Event], bool] = {}
         self.callbacks = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
         wrong = [callback for callback in self.callbacks if not callable(callback)]
         if wrong:
@@ -186,10 +187,13 @@ class EventStream:
             kinds: Of events that it hears of; none for all.
         """
         self._own.append((callback, kinds or (Event,)))
+        self._heard.clear()
 
     def heard(self, kind: type[Event]) -> bool:
         """Whether anybody hears of a kind of events: one of each step need not be made for nobody."""
-        return bool(self.callbacks) or any(issubclass(kind, kinds) for _, kinds in self._own)
+        if kind not in self._heard:
+            self._heard[kind] = any(issubclass(kind, kinds) for _, kinds in self._own)
+        return self._heard[kind] or bool(self.callbacks)
 
     def emit(self, *events: Event) -> None:
         """Tells everybody of events, in their order.

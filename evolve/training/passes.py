@@ -138,8 +138,10 @@ def _check_finite(state: TrainState, value: float) -> None:
 def place(state: TrainState, batch: Batch) -> Batch:
     """Brings a batch to where the model is, images in its memory format."""
     device, channels_last = state.device, state.config.channels_last
-    if type(batch) is tuple and not channels_last and all(isinstance(t, Tensor) and t.device == device for t in batch):
-        return batch  # the most usual kind takes the short way: each step asks
+    if type(batch) is tuple and len(batch) == 2 and not channels_last:  # a pair takes the short way: each step asks
+        inputs, targets = batch
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and inputs.device == device == targets.device:
+            return batch
 
     def move(tensor: Tensor) -> Tensor:
         if channels_last and tensor.dim() == 4:

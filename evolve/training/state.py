@@ -124,7 +124,10 @@ class TrainState:
     @property
     def progress(self) -> float:
         """Which part of the budget is spent, from 0 to 1."""
-        return self.config.budget.progress(self.spent)
+        budget = self.config.budget
+        if budget.unit == "epochs":  # the most usual one takes the short way: each step asks
+            return min(1.0, self.step / self.epoch_steps / budget.amount)
+        return budget.progress(self.spent)
 
     @property
     def spent(self) -> Spent:
