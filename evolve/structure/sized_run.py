@@ -37,17 +37,17 @@ class _Rehearsal(Recorder):
     def __init__(self, model: nn.Module, analysis: Analysis, script: Tape, sizes: Sizes, fake: FakeTensorMode) -> None:
         super().__init__(model, Tape(script.training), fake)
         self.analysis, self.script, self.sizes = analysis, script, sizes
-        self.lost = False
+        self.lost: int | None = None  # the step at which it took another way
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs one operation and compares the sizes of what it gives."""
         step = len(self.tape.ops)
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        if self.lost or len(self.tape.ops) == step:  # nothing that is written down
+        if self.lost is not None or len(self.tape.ops) == step:  # nothing that is written down
             return out
         op = self.tape.ops[step]
         if step >= len(self.script.ops) or self.script.ops[step].func is not func:
-            self.lost = True  # another way through the forward, such as one for a single head: its end will tell
+            self.lost = step  # another way through the forward, such as one for a single head: its end will tell
             return out
         wanted = self.script.ops[step]
         for value, old in zip(op.outputs, wanted.outputs, strict=True):
@@ -170,7 +170,15 @@ def _run_on_fakes(
         shapes = [tuple(tensor.shape) for tensor in output_tensors(outputs)]
     if shapes != [value.shape for value in script.outputs]:
         return rehearsal.departure(len(rehearsal.tape.ops), f"the outputs have the shapes {shapes}")
+    if idle := _idle(script, rehearsal.tape):
+        return rehearsal.departure(rehearsal.lost or 0, f"it would no longer run '{idle}'")
     return None
+
+
+def _idle(script: Tape, tape: Tape) -> str | None:
+    """Returns a module that a recorded run calls and another one does not; None where there is none."""
+    called = {call.module for call in tape.calls}
+    return next((call.module for call in script.calls if call.module not in called), None)
 
 
 def _exchange(model: nn.Module, analysis: Analysis, sizes: Sizes) -> None:

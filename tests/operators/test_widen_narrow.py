@@ -534,3 +534,18 @@ def test_all_groups_at_once_are_those_one_by_one():
     assert torch.allclose(model(IMAGES), before, atol=1e-5)
     assert narrow(model, "*", IMAGES)
     assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in cnn().state_dict().items()}
+
+
+def test_what_meets_at_a_width_of_one_grows_together():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 3))
+    assert narrow(model, factor=0.5)
+    for operator, site in (("deepen", "1"), ("residual", "0:2")):
+        assert evolve.mutate(model, operator, site=site, example_inputs=X)
+    nn.init.normal_(model.evolved.deepen_0.linear2.weight)
+    nn.init.normal_(model.evolved.residual_0.linear.weight)
+    before = model(X)
+    result = evolve.mutate(model, "widen", site="0", example_inputs=X)
+    assert result, result.message
+    assert model[0].out_features == model.evolved.deepen_0.linear1.in_features == 2
+    torch.testing.assert_close(model(X), before)

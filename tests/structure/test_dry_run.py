@@ -354,3 +354,25 @@ def test_blocks_say_nothing_of_sizes_that_are_only_tried(caplog):
     block.said = False
     block(x)
     assert "adds nothing to an output of shape (2, 3)" in caplog.text
+
+
+class Choosy(nn.Module):
+    """Has a layer that is run at one width alone, and adds nothing yet."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.more, self.b = nn.Linear(4, 2), nn.LayerNorm(2), nn.Linear(2, 3)
+        nn.init.zeros_(self.more.weight)
+        nn.init.zeros_(self.more.bias)
+
+    def forward(self, x):
+        y = F.relu(self.a(x))
+        return self.b(y + self.more(y) if y.shape[1] == 2 else y)
+
+
+def test_no_layer_falls_silent():
+    model = Choosy()
+    ok, message = evolve.mutate(model, "widen", site="a", example_inputs=torch.randn(8, 4))
+    assert not ok
+    assert "it would no longer run 'more'" in message
+    assert model.a.out_features == 2

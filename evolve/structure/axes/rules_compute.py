@@ -43,9 +43,9 @@ def pointwise(flow: Flow, op: Op) -> None:
             axis = flow.of(value)[dim]
             if axis.size != size:
                 axis.mark("fixed", "it is broadcast")
-            elif found is None or size == 1:
+            elif found is None or (size == 1 and "fixed" in found.resolved().marks):
                 found = axis
-            else:
+            elif size > 1 or "fixed" not in axis.resolved().marks:  # a fixed one of size 1 would be broadcast
                 unify(found, axis)
         axes.append(found or Axis(size))
     for out in outs:
