@@ -62,6 +62,10 @@ class NonFiniteModelError(EvolveError):
     """A parameter, buffer, averaged weight or optimizer state is NaN or infinite; nothing was saved."""
 
 
+class NoRoomError(EvolveError):
+    """Something could not be written: no room, no right, a disk that fails."""
+
+
 class LostRankError(EvolveError):
     """Another process of a training on several devices ended or does not answer."""
 

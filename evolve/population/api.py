@@ -17,8 +17,9 @@ from evolve.data import Data, as_batches
 from evolve.errors import EvolveError
 from evolve.evolver.config import OperatorConfig
 from evolve.evolver.run_config import DataConfig, ModelConfig
+from evolve.plugins import load_plugins
 from evolve.population.breeding import Breeder, Subject
-from evolve.population.config import PopulationConfig, SearchConfig, objectives_of
+from evolve.population.config import PopulationConfig, SearchConfig, objectives_of, unfit_for_children
 from evolve.population.events import SearchCallback
 from evolve.population.folder import is_search
 from evolve.population.results import SearchResult, finish
@@ -53,6 +54,7 @@ def search(
     overwrite: bool = False,
     resume: bool = False,
     callbacks: Sequence[SearchCallback] = (),
+    plugins: Sequence[str] = (),
     **settings: Any,
 ) -> SearchResult:
     """Evolves a population of architectures out of a model; children inherit their parents' weights.
@@ -79,6 +81,7 @@ def search(
         overwrite: Remove a search that lies there.
         resume: Go on with the search that lies there, where there is one.
         callbacks: Told of each event, see `evolve.population.events`; they may stop the search.
+        plugins: Import paths of modules that register operators and the like; workers import them too.
         **settings: Other keys of the section `search`: `limits`, `start`, `regions`, `walk`, `halving`, `rates`,
             `again`, `best`, `timeout`, `attempts`, `probe`.
 
@@ -93,9 +96,10 @@ def search(
         >>> found = evolve.search(model, (train, val), operators=["widen", "deepen", "narrow"], budget=60)
         >>> best = evolve.load(found.folder)
     """
+    load_plugins(plugins)
     population_config = _population(operators, budget, objectives, algorithm, population, executor, settings)
     folder = Path(output)
-    parts = _parts(model, data, population_config, task, training, optimizer, lr_schedule, batch_size)
+    parts = _parts(model, data, population_config, task, training, optimizer, lr_schedule, batch_size, plugins)
     if resume and is_search(folder):
         running = go_on(parts, folder, callbacks)
     else:
@@ -151,6 +155,7 @@ def _parts(
     optimizer: OptimizerConfig | None,
     lr_schedule: LrScheduleConfig | None,
     batch_size: int,
+    plugins: Sequence[str],
 ) -> Parts:
     """Returns what a search is made of: a configuration where everything has a name, objects otherwise."""
     training, optimizer = training or TrainingConfig(), optimizer or OptimizerConfig()
@@ -163,7 +168,9 @@ def _parts(
     if isinstance(model, ModelConfig) and isinstance(data, DataConfig) and isinstance(task, TaskConfig):
         parts = {"task": task, "training": training, "optimizer": optimizer, "lr_schedule": schedule}
         sections = {name: _plain(part) for name, part in {"model": model, "data": data, **parts}.items()}
-        return parts_of(_section(SearchConfig, {"search": _plain(population), **sections}))
+        return parts_of(_section(SearchConfig, {"search": _plain(population), "plugins": list(plugins), **sections}))
+    if faults := unfit_for_children(training, schedule):
+        raise EvolveError("; ".join(f"evolve.search: {key_text(path)}: {message}" for path, message in faults))
     seed = training.seed
     if isinstance(data, DataConfig):
         data = data.build(seed)

@@ -245,12 +245,13 @@ class Archive:
         for row in rows:
             yield read_evaluation(row[: len(EVALUATION)]), read_individual(row[len(EVALUATION) :])
 
-    def out(self) -> list[tuple[int, Job]]:
-        """Returns evaluations that are not finished, with their jobs as they were proposed: to be called again."""
+    def out(self) -> list[tuple[int, Job, int]]:
+        """Returns what is not finished: its id, its job as it was proposed, and how often it was begun."""
         rows = self._db.execute(
-            "SELECT id, individual, rung, seed, proposal, key FROM evaluations WHERE status = 'out' ORDER BY id"
+            "SELECT id, attempts, individual, rung, seed, proposal, key FROM evaluations WHERE status = 'out'"
+            " ORDER BY id"
         ).fetchall()
-        return [(id, self._job(*rest)) for id, *rest in rows]
+        return [(id, self._job(*rest), attempts) for id, attempts, *rest in rows]
 
     def counts(self) -> dict[str, int]:
         """Returns how many evaluations have each status."""

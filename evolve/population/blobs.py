@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from evolve.errors import EvolveError
+from evolve.errors import EvolveError, NoRoomError
 
 _ENDING = ".safetensors"
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -47,7 +47,7 @@ class BlobFolder:
         """Keeps a blob and returns its name.
 
         Raises:
-            EvolveError: If it cannot be written.
+            NoRoomError: If it cannot be written.
         """
         name = name_of(content)
         file = self._file(name)
@@ -63,7 +63,7 @@ class BlobFolder:
             _flush(self.path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise EvolveError(
+            raise NoRoomError(
                 f"Weights could not be written to '{self.path}': {error}. Make room, and resume."
             ) from error
         return name

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from evolve.config import explain
 from evolve.config.faults import key_text
 from evolve.data import Data, map_tensors
 from evolve.errors import EvolveError, MisfitError, NonFiniteLossError, NonFiniteModelError, described
@@ -99,7 +101,14 @@ class Breeder(Evaluator):
         Raises:
             EvolveError: If one cannot be built.
         """
-        config = SearchConfig.model_validate_json(json.dumps(setup.config))
+        try:
+            config = SearchConfig.model_validate_json(json.dumps(setup.config))
+        except ValidationError as error:
+            faults = "; ".join(f"{key_text(path)}: {text}" for path, text in explain(error, SearchConfig, setup.config))
+            raise EvolveError(
+                f"A worker lacks what this process has: {faults} Workers import model and data by name, from a module "
+                "and not from the script that is run (__main__), and what is listed in `plugins`."
+            ) from error
         if setup.device is not None:
             config = config.model_copy(update={"training": _with(config.training, {"device": setup.device})})
         resolve_device(config.training.device)  # a worker without it is refused at once, not each of its children

@@ -41,6 +41,9 @@ from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.monitor import MONITOR, find_monitor
 from evolve.training.optim import OptimizerConfig
 
+PLATEAU = "ReduceLROnPlateau"
+_NO_PLATEAU = "is of no use in a child's short training: take another one, or null for a constant rate."
+_WHOLE_BUDGET = "a child is trained for its whole budget: leave this out."
 _SPACE_STANDS = "the space stands for it: leave it out."
 
 
@@ -156,9 +159,8 @@ class SearchConfig(Section):
     @classmethod
     def _has_no_plateau(cls, value: Any) -> Any:
         name = value.get("name") if isinstance(value, dict) else getattr(value, "name", value)
-        if name == "ReduceLROnPlateau":
-            message = "is of no use in a child's short training: take another one, or null for a constant rate."
-            raise OptionFaults([(("name",), message)])
+        if name == PLATEAU:
+            raise OptionFaults([(("name",), _NO_PLATEAU)])
         return value
 
     @field_validator("training")
@@ -166,7 +168,7 @@ class SearchConfig(Section):
     def _fits_a_child(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
         faults: list[tuple[KeyPath, str]] = []
         if training.patience is not None:
-            faults.append((("patience",), "a child is trained for its whole budget: leave this out."))
+            faults.append((("patience",), _WHOLE_BUDGET))
         if task := info.data.get("task"):
             if training.loss is not None and not task.takes_loss():
                 message = f"the task '{task.name}' computes its loss by itself: leave this out, or use another task."
@@ -199,6 +201,16 @@ class SearchConfig(Section):
             asked = self.search.objectives or [ObjectiveConfig(metric="fitness", mode="max")]
             return [Objective(one.metric, one.mode or "max") for one in asked]
         return objectives_of(self.search, self.training, self.task.measured())
+
+
+def unfit_for_children(training: TrainingConfig, lr_schedule: LrScheduleConfig) -> list[tuple[KeyPath, str]]:
+    """Returns what no child can be trained by, as paths and messages."""
+    faults: list[tuple[KeyPath, str]] = []
+    if training.patience is not None:
+        faults.append((("training", "patience"), _WHOLE_BUDGET))
+    if lr_schedule.name == PLATEAU:
+        faults.append((("lr_schedule", "name"), _NO_PLATEAU))
+    return faults
 
 
 def objectives_of(search: PopulationConfig, training: TrainingConfig, measured: Sequence[Metric]) -> list[Objective]:

@@ -130,7 +130,7 @@ class Search:
             Whether it is finished.
 
         Raises:
-            EvolveError: If workers cannot be started.
+            EvolveError: If workers cannot be started, or nothing more can be written.
         """
         with ExitStack() as stack:
             stack.enter_context(RunLock(self.folder))
@@ -179,6 +179,8 @@ class Search:
         work = self._work.pop(answer.worker)
         if answer.content is None:
             self._lost(work, answer)
+        elif "stuck" in answer.content:
+            raise EvolveError(str(answer.content["stuck"]))  # the child stays out, and is begun again by a resume
         elif "error" in answer.content:
             self._over(work, answer, "failed", str(answer.content["error"]))
         elif work.made is None:
@@ -301,7 +303,7 @@ class Search:
             self._count(evaluation.status, evaluation.steps)
             told.append(individual)
         state = self.archive.state()
-        self.planner.resume(told, [job for _, job in out], state["planner"] if state else self.planner.state())
+        self.planner.resume(told, [job for _, job, _ in out], state["planner"] if state else self.planner.state())
         self.seconds = max(self.archive.get("seconds", 0.0), state["seconds"] if state else 0.0)
         if self.space.trains:
             finished = self.planner.individuals.keys() - self.planner.out
@@ -310,7 +312,8 @@ class Search:
         self._collect()
         self.blobs.collect(self.archive.held())  # what a killed worker has left
         self._waiting.extend(
-            Work(job, evaluation, order_of(job, self.archive, self.planner, self.config)) for evaluation, job in out
+            Work(job, evaluation, order_of(job, self.archive, self.planner, self.config), attempts)
+            for evaluation, job, attempts in out
         )
 
     def _state(self) -> Json:

@@ -9,5 +9,6 @@ INDEX = "index.json"  # among the models: the ids of the best, the first one fir
 
 
 def is_search(folder: Path) -> bool:
-    """Whether a folder is that of a search."""
-    return (folder / ARCHIVE).is_file()
+    """Whether a folder is that of a search; an archive that is empty was killed before it had begun."""
+    archive = folder / ARCHIVE
+    return archive.is_file() and archive.stat().st_size > 0

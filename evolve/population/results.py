@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from evolve.population.evolving import Search
 from evolve.population.folder import INDEX, MODELS
 from evolve.population.objectives import front
 from evolve.population.weights import load_weights, read_weights
+from evolve.training.lock import is_held
+
+logger = logging.getLogger(__name__)
+
+_TRAINED = "metrics.jsonl"  # which a run writes when it begins
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def finish(search: Search, config: SearchConfig | None, finished: bool) -> Searc
     if search.breeder is None:
         best = [Found(each, search.archive.metrics(each), 0, None, _code(search, each)) for each in chosen]
         return SearchResult(best, None, search.folder, search.evaluations, finished)
-    shutil.rmtree(search.folder / MODELS, ignore_errors=True)
+    _clear(search.folder / MODELS)
     best = [_written(search, search.breeder, each, config) for each in chosen]
     (search.folder / MODELS).mkdir(exist_ok=True)
     (search.folder / MODELS / INDEX).write_text(json.dumps(chosen), encoding="utf-8")
@@ -88,6 +94,17 @@ def finish(search: Search, config: SearchConfig | None, finished: bool) -> Searc
         metrics = {**search.archive.metrics(0), **search.breeder.tested(_model(search, search.breeder, 0, []))}
         first = Found(0, metrics, 0, None, _code(search, 0))
     return SearchResult(best, first, search.folder, search.evaluations, finished)
+
+
+def _clear(models: Path) -> None:
+    """Removes the models that were written before, but for those that somebody has trained on."""
+    for folder in models.iterdir() if models.is_dir() else ():
+        if not folder.is_dir():
+            folder.unlink()
+        elif (folder / _TRAINED).exists() or is_held(folder):
+            logger.warning("'%s' was trained on: it stays as it is.", folder)
+        else:
+            shutil.rmtree(folder)
 
 
 def _code(search: Search, each: int) -> Any:
@@ -113,7 +130,8 @@ def _written(search: Search, breeder: Breeder, each: int, config: SearchConfig |
         config_text=None if config is None else _run_text(config, folder),
     )
     evolver.lineage.records[:] = records
-    evolver.save()
+    if not folder.exists():
+        evolver.save()
     return Found(each, metrics, len(records), folder, _code(search, each))
 
 

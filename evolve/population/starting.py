@@ -29,6 +29,8 @@ from evolve.population.rates import Rates
 from evolve.population.sections import NETWORKS
 from evolve.population.space import Space
 from evolve.population.worker import build_space
+from evolve.training.folder import replace_text
+from evolve.training.lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ def begin(parts: Parts, folder: Path, *, overwrite: bool = False, callbacks: Seq
     space, executor = _space_of(parts), _executor_of(parts)
     if parts.breeder is not None:
         parts.breeder.check()
-    _empty(folder, was_search=is_search(folder))
+    with RunLock(folder):  # another process may be at what would be removed
+        _empty(folder, was_search=is_search(folder))
     (folder / CONFIG).write_text(parts.text, encoding="utf-8")
     meta = {
         "objectives": [[each.metric, each.mode] for each in parts.objectives],
@@ -106,8 +109,10 @@ def go_on(parts: Parts, folder: Path, callbacks: Sequence[SearchCallback] = ()) 
     """
     space, executor = _space_of(parts), _executor_of(parts)
     archive = Archive.open(folder / ARCHIVE)
-    archive.put("budget", [parts.population.budget.unit, parts.population.budget.amount])
-    archive.put("executor", executor.facts())
+    with RunLock(folder):  # what another process is at is not changed
+        archive.put("budget", [parts.population.budget.unit, parts.population.budget.amount])
+        archive.put("executor", executor.facts())
+        replace_text(folder / CONFIG, parts.text)  # a longer budget holds from now on
     return _search(parts, space, executor, archive, callbacks)
 
 

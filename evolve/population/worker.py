@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from evolve.errors import EvolveError, UnknownNameError, described
+from evolve.errors import EvolveError, NoRoomError, UnknownNameError, described
 from evolve.plugins import import_callable, import_from, is_import_path, load_plugins
 from evolve.population.blobs import BlobFolder
 from evolve.population.jobs import Blobs, Evaluator, Json, Setup
@@ -89,6 +89,8 @@ def find_space(name: str, trusted: bool = True) -> type[Space]:
 def respond(evaluator: Evaluator, blobs: Blobs, message: bytes) -> bytes:
     """Returns the answer to an order; an error of the evaluator becomes one, and is told in full by the log.
 
+    Where nothing can be written the child is not to blame: the answer says that the search cannot go on.
+
     Args:
         evaluator: Who does it.
         blobs: Where weights lie.
@@ -97,6 +99,8 @@ def respond(evaluator: Evaluator, blobs: Blobs, message: bytes) -> bytes:
     method, order = json.loads(message)
     try:
         return encode(evaluator.make(order, blobs) if method == "make" else evaluator.train(order, blobs))
+    except NoRoomError as error:
+        return encode({"stuck": str(error)})
     except EvolveError as error:  # says what there is to say
         logger.warning("Individual %s: %s", order.get("individual"), error)
         return encode({"error": str(error)})

@@ -103,10 +103,10 @@ def test_jobs_that_are_out_come_back_as_they_were_proposed(archive, path):
     assert archive.lost(ids[0], 4, "killed again") == 2
     archive.close()
     with Archive.open(path) as resumed:
-        assert resumed.out() == list(zip(ids, jobs, strict=True))
+        assert resumed.out() == [(id, job, 1) for id, job in zip(ids, jobs, strict=True)]
         assert [loss[:3] for loss in resumed.losses()] == [(2, 3, "killed"), (2, 4, "killed again")]
         resumed.finish(ids[0], jobs[0].individual, "failed", why="lost three workers")
-        assert [id for id, _ in resumed.out()] == [ids[1]]
+        assert [id for id, *_ in resumed.out()] == [ids[1]]
         assert [row.attempts for row, _ in resumed.finished()] == [1, 3]
 
 
@@ -173,7 +173,7 @@ from evolve.population.planner import Job
 
 path = Path(sys.argv[1])
 archive = Archive.open(path) if path.exists() else Archive.create(path, {})
-for evaluation, job in archive.out():
+for evaluation, job, _ in archive.out():
     archive.finish(evaluation, job.individual, "failed")
 id = sum(archive.counts().values())
 while True:
