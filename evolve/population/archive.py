@@ -7,7 +7,6 @@ the first one did.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from evolve.errors import EvolveError
+from evolve.population.archive_file import checked, connected
 from evolve.population.archive_rows import (
     APPLICATION,
     EVALUATION,
@@ -39,7 +39,6 @@ from evolve.population.planner import Job
 _EVALUATION = columns(EVALUATION, "e")
 _INDIVIDUAL = columns(INDIVIDUAL, "i")
 _JOURNAL = "PRAGMA journal_mode = WAL"  # others can read while one writes
-_ADVICE = "Name the folder of a search."
 
 
 class Archive:
@@ -66,7 +65,7 @@ class Archive:
         """
         if path.exists() and path.stat().st_size:  # an empty one was killed at this very place
             raise EvolveError(f"'{path}' is there already. Resume that search, remove it, or write elsewhere.")
-        archive = cls(path, _connected(path, "rwc"))
+        archive = cls(path, connected(path, "rwc"))
         with archive._writing(durable=True):
             for statement in TABLES:
                 archive._db.execute(statement)
@@ -84,7 +83,7 @@ class Archive:
         Raises:
             EvolveError: If there is none, or it was written by another version of evolve.
         """
-        archive = cls._checked(path, "rw")
+        archive = cls(path, checked(path, "rw"))
         archive._db.execute(_JOURNAL)
         return archive
 
@@ -95,7 +94,7 @@ class Archive:
         Raises:
             EvolveError: If there is none, or it was written by another version of evolve.
         """
-        return cls._checked(path, "ro")
+        return cls(path, checked(path, "ro"))
 
     def propose(self, job: Job, state: Mapping[str, Any]) -> int:
         """Writes down a job that is going out, with the planner's state after it, and returns the evaluation's id."""
@@ -138,7 +137,7 @@ class Archive:
         seconds: tuple[float, float] = (0.0, 0.0),
         worker: int | None = None,
         why: str = "",
-    ) -> None:
+    ) -> list[str]:
         """Writes down the end of an evaluation; on the disk when this returns.
 
         Args:
@@ -151,8 +150,12 @@ class Archive:
             seconds: Of making it, and of training it.
             worker: Number of who did it.
             why: Why it has failed, or was not trained.
+
+        Returns:
+            The blobs that the individual no longer has, as others took their place.
         """
         now = told(individual)
+        before = self.weights(individual.id) if weights is not None else []
         with self._writing(durable=True):
             changed = self._db.execute(
                 "UPDATE evaluations SET status = ?, ended = ?, metrics = ?, steps = ?, make_seconds = ?,"
@@ -165,6 +168,7 @@ class Archive:
             self._db.execute("UPDATE individuals SET told = ? WHERE id = ?", (now, individual.id))
             if weights is not None:
                 self._db.execute("UPDATE individuals SET weights = ? WHERE id = ?", (as_text(weights), individual.id))
+        return [name for name in before if name not in (weights or ())]
 
     def lost(self, evaluation: int, worker: int, why: str) -> int:
         """Writes down that a worker was lost, and returns how often the evaluation has now been begun in vain."""
@@ -273,27 +277,6 @@ class Archive:
     ) -> None:
         self.close()
 
-    @classmethod
-    def _checked(cls, path: Path, mode: str) -> Archive:
-        if not path.is_file():
-            raise EvolveError(f"There is no search in '{path.parent}': it has no {path.name}. Check the folder's name.")
-        connection = _connected(path, mode)
-        try:
-            (application,) = connection.execute("PRAGMA application_id").fetchone()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.Error as error:
-            connection.close()
-            raise EvolveError(f"'{path}' is no archive of a search: {error}. {_ADVICE}") from error
-        if (application, version) != (APPLICATION, VERSION):
-            connection.close()
-            if application != APPLICATION:
-                raise EvolveError(f"'{path}' is no archive of a search. {_ADVICE}")
-            raise EvolveError(
-                f"'{path}' has version {version} of the archive's form, and this evolve knows version {VERSION}. "
-                "Use the version of evolve that wrote it, or begin a new search."
-            )
-        return cls(path, connection)
-
     @contextmanager
     def _writing(self, durable: bool = False) -> Iterator[None]:
         """One transaction; a durable one waits for the disk, and takes with it what was written before."""
@@ -318,12 +301,3 @@ class Archive:
             return Job(self.individual(who), proposal, seed, rung)
         new = Individual(who, proposal.parents, proposal.edits, proposal.code, key)  # as it was before it was made
         return Job(new, proposal, seed, rung)
-
-
-def _connected(path: Path, mode: str) -> sqlite3.Connection:
-    """Opens a file; one that is only read in a folder where nothing can be written is taken to change no more."""
-    fixed = "&immutable=1" if mode == "ro" and not os.access(path.parent, os.W_OK) else ""
-    try:
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}{fixed}", uri=True, isolation_level=None)
-    except sqlite3.Error as error:
-        raise EvolveError(f"'{path}' cannot be opened: {error}. Check the folder and its rights.") from error

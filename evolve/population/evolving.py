@@ -15,6 +15,7 @@ from evolve.errors import EvolveError
 from evolve.population.archive import Archive
 from evolve.population.blobs import BlobFolder
 from evolve.population.breeding import Breeder
+from evolve.population.collecting import Collector
 from evolve.population.config import PopulationConfig
 from evolve.population.events import (
     Evaluated,
@@ -79,6 +80,9 @@ class Search:
     _interrupt: Interrupt = field(default_factory=lambda: Interrupt(_STOPS))
     _work: dict[int, Work] = field(default_factory=dict)
     _waiting: deque[Work] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self._collector = Collector(self.archive, self.blobs, self.planner)
 
     @property
     def folder(self) -> Path:
@@ -267,7 +271,7 @@ class Search:
         content: Json,
         why: str = "",
     ) -> None:
-        self.archive.finish(
+        dropped = self.archive.finish(
             work.evaluation,
             individual,
             status,
@@ -278,6 +282,7 @@ class Search:
             worker=answer.worker,
             why=why,
         )
+        self._collector.drop(dropped)
         self._count(status, content.get("steps", 0))
         self.planner.tell(individual)
         self._collect()
@@ -291,9 +296,7 @@ class Search:
     def _collect(self) -> None:
         """Deletes weights that nobody needs, by the count: so a search that goes on does it at the same moments."""
         if self.space.trains and self.evaluations % _COLLECT_EVERY == 0:
-            living = self.planner.living()
-            self.blobs.delete(self.archive.release(living))
-            self.planner.gone |= self.planner.individuals.keys() - living
+            self._collector.collect((*self._work.values(), *self._waiting))
 
     def _take_up(self) -> None:
         """Brings planner and counts to where the archive stands."""
@@ -310,7 +313,7 @@ class Search:
             self.planner.gone = {each for each in finished if not self.archive.weights(each)}
         self._check_root()
         self._collect()
-        self.blobs.collect(self.archive.held())  # what a killed worker has left
+        self._collector.collect_all()
         self._waiting.extend(
             Work(job, evaluation, order_of(job, self.archive, self.planner, self.config), attempts)
             for evaluation, job, attempts in out

@@ -59,7 +59,9 @@ def _read(file: Path, overrides: Sequence[str], trust: bool) -> SearchConfig:
     except OSError as error:
         raise EvolveError(f"'{file.parent}' is no search to go on with: {error}.") from error
     raw, places, faults = parse_yaml(text, str(file))
-    if raw.get("model") is None and not (isinstance(raw.get("search"), dict) and raw["search"].get("space")):
+    search = raw.get("search")
+    spaced = isinstance(search, dict) and search.get("space")
+    if raw.get("model") is None and not spaced and not faults:
         raise EvolveError(
             f"The search in '{file.parent}' was begun in Python, with a model or data that have no name. Go on with it "
             "there: evolve.search(..., output=..., resume=True)."

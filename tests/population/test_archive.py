@@ -103,7 +103,7 @@ def test_jobs_that_are_out_come_back_as_they_were_proposed(archive, path):
     assert archive.lost(ids[0], 4, "killed again") == 2
     archive.close()
     with Archive.open(path) as resumed:
-        assert resumed.out() == [(id, job, 1) for id, job in zip(ids, jobs, strict=True)]
+        assert resumed.out() == [(ids[0], jobs[0], 3), (ids[1], jobs[1], 1)]
         assert [loss[:3] for loss in resumed.losses()] == [(2, 3, "killed"), (2, 4, "killed again")]
         resumed.finish(ids[0], jobs[0].individual, "failed", why="lost three workers")
         assert [id for id, *_ in resumed.out()] == [ids[1]]
@@ -162,6 +162,16 @@ def test_files_that_are_none_are_refused(tmp_path, path, archive):
         Archive.open(path)
     with pytest.raises(EvolveError, match="cannot be opened"):
         Archive.create(tmp_path / "no" / "folder.sqlite", {})
+
+
+def test_a_damaged_file_is_told(tmp_path, archive, path):
+    archive.close()
+    content = bytearray(path.read_bytes())
+    content[4096:12288] = b"garbage!" * 1024
+    path.write_bytes(content)
+    for open in (Archive.open, Archive.read):
+        with pytest.raises(EvolveError, match=r"is damaged: .*Put it back from a copy, or begin a new search"):
+            open(path)
 
 
 WRITER = """

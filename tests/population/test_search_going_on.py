@@ -151,3 +151,20 @@ def test_plugins_of_python_reach_the_configuration(tmp_path, monkeypatch):
     )
     assert found.finished
     assert load_yaml(tmp_path / "search" / SAVED)[0]["plugins"] == ["grown_operators"]
+
+
+def test_weights_that_nobody_has_do_not_pile_up(tmp_path):
+    succeeds("search", search_config(tmp_path, again=0.6, budget={"evaluations": 10}))
+    with Archive.read(tmp_path / "search" / ARCHIVE) as archive:
+        held = archive.held()
+        again = [e for e, _ in archive.finished() if e.kind == "again"]
+    assert len(again) == 6
+    assert {file.stem for file in (tmp_path / "search" / "weights").glob("*.safetensors")} == held
+
+
+def test_a_file_that_is_no_yaml_is_said_to_be_none(tmp_path):
+    succeeds("search", search_config(tmp_path, budget={"evaluations": 1}))
+    (tmp_path / "search" / SAVED).write_text("model: {")
+    refused = invoke("resume", tmp_path / "search")
+    assert refused.exit_code == 2
+    assert "begun in Python" not in refused.output
