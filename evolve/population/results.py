@@ -24,6 +24,7 @@ from evolve.population.evolving import Search
 from evolve.population.folder import INDEX, MODELS
 from evolve.population.objectives import front
 from evolve.population.weights import load_weights, read_weights
+from evolve.training.folder import replace_text
 from evolve.training.lock import is_held
 
 logger = logging.getLogger(__name__)
@@ -132,6 +133,8 @@ def _written(search: Search, breeder: Breeder, each: int, config: SearchConfig |
     evolver.lineage.records[:] = records
     if not folder.exists():
         evolver.save()
+        lines = "".join(record.model_dump_json() + "\n" for record in records)
+        replace_text(folder / "lineage.jsonl", lines)  # so that it can be reported before it is trained on
     return Found(each, metrics, len(records), folder, _code(search, each))
 
 

@@ -89,6 +89,7 @@ def test_a_longer_budget_holds_and_what_was_trained_on_stays(tmp_path):
     file, run = search_config(tmp_path, budget={"evaluations": 3}), tmp_path / "search"
     succeeds("search", file)
     best = json.loads((run / "models" / "index.json").read_text())[0]
+    assert "mutations applied" in succeeds("report", run / "models" / str(best))
     succeeds("resume", run / "models" / str(best), "training.steps=6")
     trained = evolve.load(run / "models" / str(best), which="last").state_dict()
     succeeds("resume", run, "search.budget.evaluations=5")
