@@ -63,7 +63,7 @@ class PopulationConfig(Section):
         halving: Which children are trained longer; null for none.
         rates: Whether operators are drawn equally often, or the more often the more they have paid.
         again: Share of the budget, at its end, in which the best few are trained on and evaluated again.
-        best: How many they are; with several objectives all of the front are.
+        best: How many they are at first; with several objectives all of the front are.
         executor: Where children are made and trained.
         timeout: Seconds that a child may take; null for no limit.
         attempts: Times that a child is begun whose worker is lost.
@@ -83,7 +83,7 @@ class PopulationConfig(Section):
     halving: HalvingConfig | None = None
     rates: Literal["equal", "adaptive"] = "equal"
     again: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    best: Annotated[int, Field(ge=1)] = 5
+    best: Annotated[int, Field(ge=1)] = 8
     executor: ExecutorConfig = ExecutorConfig()
     timeout: Annotated[float, Field(gt=0)] | None = None
     attempts: Annotated[int, Field(ge=1)] = 3

@@ -45,7 +45,7 @@ class Planner:
         seed: Of the evaluations.
         halving: Which children are trained longer; None for none.
         again: Share of the budget, at its end, in which the best few are evaluated again.
-        best: How many they are; with several objectives all of the front are, if these are more.
+        best: How many they are at first; with several objectives all of the front are, if these are more.
 
     Attributes:
         gone: Ids of those whose weights are deleted: whatever becomes of the others, they are no longer among the best.
@@ -55,7 +55,7 @@ class Planner:
     seed: int = 0
     halving: Halving | None = None
     again: float = 0.15
-    best: int = 5
+    best: int = 8
     individuals: dict[int, Individual] = field(default_factory=dict)
     out: set[int] = field(default_factory=set)
     finalists: list[int] = field(default_factory=list)
@@ -84,7 +84,8 @@ class Planner:
         if progress >= 1 or self.exhausted:
             return None
         if self.again and progress >= 1 - self.again:
-            return self._final()
+            return self._final((1 - progress) / self.again)
+        self.finalists = []  # some are left where the budget was raised
         if self.algorithm.space.rooted and not self._root_done:
             return None if self.individuals else self._begin(Proposal(why="the model that all grow out of"))
         if self.halving and (promoted := self.halving.promote(self.out)) is not None:
@@ -126,11 +127,14 @@ class Planner:
         return {*self.algorithm.living(), *self.out, *parents, *promoted, *self.finalists, *self.top()}
 
     def top(self) -> list[int]:
-        """Returns the ids of the best few: with several objectives the front, all of it, before those next to it."""
+        """Returns the ids of the best few: with several objectives the front, all of it, before those next to it.
+
+        With one objective finalists come first: of who was evaluated once the best was lucky as well.
+        """
         done = [each for each in self.individuals.values() if each.values and each.id not in self.gone]
         ranked = [each.id for each in sorted(done, key=lambda each: (-each.value, each.id))]
         if not done or len(done[0].values or ()) == 1:
-            return ranked[: self.best]
+            return sorted(ranked, key=lambda each: each not in self.finalists)[: self.best]
         first = [each.id for each in front(done)]
         return first + [each for each in ranked if each not in first][: max(0, self.best - len(first))]
 
@@ -194,15 +198,21 @@ class Planner:
         self.out.add(individual.id)
         return Job(individual, proposal, self._seed(individual), individual.rung + longer)
 
-    def _final(self) -> Job | None:
-        """Who of the finalists was evaluated least often; they are settled when all children have come back."""
+    def _final(self, left: float) -> Job | None:
+        """Who of the finalists was evaluated least often; they are settled when all children have come back.
+
+        With one objective the race narrows: only as many of them, the best by now, stay in it as the share that is left
+        of its evaluations, so that these go to the closest rivals (Audibert et al. 2010, "Best Arm Identification").
+        """
         chosen = self.finalists or self.top()
         if not any(self.individuals[each].evaluations == 0 for each in self.out):
             self.finalists = chosen
-        left = [self.individuals[each] for each in chosen if each not in self.out and self.individuals[each].values]
-        if not left:
+        free = [self.individuals[each] for each in chosen if each not in self.out and self.individuals[each].values]
+        if not free:
             return None
-        least = min(left, key=lambda each: (each.evaluations, -each.value, each.id))
+        if len(free[0].values or ()) == 1:
+            free = sorted(free, key=lambda each: (-each.value, each.id))[: math.ceil(left * len(chosen))]
+        least = min(free, key=lambda each: (each.evaluations, -each.value, each.id))
         return self._once_more(Proposal(again=least.id, why="one of the best, evaluated again"))
 
     def _seed(self, individual: Individual) -> int:

@@ -59,6 +59,40 @@ def test_the_last_part_goes_to_the_best_in_turns():
     assert plan.next(1.0) is None
 
 
+def test_the_race_of_the_best_narrows():
+    plan = planner(again=0.5, best=4)
+    for job in [plan.next(0) for _ in range(10)]:
+        told(plan, job, float(job.individual.id))
+    chosen = []
+    for step in range(10):
+        job = plan.next(0.5 + step / 20)
+        chosen.append(job.proposal.again)
+        told(plan, job, float(job.individual.id), averaged=True)
+    assert chosen == [9, 8, 7, 9, 8, 9, 8, 9, 9, 9]  # of the best 4, 4, 4, 3, 3, 2, 2, 2, 1 and 1
+    assert plan.finalists == [9, 8, 7, 6]
+
+
+def test_finalists_come_before_the_lucky_and_who_fell_back_may_return():
+    plan = planner(again=0.5, best=3)
+    for job in [plan.next(0) for _ in range(4)]:
+        told(plan, job, 10.0 - job.individual.id)
+    for value in (2.0, 5.0, 0.0):  # means 6, 7 and 4
+        told(plan, plan.next(0.5), value, averaged=True)
+    assert plan.individuals[3].value == 7.0
+    assert plan.top() == [1, 0, 2]
+    told(plan, plan.next(0.9), 3.0, averaged=True)  # of the best alone: mean 17 / 3
+    assert plan.next(0.95).proposal.again == 0
+
+
+def test_finalists_are_chosen_anew_where_the_budget_was_raised():
+    plan = planner(best=1)
+    told(plan, plan.next(0), 1.0)
+    told(plan, plan.next(0.9), 1.0, averaged=True)
+    assert plan.finalists == [0]
+    told(plan, plan.next(0.5), 2.0)
+    assert plan.next(0.9).proposal.again == 1
+
+
 def test_nobody_waits_for_the_last_children_and_these_may_be_among_the_best():
     plan = planner(best=1)
     first, second = plan.next(0), plan.next(0)
