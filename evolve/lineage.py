@@ -66,8 +66,9 @@ class Reasons(BaseModel):
 
     Attributes:
         policy: Registered name.
-        by: What the values are, such as "gradmax per flops".
-        chosen: What was chosen; likewise `others`, what was not.
+        by: What the values are, such as "gradmax per flops"; "" where it weighed nothing.
+        chosen: What was chosen; likewise `others`, what was weighed and not chosen.
+        candidates: How many candidates (an operator at a site) there were; None in records of before this was told.
         seconds: Wall time of the choice.
     """
 
@@ -77,6 +78,7 @@ class Reasons(BaseModel):
     by: Text
     chosen: Weighed
     others: list[Weighed] = Field(default_factory=list)
+    candidates: int | None = None
     seconds: float = 0.0
 
 
@@ -165,7 +167,7 @@ class Record(BaseModel):
             promise or a limit); "failed" (an error); "rolled_back" (taken back because memory ran out).
         message: What was done, or why not.
         reason: Why the schedule asked for it.
-        choice: Why the policy chose it, where it weighed anything.
+        choice: Why the policy chose it, where a policy did.
         inputs: Shapes and dtypes of the probe batch, in the order of the flattened arguments.
         preserves: The operator's declaration for these options.
         max_abs_diff: Measured max|difference| of the outputs on the probe batch, eval and train mode together.

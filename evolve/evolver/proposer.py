@@ -129,7 +129,7 @@ class Proposer:
             if choice is None:
                 logger.info("A mutation was due (%s); the policy chose none.", note["reason"])
                 break
-            reasons = self._reasons(choice, time.perf_counter() - started)
+            reasons = self._reasons(choice, len(candidates), time.perf_counter() - started)
             seed = context.seed_of(choice.candidate, self.seed)
             repaid = self._repaid()[1]
             answers.append(
@@ -164,9 +164,7 @@ class Proposer:
         result = self.mutate(self._loop, candidate, seed, note)
         return replace(result, record=self.lineage.append(result.record))
 
-    def _reasons(self, choice: Choice, seconds: float) -> Reasons | None:
-        if not choice.by:
-            return None
+    def _reasons(self, choice: Choice, count: int, seconds: float) -> Reasons:
         candidate = choice.candidate
         chosen = Weighed(
             operator=candidate.operator,
@@ -176,7 +174,8 @@ class Proposer:
             region=choice.region,
         )
         name = self._config.policy.name
-        return Reasons(policy=name, by=choice.by, chosen=chosen, others=list(choice.others), seconds=seconds)
+        others = list(choice.others)
+        return Reasons(policy=name, by=choice.by, chosen=chosen, others=others, candidates=count, seconds=seconds)
 
     def _repaid(self) -> tuple[Limits, str]:
         """The limits with what the budget left repays, and that figure to be told where it is the one that counts."""

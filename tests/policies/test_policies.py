@@ -10,7 +10,7 @@ import torch
 from helpers.runs import stop_after
 from torch import nn
 
-from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig, mutate
+from evolve import EvolutionConfig, Evolver, OptimizerConfig, TrainingConfig, mutate, sites
 from evolve.config.options import Monitor
 from evolve.errors import EvolveError
 from evolve.lineage import Reasons, Record, Weighed
@@ -317,6 +317,7 @@ def test_a_run_says_why_and_a_resumed_one_ends_as_one_that_was_not_stopped(name,
     assert first.choice.chosen.value is not None
     assert first.choice.others
     assert first.choice.seconds > 0
+    assert first.choice.candidates >= len(first.choice.others)
 
     stop_after(run(name, tmp_path / "stopped", options=options), 14).run()
     resumed = run(name, tmp_path / "stopped", options=options).restore()
@@ -404,3 +405,20 @@ def test_a_site_lies_where_it_lay_before_blocks_came():
     assert [after.depth(Candidate("deepen", site)) for site in sites] == depths
     inside = [after.depth(Candidate("deepen", f"evolved.deepen_{number}")) for number in range(4)]
     assert inside == [depths[2]] * 3 + [depths[1]]
+
+
+def test_a_policy_that_weighs_nothing_is_named_too_with_how_many_candidates_there_were():
+    evolver = run("round_robin")
+    names = [operator.name for operator in evolver.evolution.operators]
+    count = sum(len(sites(evolver.model, name, example_inputs=torch.randn(8, 6))) for name in names)
+    evolver.run()
+    first = evolver.lineage.records[0]
+    assert (first.choice.policy, first.choice.by, first.choice.others) == ("round_robin", "", [])
+    assert first.choice.candidates == count == 6
+    assert first.choice.chosen == Weighed(operator=first.operator, site=first.site)
+
+
+def test_records_from_before_candidates_were_counted_are_read():
+    chosen = {"operator": "widen", "site": "0", "value": 0.5}
+    old = {"policy": "gradient", "by": "senn", "chosen": chosen, "others": [], "seconds": 0.1}
+    assert Reasons.model_validate(old).candidates is None
