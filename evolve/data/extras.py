@@ -24,6 +24,6 @@ def needed(module: str, library: str, extra: str, data_set: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise DataError(
-            f"The data set '{data_set}' needs {library} ({error}). Install it: pip install {library}, or evolve with "
-            f"its extra '{extra}'."
+            f"The data set '{data_set}' needs {library} ({error}). Install it: pip install {library}, or "
+            f"pip install 'evolve-torch[{extra}]'."
         ) from error

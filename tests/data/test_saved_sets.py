@@ -137,5 +137,5 @@ def test_what_does_not_fit_is_told(whole, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No column holds numbers"):
         load(tmp_path / "text")
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(DataError, match="pip install datasets, or evolve with its extra 'huggingface'"):
+    with pytest.raises(DataError, match=r"pip install datasets, or pip install 'evolve-torch\[huggingface\]'"):
         load(whole)

@@ -242,5 +242,5 @@ def test_files_that_are_damaged(tmp_path, files):
 
 def test_a_missing_library_is_named(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match="pip install pyarrow, or evolve with its extra 'tabular'"):
+    with pytest.raises(DataError, match=r"pip install pyarrow, or pip install 'evolve-torch\[tabular\]'"):
         load(files)
