@@ -1,5 +1,6 @@
-"""What the README says is true: its code runs, its YAML is valid, the files it names are there."""
+"""What the README and the page on runs say is true: code runs, YAML is valid, the files they name are there."""
 
+import html
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from evolve.operators import operators
 from evolve.population.config import load_search
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RUNS = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+OPERATORS = (ROOT / "docs/operators/README.md").read_text(encoding="utf-8")
+PICTURE = (ROOT / "docs/images/quickstart.svg").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +37,8 @@ def run(code: str) -> dict:
     return names
 
 
-def python(word: str) -> str:
-    found = [block for block in blocks(README, "python") if word in block]
+def python(word: str, page: str = README) -> str:
+    found = [block for block in blocks(page, "python") if word in block]
     assert len(found) == 1
     return found[0]
 
@@ -56,32 +60,27 @@ def test_the_evolver_example(capsys):
 def test_loading(capsys):
     settings = ["training.epochs=4", "output.dir=runs/quickstart"]
     app(["run", str(ROOT / "configs/quickstart.yaml"), *settings], standalone_mode=False)
-    names = run(python("evolve.load("))
+    names = run(python("evolve.load(", RUNS))
     base = evolve.build_model("small_resnet", num_classes=10, in_channels=1, width=16)
     assert sum(p.numel() for p in names["model"].parameters()) > sum(p.numel() for p in base.parameters())
     assert not names["model"].training
 
 
 def test_saving_by_hand():
-    names = run(python("evolve.save("))
+    names = run(python("evolve.save(", RUNS))
     assert names["records"][0].message == names["result"].record.message
     assert len(names["optimizer"].param_groups[0]["params"]) == len(list(names["model"].parameters())) > 4
 
 
-def test_the_operator_example():
-    names = run(python("@evolve.operator"))
-    assert names["ok"], names["message"]
-
-
 def test_wider_and_narrower():
     torch.manual_seed(0)
-    names = run(python('"widen"'))
+    names = run(python('"widen"', OPERATORS))
     assert names["ok"], names["message"]
     assert sum(p.numel() for p in names["model"].parameters()) == 11_689_512
 
 
 def test_no_python_block_is_left_out():
-    assert len(blocks(README, "python")) == 6
+    assert [len(blocks(page, "python")) for page in (README, RUNS, OPERATORS)] == [2, 2, 1]
 
 
 def test_every_operator_is_in_the_table():
@@ -89,27 +88,28 @@ def test_every_operator_is_in_the_table():
     assert sorted(re.findall(r"^\| \[`(\w+)`\]", README, flags=re.MULTILINE)) == sorted(built_in)
 
 
-def test_the_sample_output_is_of_the_quickstart():
+def test_the_picture_is_of_the_quickstart():
     config = evolve.load_config(ROOT / "configs/quickstart.yaml")
-    (shown,) = [block for block in blocks(README, "text") if "Held-out accuracy" in block]
-    assert len(re.findall(r"^epoch", shown, flags=re.MULTILINE)) == config.training.epochs
-    mutations = re.findall(r"^  \+ (\w+) at '([\w.]+)'", shown, flags=re.MULTILINE)
+    lines = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)", PICTURE)]
+    assert lines[0] == f"$ {blocks(README, 'sh')[0].splitlines()[0].split(' && ')[1]}"
+    assert len([line for line in lines if line.startswith("epoch")]) == config.training.epochs
+    mutations = [found.groups() for line in lines if (found := re.match(r"  \+ (\w+) at '([\w.]+)'", line))]
     offered = [(operator.name, site) for operator in config.evolution.operators for site in operator.sites]
     assert set(mutations) <= set(offered)
     assert {operator for operator, _ in mutations} == {operator.name for operator in config.evolution.operators}
-    assert f"Mutations           {len(mutations)} applied, 0 refused" in shown
+    assert f"Mutations           {len(mutations)} applied, 0 refused" in lines
 
 
 def test_the_yaml_is_valid():
-    (text,) = blocks(README, "yaml")
-    Path("readme.yaml").write_text(text, encoding="utf-8")
-    config = evolve.load_config("readme.yaml")
+    (text,) = blocks(RUNS, "yaml")
+    Path("page.yaml").write_text(text, encoding="utf-8")
+    config = evolve.load_config("page.yaml")
     assert [operator.name for operator in config.evolution.operators] == ["deepen", "widen", "residual"]
 
 
 def test_every_config_named_is_there_and_valid(monkeypatch):
     monkeypatch.chdir(ROOT)
-    named = set(re.findall(r"configs/\w+\.yaml", README))
+    named = set(re.findall(r"configs/\w+\.yaml", RUNS))
     assert named == {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
     for name in named:
         (load_search if "search" in name else evolve.load_config)(name)
@@ -117,7 +117,7 @@ def test_every_config_named_is_there_and_valid(monkeypatch):
 
 def test_every_command_named_is_there():
     known = {command.callback.__name__ for command in app.registered_commands}
-    assert set(re.findall(r"^evolve (\w+)", README, flags=re.MULTILINE)) <= known
+    assert set(re.findall(r"^evolve (\w+)", README + RUNS, flags=re.MULTILINE)) <= known
 
 
 def test_the_quick_start_is_two_lines():
