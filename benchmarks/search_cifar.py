@@ -9,7 +9,8 @@
   best by the images that decide, for whose choice nothing is counted, and `fixed, oracle` the best in hindsight.
 
 Rivals are tuned, separately for each budget: all their variants are run with the first seed, and the best by the
-images that decide with the others. Each run is a file of JSON and is not made twice.
+images that decide with the others. Each run is a file of JSON and is not made twice. CPU seconds buy less on a machine
+that is shared: `ms a step` is what ten steps of `w8d1` took before each run.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cifar import Data, add_data
-from growth import FAMILY, RATES
-from search_arms import Outcome, evolution, fixed, load_split, random_search, warm
+from cifar import Data, add_data, network
+from growth import FAMILY, RATES, SMALL
+from search_arms import Outcome, evolution, fixed, load_split, random_search, seconds_a_step, warm
 from search_asha import asha
 from timing import arguments, write_json
 
@@ -70,11 +71,11 @@ class Store:
         found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         return found
 
-    def write(self, run: Run, outcome: Outcome) -> None:
-        """Keeps what came of a run: whole, or not at all."""
+    def write(self, run: Run, outcome: Outcome, pace: float) -> None:
+        """Keeps what came of a run, and how fast the machine was: whole, or not at all."""
         path = self.folder / run.file
         part = path.with_suffix(".part")
-        part.write_text(json.dumps({**run._asdict(), **asdict(outcome)}) + "\n", encoding="utf-8")
+        part.write_text(json.dumps({**run._asdict(), **asdict(outcome), "pace": pace}) + "\n", encoding="utf-8")
         part.replace(path)
 
     def best_variant(self, arm: str, budget: float) -> str:
@@ -138,14 +139,14 @@ def table(store: Store, budgets: list[float], seeds: int) -> list[dict[str, Any]
     cases = []
     for budget in sorted(budgets):
         found = rows(store, budget, seeds)
-        print(f"\n{budget:g} CPU seconds\n\n| arm | test, % | parameters | CPU s | networks | variant | seeds |")
-        print("|---|---|---|---|---|---|---|")
+        print(f"\n{budget:g} CPU seconds\n\n| arm | test, % | parameters | CPU s | networks | ms a step | variant | seeds |")
+        print("|---|---|---|---|---|---|---|---|")
         for arm, of in found.items():
-            means = {key: statistics.fmean(each[key] for each in of) for key in ("params", "cpu", "evaluations")}
+            means = {key: statistics.fmean(each[key] for each in of) for key in ("params", "cpu", "evaluations", "pace")}
             variant = " / ".join(dict.fromkeys(each["variant"] for each in of))
             print(
                 f"| {arm} | {told([each['test'] for each in of])} | {means['params']:,.0f} | {means['cpu']:.1f} | "
-                f"{means['evaluations']:.1f} | {variant} | {len(of)} |"
+                f"{means['evaluations']:.1f} | {means['pace']:.1f} | {variant} | {len(of)} |"
             )
             cases.append({"budget": budget, "arm": arm, "runs": of})
         if found.get(EVOLUTION):
@@ -173,7 +174,8 @@ def main() -> None:
         warm(data)
     for run in () if chosen.summary else plan(store, arms, chosen.budgets, chosen.repetitions):
         if store.read(run) is None:
-            store.write(run, outcome := ARMS[run.arm][run.variant](data, run.budget, run.seed))
+            pace = 1000 * seconds_a_step(network(*FAMILY[SMALL]), data, 0)
+            store.write(run, outcome := ARMS[run.arm][run.variant](data, run.budget, run.seed), pace)
             print(f"{run.file}: {outcome}", flush=True)
     write_json(chosen.json, "search_cifar", table(store, chosen.budgets, chosen.repetitions))
 

@@ -76,8 +76,11 @@ class TrainState:
     epoch_steps: int = 1
     epoch_samples: int = 0
     ticks: int = 1
-    lap: float = field(default_factory=time.perf_counter)
+    lap: float = field(init=False)
     world: World = field(default_factory=World)
+
+    def __post_init__(self) -> None:
+        self.lap = time.perf_counter()
 
     def count_time(self) -> None:
         """Adds the wall time since it was last counted; on several devices that of rank 0."""

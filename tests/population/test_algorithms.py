@@ -10,6 +10,7 @@ VARIANTS = {
     "mu_plus_lambda": [{"crossover": 0.5, "population": 4, "children": 7}],
     "nsga2": [{"crossover": 0.5}],
     "map_elites": [{"over": "objectives"}],
+    "trunk": [{"children": 3}],
 }
 CASES = [(name, options) for name in algorithms.names() for options in ({}, *VARIANTS.get(name, []))]
 

@@ -167,3 +167,35 @@ def test_members_are_trained_in_turns_and_the_worst_replaced():
     assert algorithm.ask().parents[0] == 5
     assert [algorithm.ask().again for _ in range(2)] == [3, 5]
     assert set(algorithm.living()) == {0, 3, 4, 5}
+
+
+def test_a_trunk_is_trained_on_as_long_as_its_children_and_the_best_takes_its_place():
+    algorithm = made("trunk", Growing(), children=2)
+    tell(algorithm, 0, 1.0, code={"widen a": 1})
+    children = [algorithm.ask() for _ in range(2)]
+    assert [each.parents for each in children] == [(0,), (0,)]
+    assert children[0].edits != children[1].edits
+    assert algorithm.ask().again == 0  # last: the children have its weights from before
+    assert algorithm.ask() is None
+    tell(algorithm, 0, 3.0, code={"widen a": 1})
+    tell(algorithm, 1, 2.0, parents=(0,), code={"widen a": 1})  # better than the trunk was, not than it is
+    assert set(algorithm.living()) == {0, 1}
+    tell(algorithm, 2, parents=(0,), code={"widen b": 1})
+    assert set(algorithm.living()) == {0}
+    assert [algorithm.ask().parents for _ in range(2)] == [(0,), (0,)]
+    assert algorithm.ask().again == 0
+    tell(algorithm, 3, 4.0, parents=(0,), code={"widen a": 2})
+    tell(algorithm, 4, 5.0, parents=(0,), code={"widen a": 3})
+    tell(algorithm, 0, 4.0, code={"widen a": 1})
+    assert set(algorithm.living()) == {0, 4}
+    assert algorithm.ask().parents == (4,)
+
+
+def test_a_trunk_stays_where_a_child_is_no_better():
+    algorithm = made("trunk", Growing())
+    tell(algorithm, 0, 1.0, code={"widen a": 1})
+    assert algorithm.ask().parents == (0,)
+    assert algorithm.ask().again == 0
+    tell(algorithm, 1, 2.0, parents=(0,), code={"widen a": 1})
+    tell(algorithm, 0, 2.0, code={"widen a": 1})
+    assert algorithm.ask().parents == (0,)

@@ -10,6 +10,7 @@ from evolve.population.algorithms.population_based import PopulationBased
 from evolve.population.algorithms.random_search import RandomSearch
 from evolve.population.algorithms.regularized import Regularized
 from evolve.population.algorithms.surrogate import Surrogate
+from evolve.population.algorithms.trunk import Trunk
 
 __all__ = [
     "Algorithm",
@@ -22,5 +23,6 @@ __all__ = [
     "RandomSearch",
     "Regularized",
     "Surrogate",
+    "Trunk",
     "algorithms",
 ]
