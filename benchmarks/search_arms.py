@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from cifar import BATCH, Data, accuracy, endless, load, make_optimizer, network, one_cycle, sample_flops, step
+from cifar import Data, accuracy, endless, load, make_optimizer, network, one_cycle, step
 from growth import FAMILY, SMALL
 from inherit import fresh
 from torch import nn
@@ -39,7 +39,6 @@ OPERATORS: list[dict[str, Any]] = [
     {"name": "widen", "sites": ["*"], "options": {"factor": 2.0}},
     {"name": "widen", "options": {"factor": 2.0}},
     {"name": "residual"},
-    {"name": "deepen"},
 ]
 REGIONS, WALK, PROBE = 3, 3, 8  # the defaults of `search`
 
@@ -188,18 +187,20 @@ class EvolutionSettings:
         child: Share of the budget that a child is trained for, in seconds: what is slower has to earn it.
         start: Children's lengths that the first network gets.
         children: Of a round, beside the trunk that is trained on for as long.
-        peak: Learning rate that each child begins with; held, it falls to zero at the end.
+        peak: Highest learning rate of a child; it falls to zero at the end.
+        ramp: Share of a child's training in which it rises: at once it would break what was just drawn at random.
         last: Highest learning rate of the last training.
         warm_up: Share of the last training in which it rises; weights that are inherited need little.
     """
 
-    share: float = 0.25
-    child: float = 0.04
+    share: float = 0.1
+    child: float = 0.02
     start: float = 1.0
     children: int = 1
     peak: float = 0.05
+    ramp: float = 0.5
     last: float = PEAK
-    warm_up: float = 0.02
+    warm_up: float = 0.1
 
 
 def evolution(data: Data, budget: float, seed: int, settings: EvolutionSettings | None = None) -> Outcome:
@@ -228,11 +229,13 @@ def evolution(data: Data, budget: float, seed: int, settings: EvolutionSettings 
                 seconds=settings.child * budget, precision="bf16", channels_last=True, device="cpu", seed=seed
             ),
             optimizer=sgd(settings.peak),
-            lr_schedule=LrScheduleConfig(name="wsd", options={"decay": 0.4}),
+            lr_schedule=LrScheduleConfig(name="wsd", warmup=settings.ramp, options={"decay": 0.4}),
             output=folder,
             overwrite=True,
             callbacks=[stop],
         )
+        if clock.read() < (settings.share - settings.child) * budget:
+            raise KeyboardInterrupt  # a signal ended the search; a run that is cut short does not count
         model = evolve.load(found.folder, model)
         code = found.best[0].code or {}
     train_for(model, data, budget - clock.read(), settings.last, seed, warm_up=settings.warm_up)

@@ -32,7 +32,8 @@ from search_asha import asha
 from timing import arguments, write_json
 
 EVOLUTION = "evolution"
-BUDGETS = (40.0, 80.0, 160.0)
+BUDGETS = (10.0, 20.0, 40.0)
+MEANS = ("params", "cpu", "evaluations", "pace")
 Arm = Callable[[Data, float, int], Outcome]
 
 ARMS: dict[str, dict[str, Arm]] = {
@@ -139,10 +140,12 @@ def table(store: Store, budgets: list[float], seeds: int) -> list[dict[str, Any]
     cases = []
     for budget in sorted(budgets):
         found = rows(store, budget, seeds)
-        print(f"\n{budget:g} CPU seconds\n\n| arm | test, % | parameters | CPU s | networks | ms a step | variant | seeds |")
+        print(
+            f"\n{budget:g} CPU seconds\n\n| arm | test, % | parameters | CPU s | networks | ms a step | variant | n |"
+        )
         print("|---|---|---|---|---|---|---|---|")
         for arm, of in found.items():
-            means = {key: statistics.fmean(each[key] for each in of) for key in ("params", "cpu", "evaluations", "pace")}
+            means = {key: statistics.fmean(each[key] for each in of) for key in MEANS}
             variant = " / ".join(dict.fromkeys(each["variant"] for each in of))
             print(
                 f"| {arm} | {told([each['test'] for each in of])} | {means['params']:,.0f} | {means['cpu']:.1f} | "

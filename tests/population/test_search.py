@@ -63,6 +63,23 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not(tmp_path, searched):
     assert history(tmp_path / "search") == history(folder / "search")
 
 
+def test_a_trunk_that_was_stopped_in_a_round_grows_as_if_it_had_not(tmp_path):
+    file = search_config(tmp_path)
+    trunk = ["search.algorithm={name: trunk, options: {}}", "search.again=0"]
+    run(file, *trunk, folder=tmp_path / "whole")
+
+    def stop(event):
+        if isinstance(event, Evaluated) and event.search.evaluations == 2:  # the child is back, the trunk is not
+            event.search.stop()
+
+    parts = parts_of(load_search(file, [f"output.dir={tmp_path / 'stopped'}", *trunk]))
+    assert not begin(parts, tmp_path / "stopped", callbacks=[stop]).run()
+    search = go_on(parts, tmp_path / "stopped")
+    assert search.run()
+    assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+    assert max(each.evaluations for each in search.planner.individuals.values()) > 1
+
+
 def test_a_finished_search_goes_on_for_longer(tmp_path, searched):
     file = search_config(tmp_path)
     succeeds("search", file)
