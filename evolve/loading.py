@@ -16,7 +16,7 @@ from torch import nn
 from evolve.config import ConfigError, apply_overrides
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError, did_you_mean
 from evolve.evolver.run_config import load_config
-from evolve.evolver.saved_config import saved_model_config
+from evolve.evolver.saved_config import saved_model_config, saved_probe
 from evolve.lineage import Record
 from evolve.models import build_model, models
 from evolve.models.libraries import usual_shape
@@ -24,9 +24,11 @@ from evolve.plugins import is_import_path
 from evolve.population.folder import INDEX, MODELS, is_search
 from evolve.runtime.generators import preserved_rng
 from evolve.training.checkpoint import load_model
-from evolve.training.opening import Checkpoint, open_best, open_epoch, open_newest
+from evolve.training.opening import Checkpoint, is_checkpoint, open_best, open_checkpoint, open_epoch, open_newest
 
 logger = logging.getLogger(__name__)
+
+WHICH = ("best", "last", "base")
 
 
 def load(
@@ -52,13 +54,13 @@ def load(
         ConfigError: If the configuration cannot be used, or names code to import that is not trusted.
         UnknownNameError: If a mutation was made by an operator that is not known.
     """
-    checkpoint = _chosen(_of_search(Path(run)), which)
+    checkpoint = _chosen(of_search(Path(run)), which)
     content = checkpoint.content
     logger.info("Loaded %s: epoch %d, step %d (which=%r).", checkpoint.path, content.epoch, content.step, which)
     return _load(checkpoint, model, trust)
 
 
-def _of_search(folder: Path) -> Path:
+def of_search(folder: Path) -> Path:
     """Returns the run folder of the first of the best where a folder is that of a search."""
     index = folder / MODELS / INDEX
     if index.is_file():
@@ -97,39 +99,48 @@ class Opened:
         model: The model.
         shapes: Shapes of the arguments that it is known to take, batch first; none where nothing is known.
         records: The mutations that made it of its base model, in order.
+        what: Which one it is, of a run: "epoch 3, step 120".
+        checkpoint: Of a run, what it was read from.
+        drawn: Whether its weights were drawn just now, and are not those of a run.
     """
 
     model: nn.Module
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    what: str = "as built, not trained"
+    checkpoint: Checkpoint | None = None
+    drawn: bool = True
 
 
 def open_model(
-    target: str, options: Sequence[str] = (), device: torch.device | None = None, *, trust: bool = False
+    target: str,
+    options: Sequence[str] = (),
+    device: torch.device | None = None,
+    *,
+    trust: bool = False,
+    which: str | int = "last",
 ) -> Opened:
-    """Builds or loads the model that a name, a YAML file or a run folder stands for.
+    """Builds or loads the model that a name, a YAML file, a run or a checkpoint stands for.
 
     Args:
-        target: What `model.name` may be in a configuration, a configuration, or a run folder.
+        target: What `model.name` may be in a configuration, a configuration, a run folder, `RUN@best`, `RUN@last`,
+            `RUN@3` (the end of an epoch), `RUN@base` (before all mutations), or the folder of a checkpoint.
         options: Arguments of the model such as "num_classes=5"; they win over a configuration's.
         device: Where it is to live; the CPU if None.
         trust: Import what the configuration of a run folder names.
+        which: The checkpoint of a run where `target` names none.
 
     Raises:
         ConfigError: If the options or the configuration have faults.
         EvolveError: If there is no such model, or it cannot be built or loaded.
     """
     path = Path(target)
-    if target not in models and path.is_dir():
+    if target not in models and (saved := _saved(target, which)):
         if options:
             raise EvolveError(
                 f"'{target}' is a run folder: its config.yaml says how the model is built. Give no option."
             )
-        checkpoint = open_newest(_of_search(path))
-        probed = next((record.inputs for record in checkpoint.records if record.inputs), [])
-        applied = [record for record in checkpoint.records if record.status == "applied"]
-        model = _load(checkpoint, None, trust).to(device)
-        return Opened(model, [tuple(tensor.shape) for tensor in probed], applied)
+        return _open_saved(*saved, device, trust)
     if target not in models and (path.is_file() or path.suffix in {".yaml", ".yml"}):
         config = load_config(path, [f"model.options.{option}" for option in options])
         return Opened(_build_on(device, config.model.name, config.model.options))
@@ -146,6 +157,57 @@ def open_model(
     model = _build_on(device, target, arguments)
     image = usual_shape(target)
     return Opened(model, [] if image is None else [(2, *image)])
+
+
+def _saved(target: str, which: str | int) -> tuple[Checkpoint, str | int] | None:
+    """Reads the checkpoint that a text names, and says which one it asked for; None where it names no folder."""
+    path = Path(target)
+    if path.is_dir() and is_checkpoint(path):
+        return open_checkpoint(path), path.name
+    run, at, asked = target.rpartition("@")
+    if not path.is_dir() and at and Path(run).is_dir():
+        if not asked.isdecimal() and asked not in WHICH:
+            raise EvolveError(
+                f"'{target}': after the @ comes best, last, base (before all mutations) or the number of an epoch, "
+                f"such as {run}@best or {run}@3."
+            )
+        path, which = Path(run), int(asked) if asked.isdecimal() else asked
+    if not path.is_dir():
+        return None
+    run_folder = of_search(path)
+    return (open_newest(run_folder) if which == "base" else _chosen(run_folder, which)), which
+
+
+def _open_saved(checkpoint: Checkpoint, which: str | int, device: torch.device | None, trust: bool) -> Opened:
+    """Loads the model of a checkpoint, or builds its base model."""
+    probed = next((record.inputs for record in checkpoint.records if record.inputs), [])
+    shapes = [tuple(tensor.shape) for tensor in probed]
+    if which == "base":
+        config = saved_model_config(checkpoint, trust=trust)
+        model = _build_on(device, config.name, config.options)
+        return Opened(model, shapes, [], "before all mutations, not trained", checkpoint)
+    content = checkpoint.content
+    applied = [record for record in checkpoint.records if record.status == "applied"]
+    what = f"{which}: " if which in ("best", "last") else ""
+    what = f"{what}epoch {content.epoch}, step {content.step:,}, {len(applied)} mutations"
+    return Opened(_load(checkpoint, None, trust).to(device), shapes, applied, what, checkpoint, drawn=False)
+
+
+def probe_batch(opened: Opened, *, trust: bool = False) -> tuple[Any, str]:
+    """Returns a batch that a model takes and where it comes from: the probe batch of its run where its data is there.
+
+    Otherwise it is noise in the recorded shapes; (None, "") where nothing is known.
+    """
+    if opened.checkpoint is not None:
+        try:
+            return saved_probe(opened.checkpoint, opened.model, trust=trust), "the run's probe batch"
+        except (EvolveError, OSError) as error:
+            reason = " ".join(str(error).split())
+            logger.warning("The run's probe batch cannot be had, noise takes its place: %s", reason)
+    if not opened.shapes:
+        return None, ""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in opened.shapes], "noise"
 
 
 def _build_on(device: torch.device | None, name: str, options: Mapping[str, Any]) -> nn.Module:

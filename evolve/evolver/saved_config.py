@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import nn
 
 from evolve.config import (
     COMMAND_LINE,
@@ -21,9 +23,19 @@ from evolve.config import (
 from evolve.config.faults import key_text
 from evolve.errors import CheckpointError
 from evolve.evolver.changes import Change, changes
+from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.description import NOTE, is_description, lacking
-from evolve.evolver.run_config import ModelConfig, RunConfig, let_budget_win, plugin_faults, take_import_folder
+from evolve.evolver.run_config import (
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    let_budget_win,
+    plugin_faults,
+    take_import_folder,
+)
 from evolve.plugins import untrusted
+from evolve.tasks import TaskConfig, build_task
+from evolve.training import TrainingConfig
 from evolve.training.opening import CONFIG, Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -104,6 +116,43 @@ def saved_model_config(checkpoint: Checkpoint, *, trust: bool) -> ModelConfig:
         ConfigError: With all faults, among them an import path that would have to be trusted.
     """
     return _parsed(_BaseModelConfig, _text(checkpoint), checkpoint.run / CONFIG, trust).model
+
+
+def saved_probe(checkpoint: Checkpoint, model: nn.Module, *, trust: bool) -> Any:
+    """Returns the batch on which a run planned and verified its mutations, from the data of the run.
+
+    Args:
+        checkpoint: Of the run.
+        model: Its model: the task says which part of a batch it takes.
+        trust: Whether to import what data and task are by import path.
+
+    Raises:
+        CheckpointError: If the run was started in Python.
+        ConfigError: If the configuration has faults.
+        EvolveError: If the data cannot be read.
+    """
+    text, file = _text(checkpoint), checkpoint.run / CONFIG
+    config = _parsed(_ProbeConfig, text, file, trust)
+    raw, _, _ = parse_yaml(text, str(file))
+    seed = _number(raw, "training", "seed", TrainingConfig().seed)
+    task, _ = build_task(config.task)
+    return task.arguments(model, config.data.build(seed).train.examples(_number(raw, "evolution", "probe", _PROBE)))
+
+
+_PROBE = EvolutionConfig().probe
+
+
+def _number(raw: Mapping[str, Any], section: str, key: str, otherwise: int) -> int:
+    values = raw.get(section)
+    found = values.get(key) if isinstance(values, Mapping) else None
+    return found if isinstance(found, int) and found > 0 else otherwise
+
+
+class _ProbeConfig(Section):
+    """The parts of a run that its probe batch comes from."""
+
+    data: DataConfig
+    task: TaskConfig = TaskConfig()
 
 
 class _BaseModelConfig(Section):

@@ -46,6 +46,8 @@ from evolve.training.tensors import extra_state, load_tensors, write_model, writ
 
 logger = logging.getLogger(__name__)
 
+REPLAYED = "replayed"  # in the progress of a checkpoint whose model nothing has trained: it is there to be loaded
+
 
 def save_checkpoint(
     run: Path,
@@ -170,6 +172,11 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
         CheckpointError: If model, optimizer or another part do not fit.
     """
     saved, content = checkpoint.saved, checkpoint.content
+    if REPLAYED in content.progress:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a model that was replayed and not trained: there is no training to go on with. "
+            f"Load it, evolve.load({str(checkpoint.run)!r}), and pass it to an Evolver as its model."
+        )
     parts = {"lr_schedule": "scheduler", "loss scaling": "scaler", "training.ema": "ema"}
     for word, name in parts.items():
         if (saved[name] is None) != (getattr(state, name) is None):

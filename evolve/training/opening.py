@@ -115,6 +115,20 @@ def open_newest(run: Path, root: str = FOLDER) -> Checkpoint:
     )
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is that of a checkpoint, and not of a run."""
+    return _NAME.fullmatch(folder.name) is not None and (folder / CONTENT).is_file()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Reads one checkpoint by its folder.
+
+    Raises:
+        DamagedError: If it is not whole.
+    """
+    return _read(path)
+
+
 def open_best(run: Path) -> Checkpoint | None:
     """Reads the checkpoint of the epoch that did best; None where the run has none, or it is damaged."""
     return open_newest(run, BEST) if any(fault_of(path) is None for path in paths_of(run, BEST)) else None
