@@ -24,8 +24,8 @@ class Layer:
         settings: What the module says of itself, such as `in_features=4, out_features=2, bias=True`.
         shapes: Shapes of its own parameters, by name.
         parameters: Their elements.
-        flops: Floating-point operations of one sample, without those of modules that it calls (2 per multiply-accumulate); None
-            where they were not counted.
+        flops: Floating-point operations of one sample, without those of modules that it calls (2 per
+            multiply-accumulate); None where they were not counted.
     """
 
     name: str

@@ -10,6 +10,7 @@ from torch import nn
 import evolve
 from evolve.data import build_data
 from evolve.report.diff import Shown, diff_models
+from evolve.report.names import sizes
 from evolve.structure.analysis import analyse
 from evolve.structure.comparing import compare_layers, layers_of
 
@@ -88,7 +89,7 @@ def test_the_view_names_what_changed(runs):
     text = succeeds("diff", runs / "plain@last", runs / "wider@last")
     assert "Layers: 2 changed; 2 the same" in text
     assert "+40 (+48.2%)" in text
-    assert "weight 4×16 → 6×16" in " ".join(text.split())
+    assert f"weight {sizes((4, 16))} → {sizes((6, 16))}" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(("asked", "told"), [("wider@7", "epoch 7"), ("wider@newest", "best, last, base")])
@@ -103,7 +104,6 @@ def test_layers_that_are_added_and_removed():
     two = nn.Sequential(nn.Linear(2, 2, bias=False), nn.GELU(), nn.Dropout(0.5))
     changes = compare_layers(layers_of(one), layers_of(two))
     assert [(change.name, change.kind) for change in changes] == [("0", "changed"), ("1", "changed"), ("2", "added")]
-    assert [(c.name, c.kind) for c in compare_layers(layers_of(two), layers_of(one))][0] == ("0", "changed")
     assert [c.name for c in compare_layers(layers_of(two), layers_of(one)) if c.kind == "removed"] == ["2"]
 
 
