@@ -1,0 +1,50 @@
+"""The documentation site leaves nothing out: no page, no public name. `.ci/run` builds it, with warnings as errors."""
+
+import re
+
+import pytest
+from helpers.pages import ROOT, blocks
+
+import evolve
+import evolve.testing
+
+DOCS = ROOT / "docs"
+TOCTREE = re.compile(r"^```\{toctree\}\n(?::[^\n]*\n)*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def reached(page: str) -> set[str]:
+    """Pages that the table of contents of a page leads to, and theirs."""
+    found = {page}
+    for entries in TOCTREE.findall((DOCS / f"{page}.md").read_text(encoding="utf-8")):
+        for entry in entries.split():
+            for path in (DOCS / page).parent.glob(f"{entry}.md"):
+                found |= reached(path.relative_to(DOCS).with_suffix("").as_posix())
+    return found
+
+
+def test_every_page_is_in_the_table_of_contents():
+    pages = {path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.rglob("*.md")}
+    assert pages - reached("index") == {"search"}  # which the page `population` shows: Sphinx has one of that name
+
+
+@pytest.mark.parametrize("module", [evolve, evolve.testing], ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    reference = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "api").glob("*.md")))
+    documented = re.findall(rf"^\.\. [\w:]+:: {module.__name__}\.(\w+)$", reference, flags=re.MULTILINE)
+    assert sorted(name for name in documented if name in module.__all__) == sorted(module.__all__)
+
+
+@pytest.mark.parametrize("page", ["index", "concepts"])
+def test_the_code_of_the_page_runs(page):
+    code = blocks((DOCS / f"{page}.md").read_text(encoding="utf-8"), "python")
+    assert all("assert" in block for block in code)
+    names = {"__name__": page}
+    for block in code:
+        exec(compile(block, f"docs/{page}.md", "exec"), names)
+
+
+def test_what_the_reliability_page_names_is_there():
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(tests/[\w/.]+)`", page))
+    assert len(named) > 5
+    assert all((ROOT / path).exists() for path in named)
