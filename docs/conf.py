@@ -17,7 +17,6 @@ version = release = evolve.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["search.md"]
-suppress_warnings = ["toc.empty_glob"]
 myst_heading_anchors = 4
 default_role = "literal"  # docstrings name code in single backticks
 
