@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import redirect_stdout
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evolve.cli.arguments import RunFolder, Trust
+from evolve.cli.arguments import Trust
 from evolve.cli.told import hinted, told
+
+if TYPE_CHECKING:
+    from evolve.report.run_data import RunData
 
 commands = typer.Typer()
 
@@ -81,23 +85,86 @@ def operators(
         Console().print(operator_list())
 
 
-@commands.command(epilog="Example: evolve report runs/quickstart")
-def report(folder: RunFolder) -> None:
-    """Show a run: its curves, its mutations with their reasons, its parameters over time."""
+@commands.command(epilog="Example: evolve report runs/quickstart --html report.html")
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Folders of runs and searches, or a folder with such folders in it."),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that needs nothing but this file.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curves; needs matplotlib.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, as a vector graphic.")] = None,
+) -> None:
+    """Show runs and searches: curves, mutations with their reasons, the front, families, costs over time."""
     with told():
         from rich.console import Console
 
-        from evolve.evolver.judged import judged
-        from evolve.population.folder import is_search
+        from evolve.report.run_data import RunData
+        from evolve.report.search_report import search_report
+        from evolve.report.several import several_report
         from evolve.report.terminal import run_report
 
-        if is_search(folder):
-            from evolve.report.search_report import search_report
+        subjects = _read(folders)
+        if html is not None:
+            from evolve.report.page.page import report_page
 
-            Console().print(search_report(folder))
+            _write(html, report_page(subjects))
+        for picture, ending in ((png, ".png"), (svg, ".svg")):
+            if picture is not None:
+                _draw(subjects, picture.with_suffix(ending))
+        if (html, png, svg) != (None, None, None):
             return
-        read = judged(folder)
-        Console().print(run_report(folder, read.modes, read.monitor.metric if read.monitor else None))
+        if len(subjects) > 1:
+            Console().print(several_report(subjects))
+            return
+        only = subjects[0]
+        Console().print(run_report(only) if isinstance(only, RunData) else search_report(only))
+
+
+def _read(folders: list[Path]) -> list[RunData | Path]:
+    """Reads the runs in folders; of a search its folder stands for it."""
+    from evolve.evolver.judged import judged
+    from evolve.report.run_data import is_run, read_run
+    from evolve.report.subjects import subjects_in
+
+    subjects: list[RunData | Path] = []
+    for folder in subjects_in(folders):
+        if is_run(folder):
+            read = judged(folder)
+            subjects.append(read_run(folder, read.modes, read.monitor.metric if read.monitor else None))
+        else:
+            subjects.append(folder)
+    return subjects
+
+
+def _draw(subjects: list[RunData | Path], file: Path) -> None:
+    from evolve.errors import EvolveError
+    from evolve.report.picture import draw_curves
+    from evolve.report.run_data import RunData
+
+    runs = [one for one in subjects if isinstance(one, RunData)]
+    if not runs:
+        raise EvolveError("Curves are of runs. For a search: --html, which shows its front and its families.")
+    draw_curves(runs, file)
+    _tell_written(file)
+
+
+def _write(file: Path, text: str) -> None:
+    from evolve.errors import EvolveError
+
+    try:
+        file.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise EvolveError(f"'{file}' cannot be written: {error}.") from error
+    _tell_written(file)
+
+
+def _tell_written(file: Path) -> None:
+    from evolve.report.printable import printable
+
+    typer.echo(printable(f"Wrote {file} ({file.stat().st_size / 1000:,.0f} kB)."))
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -129,7 +129,7 @@ class Evolver:
         first, steps = self.world.first, self.state.epoch_steps
         self._display = Progress(self.training.budget, steps) if progress and first else None
         if self.output.dir and first:
-            self.events.listen(RunFiles(self.output.folder), *RunFiles.HEARS)
+            self.events.listen(RunFiles(self.output.folder, loop.example), *RunFiles.HEARS)
         if self._display:
             self.events.listen(self._display, *self._display.hears)
         self._params_from = count_parameters(model)

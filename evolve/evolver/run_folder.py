@@ -13,11 +13,13 @@ from evolve.evolver.output import OutputConfig
 from evolve.lineage import Lineage
 from evolve.training import TrainState
 from evolve.training.checkpoint import abandon_best, save_checkpoint, settle_best, thin_out_best
+from evolve.training.environment import ENVIRONMENT
 from evolve.training.folder import clear_leftovers, remove, replace_text
 from evolve.training.lock import RunLock
 from evolve.training.opening import BEST, CONFIG, FOLDER, PENDING, Checkpoint, newer, open_newest
+from evolve.training.run_files import ARCHITECTURE, METRICS
 
-_WRITTEN = ("lineage.jsonl", "metrics.jsonl", CONFIG)  # beside the checkpoints
+_WRITTEN = ("lineage.jsonl", METRICS, ENVIRONMENT, ARCHITECTURE, CONFIG)  # beside the checkpoints
 
 
 class RunFolder:

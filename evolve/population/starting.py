@@ -29,6 +29,7 @@ from evolve.population.rates import Rates
 from evolve.population.sections import NETWORKS
 from evolve.population.space import Space
 from evolve.population.worker import build_space
+from evolve.training.environment import ENVIRONMENT, note_session
 from evolve.training.folder import replace_text
 from evolve.training.lock import RunLock
 
@@ -97,7 +98,9 @@ def begin(parts: Parts, folder: Path, *, overwrite: bool = False, callbacks: Seq
         "budget": [parts.population.budget.unit, parts.population.budget.amount],
         "executor": executor.facts(),
         "torch": torch.__version__,
+        "seed": parts.seed,
     }
+    _note(parts, folder)
     return _search(parts, space, executor, Archive.create(folder / ARCHIVE, meta), callbacks)
 
 
@@ -113,7 +116,13 @@ def go_on(parts: Parts, folder: Path, callbacks: Sequence[SearchCallback] = ()) 
         archive.put("budget", [parts.population.budget.unit, parts.population.budget.amount])
         archive.put("executor", executor.facts())
         replace_text(folder / CONFIG, parts.text)  # a longer budget holds from now on
+    _note(parts, folder)
     return _search(parts, space, executor, archive, callbacks)
+
+
+def _note(parts: Parts, folder: Path) -> None:
+    """Notes with what the search is made; an accelerator by its kind alone, as it is the workers' to open."""
+    note_session(folder, [parts.breeder.subject.training.device] if parts.breeder else [])
 
 
 def _search(
@@ -172,7 +181,7 @@ def _empty(folder: Path, was_search: bool) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (ARCHIVE, f"{ARCHIVE}-wal", f"{ARCHIVE}-shm", CONFIG):
+        for name in (ARCHIVE, f"{ARCHIVE}-wal", f"{ARCHIVE}-shm", CONFIG, ENVIRONMENT):
             (folder / name).unlink(missing_ok=True)
         for name in (WEIGHTS, MODELS):
             if (folder / name).exists():

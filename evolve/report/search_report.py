@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from evolve.population.archive import Archive
-from evolve.population.individual import Individual
 from evolve.report.printable import one_line
 from evolve.report.scatter import scatter
+from evolve.report.search_history import History, paid
 from evolve.report.search_status import open_archive, read_view, seconds_of
 from evolve.report.search_view import SearchView, budget_words, counted, figure
 from evolve.training.eta import duration
@@ -34,7 +30,7 @@ def search_report(folder: Path) -> Group:
     """
     with open_archive(folder) as archive:
         view, _, steps = read_view(archive)
-        history, seconds = _History.read(archive), seconds_of(archive)
+        history, seconds = History.read(archive), seconds_of(archive)
         meta = {name: archive.get(name) for name in ("algorithm", "budget", "executor", "space")}
     spent = f"{duration(history.make_seconds)} making, {duration(history.train_seconds)} training"
     told = f"{meta['algorithm']} over {meta['space']}, {budget_words(*meta['budget'])}, {meta['executor']['executor']}"
@@ -54,36 +50,7 @@ def search_report(folder: Path) -> Group:
     return Group(*parts, *_failures(history))
 
 
-@dataclass
-class _History:
-    """All individuals as they stand, and what was measured of them."""
-
-    members: dict[int, Individual] = field(default_factory=dict)
-    metrics: dict[int, Mapping[str, float]] = field(default_factory=dict)
-    first_values: dict[int, float] = field(default_factory=dict)
-    statuses: dict[int, str] = field(default_factory=dict)
-    ended: Counter[str] = field(default_factory=Counter)
-    make_seconds: float = 0.0
-    train_seconds: float = 0.0
-
-    @classmethod
-    def read(cls, archive: Archive) -> _History:
-        """Reads it from an archive."""
-        found = cls()
-        for evaluation, individual in archive.finished():
-            found.members[individual.id] = individual
-            found.statuses.setdefault(individual.id, evaluation.status)
-            found.make_seconds += evaluation.make_seconds
-            found.train_seconds += evaluation.train_seconds
-            if evaluation.status == "done":
-                found.metrics[individual.id] = evaluation.metrics
-                found.first_values.setdefault(individual.id, individual.value)
-            elif evaluation.status in ("failed", "refused"):
-                found.ended[f"{evaluation.status}: {evaluation.ended}"] += 1
-        return found
-
-
-def _plot(view: SearchView, history: _History) -> RenderableType:
+def _plot(view: SearchView, history: History) -> RenderableType:
     """Draws the first two objectives of all, the front marked."""
     (one, _), (other, _) = view.objectives[:2]
     on_front = {each.id for each, _ in view.best}
@@ -91,7 +58,7 @@ def _plot(view: SearchView, history: _History) -> RenderableType:
     return scatter(points, x=one_line(other), y=one_line(one))
 
 
-def _families(view: SearchView, history: _History) -> RenderableType:
+def _families(view: SearchView, history: History) -> RenderableType:
     """Draws the ancestors of the best few, from the first individual on."""
     chosen = {each.id for each, _ in view.best[:_FAMILIES]}
     shown = set(chosen)
@@ -117,19 +84,9 @@ def _families(view: SearchView, history: _History) -> RenderableType:
     return tree
 
 
-def _paid(history: _History, view: SearchView) -> RenderableType:
+def _paid(history: History, view: SearchView) -> RenderableType:
     """Tells of each operator how often it made a child, and how often that was better than its parent."""
-    gains: dict[str, list[float]] = defaultdict(list)
-    statuses: dict[str, Counter[str]] = defaultdict(Counter)
-    for each, member in history.members.items():
-        if not member.parents or not member.edits:
-            continue
-        for operator in dict.fromkeys(edit.operator for edit in member.edits):
-            statuses[operator][history.statuses[each]] += 1
-            mine, parents = history.first_values.get(each), history.first_values.get(member.parents[0])
-            if mine is not None and parents is not None:
-                gains[operator].append(mine - parents)
-    metric = view.objectives[0][0]
+    metric, mode = view.objectives[0]
     table = Table(box=None, pad_edge=False, title="What each operator paid", title_justify="left", title_style="bold")
     for heading in (
         "operator",
@@ -139,25 +96,18 @@ def _paid(history: _History, view: SearchView) -> RenderableType:
         "not made or known",
     ):
         table.add_column(heading, justify="left" if heading == "operator" else "right")
-    for operator in sorted(statuses):
-        found = gains[operator]
-        better = f"{sum(gain > 0 for gain in found) / len(found):.0%}" if found else ""
-        sign = 1 if view.objectives[0][1] == "max" else -1
-        change = f"{sign * median(found):+.4g}" if found else ""
-        none = statuses[operator]["duplicate"] + statuses[operator]["refused"]
-        table.add_row(Text(one_line(operator)), str(len(found)), better, change, str(none))
+    for one in paid(history):
+        gain = one.median_gain
+        change = "" if gain is None else f"{gain if mode == 'max' else -gain:+.4g}"
+        table.add_row(Text(one_line(one.operator)), str(len(one.gains)), one.better, change, str(one.none))
     return table
 
 
-def _failures(history: _History) -> Sequence[RenderableType]:
+def _failures(history: History) -> Sequence[RenderableType]:
     if not history.ended:
         return []
-    alike: dict[str, list[str]] = defaultdict(list)
-    for why in history.ended:
-        alike[re.sub(r"\d[\d.e+-]*", "#", why)].append(why)
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", min_width=5)
-    counts = {reasons[0]: sum(history.ended[why] for why in reasons) for reasons in alike.values()}
-    for why in sorted(counts, key=lambda why: -counts[why])[:_REASONS]:
-        table.add_row(str(counts[why]), Text(one_line(why)))
+    for count, why in history.reasons()[:_REASONS]:
+        table.add_row(str(count), Text(one_line(why)))
     return [Text(), Text("What came to nothing (of those alike, the first)", style="bold"), table]

@@ -2,78 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from bisect import bisect_left
 from itertools import pairwise
-from math import isfinite
-from pathlib import Path
+from math import isfinite, log10
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evolve.errors import EvolveError
-from evolve.lineage import Lineage, Record
+from evolve.lineage import Record
+from evolve.report.curves import logarithmic
+from evolve.report.paid import standing
 from evolve.report.printable import one_line
+from evolve.report.run_data import RunData
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
-
-Metrics = dict[str, float]  # the numbers of one epoch
-
-
-# Which way is better where nobody says so.
-_MODES: Mapping[str, str] = {"train_loss": "min", "val_loss": "min", "val_accuracy": "max"}
+# Of an attempt, and of what became of it: where several share a column, the first of them is shown.
+_MARKS = {"applied": ("▲", "green"), "taken_back": ("▽", "yellow"), "refused": ("·", "dim")}
 
 
-def run_report(folder: Path, modes: Mapping[str, str] = _MODES, monitor: str | None = None) -> Group:
-    """Returns curves, mutations and parameters over time of a run.
-
-    Args:
-        folder: The run folder.
-        modes: Which way a metric is better, "min" or "max"; the best value of others is not told.
-        monitor: The metric that decisions looked at.
-
-    Raises:
-        EvolveError: If the folder holds no run.
-    """
-    if not (folder / "lineage.jsonl").is_file():
-        seeds = sorted(path.parent.name for path in folder.glob("seed-*/lineage.jsonl"))
-        hint = f"one of {', '.join(seeds)} in it, and see its summary.json" if seeds else "the one `evolve run` printed"
-        raise EvolveError(f"'{folder}' is not a run folder: it has no lineage.jsonl. Give {hint}.")
-    records = Lineage.read(folder / "lineage.jsonl")
-    metrics, unreadable = _read_metrics(folder / "metrics.jsonl")
-    parts: list[RenderableType] = [Text(one_line(str(folder)), style="bold"), Text()]
-    if unreadable:
-        parts += [Text(f"{unreadable} lines of metrics.jsonl are unreadable and left out.", style="yellow"), Text()]
-    parts += _curves(metrics, modes)
-    parts += [Text(), _mutations(records), Text(), _summary(metrics, records, modes, monitor)]
-    return Group(*parts)
+def run_report(run: RunData) -> Group:
+    """Returns curves, mutations and parameters over time of a run."""
+    parts: list[RenderableType] = [Text(one_line(str(run.folder)), style="bold"), Text()]
+    if run.unreadable:
+        parts += [Text(f"{run.unreadable} lines of metrics.jsonl are unreadable and left out.", style="yellow"), Text()]
+    return Group(*parts, *_curves(run), Text(), _mutations(run.records), Text(), _summary(run))
 
 
-def _read_metrics(path: Path) -> tuple[list[Metrics], int]:
-    """Returns the numbers of each line, and how many lines have none; half a line at the end is left out."""
-    if not path.is_file():
-        return [], 0
-    *lines, _ = path.read_bytes().split(b"\n")
-    found = [numbers for line in lines if (numbers := _numbers(line)) is not None]
-    return found, len(lines) - len(found)
-
-
-def _numbers(line: bytes) -> Metrics | None:
-    """Returns the numbers in a line of metrics; None where it is no such line."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(values, dict):
-        return None
-    numbers = {key: value for key, value in values.items() if isinstance(value, int | float)}
-    return {key: value for key, value in numbers.items() if isinstance(value, float) or abs(value) < 2**63}
-
-
-def _curves(metrics: list[Metrics], modes: Mapping[str, str]) -> list[RenderableType]:
+def _curves(run: RunData) -> list[RenderableType]:
+    metrics = run.metrics
     if not metrics:
         return [Text("No epoch has finished yet.")]
     table = Table(box=None, pad_edge=False, show_header=True)
@@ -85,11 +43,32 @@ def _curves(metrics: list[Metrics], modes: Mapping[str, str]) -> list[Renderable
     for key in ("train_loss", "val_loss", *held_out, "params"):
         values = [line[key] for line in metrics if key in line]
         if values:
-            best = (min if modes.get(key) == "min" else max)(_finite(values) or values)
-            told = _number(key, best) if key in modes else ""
-            label = "parameters" if key == "params" else one_line(key.replace("_", " "))
-            table.add_row(label, _sparkline(values), _number(key, values[0]), told, _number(key, values[-1]))
+            best = (min if run.modes.get(key) == "min" else max)(_finite(values) or values)
+            told = _number(key, best) if key in run.modes else ""
+            over = run.modes.get(key) == "min" and logarithmic(values)
+            label = "parameters" if key == "params" else one_line(key.replace("_", " ")) + (", log" if over else "")
+            curve = sparkline(values, log=over)
+            table.add_row(label, curve, _number(key, values[0]), told, _number(key, values[-1]))
+    if any(record.step is not None for record in run.records):
+        table.add_row("mutations", _marks(run))
+        legend = "  ".join(f"{sign} {kind.replace('_', ' ')}" for kind, (sign, _) in _MARKS.items())
+        table.add_row("", Text(legend, style="dim"))
     return [table]
+
+
+def _marks(run: RunData) -> Text:
+    """A sign in the column of the epoch that each attempt came after; those before the first stand in its column."""
+    ends = [line.get("step", 0) for line in run.metrics]
+    width = min(len(ends), _WIDTH)
+    columns: dict[int, str] = {}
+    for record in run.records:
+        if record.step is None:
+            continue
+        epoch = max(0, bisect_left(ends, record.step + 1) - 1)
+        column, kind = min(epoch * width // len(ends), width - 1), standing(record)
+        if column not in columns or list(_MARKS).index(kind) < list(_MARKS).index(columns[column]):
+            columns[column] = kind
+    return Text.assemble(*(_MARKS[columns[n]] if n in columns else " " for n in range(width)))
 
 
 def _number(key: str, value: float) -> str:
@@ -98,11 +77,19 @@ def _number(key: str, value: float) -> str:
     return f"{value:.2%}" if key == "val_accuracy" else f"{value:.4f}" if abs(value) < 1e5 else f"{value:.4g}"
 
 
-def _sparkline(values: list[float]) -> str:
-    """One bar a value, or a mean of neighbours where there are more values than columns; "?" for NaN and infinity."""
-    if len(values) > _WIDTH:
-        edges = [round(i * len(values) / _WIDTH) for i in range(_WIDTH + 1)]
+def sparkline(values: list[float], width: int = _WIDTH, *, log: bool = False) -> str:
+    """Returns one bar a value, or a mean of neighbours where there are more values than columns.
+
+    Args:
+        values: "?" stands for NaN and infinity.
+        width: Columns.
+        log: Whether the bars are as high as logarithms; all finite values are positive then.
+    """
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    if log:
+        values = [log10(value) if isfinite(value) else value for value in values]
     finite = _finite(values) or [0.0]
     low, span = min(finite), (max(finite) - min(finite)) or 1.0
     steps = len(_BARS) - 1
@@ -136,7 +123,8 @@ def _mutations(records: list[Record]) -> RenderableType:
     return table
 
 
-def _summary(metrics: list[Metrics], records: list[Record], modes: Mapping[str, str], monitor: str | None) -> Text:
+def _summary(run: RunData) -> Text:
+    metrics, records = run.metrics, run.records
     applied = sum(record.success for record in records)
     words = [f"{applied} mutations applied, {len(records) - applied} refused."]
     last = metrics[-1] if metrics else {}
@@ -144,8 +132,7 @@ def _summary(metrics: list[Metrics], records: list[Record], modes: Mapping[str, 
         words.append(f"Parameters {records[0].params_before:,} → {last.get('params', records[-1].params_after):,}.")
     if "val_accuracy" in last and "epoch" in last:
         words.append(f"Held-out accuracy {last['val_accuracy']:.2%} after epoch {last['epoch']}.")
-    watched = monitor or ""
-    if watched in modes and (found := [line for line in metrics if isfinite(line.get(watched, math.nan))]):
-        best = (min if modes[watched] == "min" else max)(found, key=lambda line: line[watched])
+    watched = run.monitor or ""
+    if best := run.best(watched):
         words.append(f"Best {watched} {_number(watched, best[watched])} after epoch {best.get('epoch', '?')}.")
     return Text(" ".join(words))

@@ -15,12 +15,16 @@ import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 from evolve.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=BaseModel)
 
 MANIFEST = "manifest.json"
 REPLACED = ".replaced"  # the end of the name of a folder that another is about to take the place of
@@ -110,6 +114,14 @@ def replace_text(path: Path, text: str) -> None:
     except OSError as error:
         discard(new)
         raise CheckpointError(f"'{path}' could not be written: {error}. Make room, and resume the run.") from error
+
+
+def read_file(path: Path, form: type[M]) -> M | None:
+    """Returns what a JSON file holds; None where it is missing or damaged, for what a reader can do without."""
+    try:
+        return form.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def append_text(path: Path, text: str) -> None:

@@ -1,20 +1,26 @@
-"""What a run writes to its folder as it goes: the mutation log and the metrics."""
+"""What a run writes to its folder as it goes: the mutation log, the metrics, and what is told of model and machine."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from evolve.lineage import Record
+from evolve.training.architecture import Architecture, module_lines
+from evolve.training.environment import named_devices, note_session
 from evolve.training.events import EpochEnded, Event, MutationTried, RunBegun, RunFinished, VerdictGiven
-from evolve.training.folder import append_text, replace_text
+from evolve.training.folder import append_text, read_file, replace_text
+
+METRICS, ARCHITECTURE = "metrics.jsonl", "architecture.json"
 
 
 class RunFiles:
-    """Keeps `lineage.jsonl` and `metrics.jsonl` of a run up to date.
+    """Keeps `lineage.jsonl`, `metrics.jsonl`, `environment.json` and `architecture.json` of a run up to date.
 
     Args:
         folder: Of the run.
+        inputs: The probe batch, on which the model's latency is measured.
 
     Raises:
         CheckpointError: When called, if a file cannot be written.
@@ -22,20 +28,40 @@ class RunFiles:
 
     HEARS = (RunBegun, RunFinished, EpochEnded, MutationTried, VerdictGiven)
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, inputs: Any) -> None:
+        self._folder, self._inputs = folder, inputs
+        self._architecture = Architecture()
+        self._step = 0  # when the last epoch ended
         self._written: list[Record] | None = None  # what the log on disk holds, as far as this process knows
 
     def __call__(self, event: Event) -> None:
         """Writes what an event changes."""
         if isinstance(event, RunBegun):
             self._written = None  # another process may have gone on and been killed since
+            self._begin(event)
         if isinstance(event, MutationTried):
             self._log(event.run.lineage.records)
         elif isinstance(event, self.HEARS):
             self._log(event.run.lineage.records)
             lines = "".join(json.dumps(line) + "\n" for line in event.run.history)
-            replace_text(self._folder / "metrics.jsonl", lines)
+            replace_text(self._folder / METRICS, lines)
+            if isinstance(event, EpochEnded):
+                self._step = int(event.metrics["step"])
+            self._describe(event)
+
+    def _begin(self, event: RunBegun) -> None:
+        """Notes with what the run is trained from here on, and what it begins with."""
+        self._step = event.step
+        note_session(self._folder, named_devices(event.run.model), event.step)
+        begun = Architecture(first=None if event.step else module_lines(event.run.model))
+        self._architecture = read_file(self._folder / ARCHITECTURE, Architecture) or begun
+
+    def _describe(self, event: Event) -> None:
+        """Writes what the model is, if it has changed."""
+        now = self._architecture.now(event.run.model, self._inputs, self._step)
+        if now != self._architecture:
+            self._architecture = now
+            replace_text(self._folder / ARCHITECTURE, now.model_dump_json())
 
     def _log(self, records: list[Record]) -> None:
         """Appends new records; where older ones have changed, all are written anew."""

@@ -283,7 +283,7 @@ def test_run_report_and_load(tmp_path):
     again = CliRunner().invoke(app, ["run", str(tmp_path / "config.yaml")])
     assert again.exit_code == 1
     assert "holds a run already" in again.stderr
-    wrong = CliRunner().invoke(app, ["report", str(tmp_path)])
+    wrong = CliRunner().invoke(app, ["report", str(tmp_path / "none")])
     assert wrong.exit_code == 1
     assert "is not a run folder" in wrong.stderr
     assert CliRunner().invoke(app, ["resume", str(tmp_path / "none")]).exit_code == 1

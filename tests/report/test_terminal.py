@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from evolve.cli import app
 from evolve.lineage import Lineage, Record
 from evolve.report.printable import one_line, printable
-from evolve.report.terminal import run_report
+from evolve.report.run_data import read_run
+from evolve.report.terminal import run_report, sparkline
 
 LINE = {"epoch": 1, "step": 4, "train_loss": 0.5, "val_loss": 0.6, "val_accuracy": 0.7, "params": 100}
 
@@ -28,7 +29,7 @@ def folder(tmp_path, metrics=(LINE,), records=()):
 
 def shown(path):
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system=None)
-    console.print(run_report(path))
+    console.print(run_report(read_run(path)))
     return console.file.getvalue()
 
 
@@ -121,3 +122,30 @@ def test_a_metric_whose_way_nobody_knows_has_no_best(tmp_path):
     row = next(line for line in shown(tmp_path).splitlines() if "val mystery" in line)
     assert row.split()[-2:] == ["1.0000", "2.0000"]
     assert "3.0000" not in row
+
+
+def test_what_falls_by_magnitudes_is_shown_over_its_logarithm(tmp_path):
+    assert sparkline([1000.0, 100.0, 10.0, 1.0], log=True) == "█▆▃▁"
+    assert sparkline([1000.0, 100.0, 10.0, 1.0]) == "█▂▁▁"
+    text = shown(folder(tmp_path, [{**LINE, "train_loss": v, "val_loss": w} for v, w in ((10, 3), (1, 2), (0.1, 1))]))
+    assert "train loss, log  █▅▁" in text or "train loss, log  █▄▁" in text
+    assert "val loss, log" not in text  # 3 to 1 is no magnitude
+
+
+def test_attempts_stand_below_the_epoch_that_they_came_after(tmp_path):
+    lines = [{**LINE, "epoch": epoch, "step": 10 * epoch} for epoch in range(1, 6)]
+    back = {"status": "rolled_back", "success": False}
+    refused = {"status": "rejected", "success": False}
+    tried = [record(step=10), record(step=10, **refused), record(step=25, **refused), record(step=40, **back)]
+    row = next(line for line in shown(folder(tmp_path, lines, tried)).splitlines() if line.startswith("mutations "))
+    assert row.removeprefix("mutations").strip() == "▲· ▽"
+
+
+def test_several_runs_are_a_table(tmp_path):
+    for name, loss in (("one", 0.5), ("two", 0.25)):
+        (tmp_path / name).mkdir()
+        folder(tmp_path / name, [{**LINE, "val_loss": loss, "val_accuracy": 1 - loss}], [record()])
+    ended = CliRunner().invoke(app, ["report", str(tmp_path)], env={"COLUMNS": "200"})
+    rows = [line.split() for line in ended.output.splitlines()]
+    assert [row[0].rpartition("/")[2] for row in rows[1:]] == ["one", "two"]
+    assert rows[1][1:] == ["val_accuracy", "▁", "50.00%", "1", "100", "1", "0"]
