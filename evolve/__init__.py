@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evolve.evolver.output import OutputConfig as OutputConfig
     from evolve.evolver.output import RunResult as RunResult
     from evolve.evolver.run_config import load_config as load_config
+    from evolve.export.api import export_model as export_model
     from evolve.lineage import Lineage as Lineage
     from evolve.lineage import Record as Record
     from evolve.loading import load as load
@@ -59,6 +60,7 @@ _HOME = {
     "RunResult": ("evolve.evolver.output", "RunResult"),
     "TrainingConfig": ("evolve.training", "TrainingConfig"),
     "build_model": ("evolve.models", "build_model"),
+    "export_model": ("evolve.export.api", "export_model"),
     "load": ("evolve.loading", "load"),
     "load_config": ("evolve.evolver.run_config", "load_config"),
     "Loop": ("evolve.evolver.loop", "Loop"),

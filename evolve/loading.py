@@ -15,7 +15,7 @@ from torch import nn
 
 from evolve.config import ConfigError, apply_overrides
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError, did_you_mean
-from evolve.evolver.run_config import load_config
+from evolve.evolver.run_config import ModelConfig, load_config
 from evolve.evolver.saved_config import saved_model_config, saved_probe
 from evolve.lineage import Record
 from evolve.models import build_model, models
@@ -54,10 +54,40 @@ def load(
         ConfigError: If the configuration cannot be used, or names code to import that is not trusted.
         UnknownNameError: If a mutation was made by an operator that is not known.
     """
+    return open_run(run, model, which=which, trust=trust).model
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """The evolved model of a run, and what it came from.
+
+    Attributes:
+        model: On the CPU and in eval mode.
+        epoch: Of its checkpoint.
+        records: The mutations that made it of its base model, in order.
+        base: How a configuration says that the base model is built; None where it was passed.
+    """
+
+    model: nn.Module
+    epoch: int
+    records: list[Record]
+    base: ModelConfig | None
+
+
+def open_run(
+    run: str | Path,
+    model: nn.Module | None = None,
+    *,
+    which: Literal["best", "last"] | int = "best",
+    trust: bool = False,
+) -> OpenedRun:
+    """Loads the evolved model of a run folder, as `load` does, and tells what it came from."""
     checkpoint = _chosen(of_search(Path(run)), which)
     content = checkpoint.content
     logger.info("Loaded %s: epoch %d, step %d (which=%r).", checkpoint.path, content.epoch, content.step, which)
-    return _load(checkpoint, model, trust)
+    base = saved_model_config(checkpoint, trust=trust) if model is None else None
+    applied = [record for record in checkpoint.records if record.status == "applied"]
+    return OpenedRun(_load(checkpoint, model, trust), content.epoch, applied, base)
 
 
 def of_search(folder: Path) -> Path:

@@ -48,6 +48,9 @@ ALLOWED = {
         *("budget", "config", "data", "evolver", "lineage", "models", "mutation", "operators", "plugins", "runtime"),
         *("structure", "tasks", "training"),
     },
+    "export": {
+        *("blocks", "integrations", "lineage", "loading", "models", "runtime", "structure", "surgery"),
+    },
     "report": {"config", "lineage", "mutation", "operators", "population", "runtime", "structure", "training"},
     "integrations": {
         *("config", "evolver", "lineage", "mutation", "runtime", "structure", "surgery", "training"),
@@ -60,6 +63,7 @@ ALLOWED = {
         "distributed",
         "lineage",
         "evolver",
+        "export",
         "loading",
         "plugins",
         "population",

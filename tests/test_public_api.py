@@ -32,6 +32,7 @@ NAMES = [
     "TrainingConfig",
     "analyse",
     "build_model",
+    "export_model",
     "load",
     "load_config",
     "mutate",

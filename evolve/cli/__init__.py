@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from evolve import __version__
-from evolve.cli import looking, looking_back, runs, searching
+from evolve.cli import exporting, looking, looking_back, runs, searching
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,5 +31,5 @@ def main(
     """Your PyTorch model changes its own architecture while it trains, and keeps what it has learned."""
 
 
-for commands in (runs.commands, searching.commands, looking.commands, looking_back.commands):
+for commands in (runs.commands, searching.commands, looking.commands, looking_back.commands, exporting.commands):
     app.registered_commands += commands.registered_commands

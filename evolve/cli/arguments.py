@@ -23,3 +23,14 @@ class Resume(str, Enum):
 
     never = "never"
     auto = "auto"
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """Reads "2,3,224,224"."""
+    from evolve.config import ConfigError, Fault, Place
+
+    sizes = [size.strip() for size in text.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        message = f"--shape {text} is not a shape; write sizes separated by commas, batch first: 2,3,224,224."
+        raise ConfigError([Fault((), Place("command line"), message)])
+    return tuple(map(int, sizes))

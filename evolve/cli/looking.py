@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evolve.cli.arguments import Trust
+from evolve.cli.arguments import Trust, shape_of
 from evolve.cli.told import hinted, told
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def inspect(
                 facts = inspect_model(
                     opened.model,
                     target,
-                    shapes=[_shape(text) for text in shape or []] or opened.shapes,
+                    shapes=[shape_of(text) for text in shape or []] or opened.shapes,
                     operator=operator,
                     measure=latency,
                     records=opened.records,
@@ -165,14 +165,3 @@ def _tell_written(file: Path) -> None:
     from evolve.report.printable import printable
 
     typer.echo(printable(f"Wrote {file} ({file.stat().st_size / 1000:,.0f} kB)."))
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    """Reads "2,3,224,224"."""
-    from evolve.config import ConfigError, Fault, Place
-
-    sizes = [size.strip() for size in text.split(",")]
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        message = f"--shape {text} is not a shape; write sizes separated by commas, batch first: 2,3,224,224."
-        raise ConfigError([Fault((), Place("command line"), message)])
-    return tuple(map(int, sizes))

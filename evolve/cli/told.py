@@ -43,8 +43,8 @@ class _ToStderr(logging.Handler):
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Turns what evolve raises on purpose into a message and an exit code: 2 for what was asked, 1 for the rest."""
+def told(rest: int = 1) -> Iterator[None]:
+    """Turns what evolve raises on purpose into a message and an exit code: 2 for what was asked, else `rest`."""
     handler = _ToStderr()
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -59,7 +59,7 @@ def told() -> Iterator[None]:
         raise typer.Exit(2) from None
     except EvolveError as error:
         typer.echo(printable(f"Error: {error}"), err=True)
-        raise typer.Exit(2 if isinstance(error, DataError | MisfitError) else 1) from None
+        raise typer.Exit(2 if isinstance(error, DataError | MisfitError) else rest) from None
     except OSError as error:  # a full disk, a folder that may not be written, a file that is none
         typer.echo(printable(f"Error: {error}"), err=True)
         raise typer.Exit(1) from None

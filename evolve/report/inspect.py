@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from evolve.errors import EvolveError, NotApplicable
 from evolve.lineage import Record
@@ -19,7 +18,7 @@ from evolve.runtime.device import devices_of
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.analysis import Analysis, analyse
 from evolve.structure.axes.groups import Group
-from evolve.structure.inputs import Inputs, infer_inputs
+from evolve.structure.inputs import Inputs, example_of, infer_inputs
 from evolve.structure.latency import latency
 from evolve.structure.probe import Probe, probe
 from evolve.structure.sites import STORE
@@ -56,7 +55,7 @@ def inspect_model(
     names = [operator] if operator is not None else operators.names()
     for one in names:
         operators.get(one)  # an unknown name is reported before the work starts
-    inputs = Inputs(tuple(_example(model, shape) for shape in shapes)) if shapes else infer_inputs(model)
+    inputs = Inputs(tuple(example_of(model, shape) for shape in shapes)) if shapes else infer_inputs(model)
     if inputs is None:
         raise NotApplicable(f"No input is known that a {type(model).__name__} runs on.")
     seen = _look(model, inputs)
@@ -76,16 +75,6 @@ def inspect_model(
         operators=[_operator(model, one, seen) for one in names],
         mutations=[record.model_dump(mode="json") for record in records],
     )
-
-
-def _example(model: nn.Module, shape: Shape) -> Tensor:
-    """Noise, or the numbers of tokens where the first layer with weights is an embedding."""
-    kinds = (nn.Embedding, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    first = next((module for module in model.modules() if isinstance(module, kinds)), None)
-    if isinstance(first, nn.Embedding):
-        return torch.arange(prod(shape)).remainder(first.num_embeddings).reshape(shape).to(first.weight.device)
-    like = next(iter(model.parameters()), torch.empty(0))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _look(model: nn.Module, inputs: Inputs) -> Probe:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -101,6 +102,16 @@ def _needs_arguments(model: nn.Module) -> bool:
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
+
+
+def example_of(model: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Returns an argument of a shape: noise, or tokens where the first layer with weights is an embedding."""
+    kinds = (nn.Embedding, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    first = next((module for module in model.modules() if isinstance(module, kinds)), None)
+    if isinstance(first, nn.Embedding):
+        return torch.arange(prod(shape)).remainder(first.num_embeddings).reshape(*shape).to(first.weight.device)
+    like = next(iter(model.parameters()), torch.empty(0))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def infer_inputs(model: nn.Module) -> Inputs | None:
