@@ -132,6 +132,11 @@ def test_a_thousand_mutations_fit_into_a_megabyte(tmp_path):
     assert len(text.encode()) <= MOST_BYTES
     rows = [attrs["id"] for tag, attrs in Parsed(text).tags if attrs.get("id", "").startswith("r-")]
     assert rows[-1] == "r-0-999"
+    marks = next(
+        attrs["d"] for tag, attrs in Parsed(text).tags if (tag, attrs.get("class")) == ("path", "mark applied")
+    )
+    assert "V880" in marks  # below the curves, as there are many
+    assert "V0" not in marks
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "text", -1, 0, 10**400])
@@ -154,6 +159,8 @@ def test_a_search_has_its_front_and_families(tmp_path):
     succeeds("report", tmp_path / "search", "--html", tmp_path / "page.html")
     page = Parsed((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "Front of val_accuracy and params" in page.text
+    assert re.search(r"versions.*torch 2\.", page.text, re.S)
+    assert re.search(r"seed\s*0", page.text)
     front, family = page.data[0]["pictures"]
     assert {point[2] for point in front} == {point[2] for point in family}
     assert any(point[5] == [0] for point in family)  # children of the first

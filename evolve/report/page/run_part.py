@@ -18,8 +18,11 @@ from evolve.report.search_view import figure
 from evolve.training.eta import duration
 
 _MOST_BLOCKS = 400  # more cannot be told apart
-# How high the mark of an attempt stands, by what became of it: refusals are many, and low.
+# Where the mark of an attempt ends, by what became of it: refusals are many, and low. Many marks leave the curves free.
 _TOPS = {"applied": 0, "taken_back": 500, "refused": 940}
+_LOW_TOPS = {"applied": 880, "taken_back": 920, "refused": 960}
+_MANY = 100
+_LONG = 300  # rows that a browser lays out when they are looked at
 
 
 def run_part(run: RunData, detail: Detail) -> dict[str, Any]:
@@ -32,9 +35,10 @@ def run_part(run: RunData, detail: Detail) -> dict[str, Any]:
     shown = run.records[-detail.rows :]
     ends = [line["step"] for line in run.metrics if "step" in line] + [r.step for r in run.records if r.step]
     across = Scale.over([0.0, *ends], margin=0.0) if ends else Scale(0.0, 1.0)
+    tops = _LOW_TOPS if sum(standing(record) != "refused" for record in run.records) > _MANY else _TOPS
     marks = {
         kind: uprights((r.step or 0 for r in run.records if standing(r) == kind), across, top)
-        for kind, top in _TOPS.items()
+        for kind, top in tops.items()
     }
     charts = [chart(panel, across, _epochs(run, across), marks) for panel in panels(run)]
     changes = metric_changes(run)
@@ -48,6 +52,7 @@ def run_part(run: RunData, detail: Detail) -> dict[str, Any]:
         "charts": charts,
         "counted": "epoch" if steps else "step",
         "rows": [_row(record, changes, run, detail) for record in shown],
+        "long": max(len(shown), len(run.architecture.last)) > _LONG,
         "left_out": len(run.records) - len(shown),
         "metric": run.watched,
         "paid": [_paid(one, run.watched) for one in what_paid(run)],
