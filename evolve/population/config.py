@@ -64,6 +64,7 @@ class PopulationConfig(Section):
         rates: Whether operators are drawn equally often, or the more often the more they have paid.
         again: Share of the budget, at its end, in which the best few are trained on and evaluated again.
         best: How many they are at first; with several objectives all of the front are.
+        finish: Budgets of a child that one of them is trained for each time.
         executor: Where children are made and trained.
         timeout: Seconds that a child may take; null for no limit.
         attempts: Times that a child is begun whose worker is lost.
@@ -84,6 +85,7 @@ class PopulationConfig(Section):
     rates: Literal["equal", "adaptive"] = "equal"
     again: Annotated[float, Field(ge=0, lt=1)] = 0.15
     best: Annotated[int, Field(ge=1)] = 8
+    finish: Annotated[float, Field(gt=0)] = 1.0
     executor: ExecutorConfig = ExecutorConfig()
     timeout: Annotated[float, Field(gt=0)] | None = None
     attempts: Annotated[int, Field(ge=1)] = 3

@@ -63,6 +63,7 @@ class Proposal:
         code: What the child will be, where the space knows that beforehand.
         again: The id of an individual to be trained on, instead of a child.
         known: Evaluate it even if its structure was evaluated before.
+        last: Whether it is one of the best, at the end of the search.
         why: What decided, for the archive.
     """
 
@@ -71,6 +72,7 @@ class Proposal:
     code: Any = None
     again: int | None = None
     known: bool = False
+    last: bool = False
     why: str = ""
 
 

@@ -64,4 +64,4 @@ def _length(job: Job, first: bool, planner: Planner, config: PopulationConfig) -
         return config.start
     if planner.halving and job.rung > job.individual.rung:
         return planner.halving.times(job.rung)
-    return 1.0
+    return config.finish if job.proposal.last else 1.0

@@ -213,7 +213,7 @@ class Planner:
         if len(free[0].values or ()) == 1:
             free = sorted(free, key=lambda each: (-each.value, each.id))[: math.ceil(left * len(chosen))]
         least = min(free, key=lambda each: (each.evaluations, -each.value, each.id))
-        return self._once_more(Proposal(again=least.id, why="one of the best, evaluated again"))
+        return self._once_more(Proposal(again=least.id, last=True, why="one of the best, evaluated again"))
 
     def _seed(self, individual: Individual) -> int:
         return (self.seed * 1_000_003 + individual.id * 1_009 + individual.evaluations) % 2**31

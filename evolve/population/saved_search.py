@@ -12,7 +12,7 @@ from evolve.plugins import untrusted
 from evolve.population.config import SearchConfig, part_faults, take_overrides
 from evolve.population.folder import CONFIG
 
-_MAY_CHANGE = ("again", "attempts", "best", "budget", "executor", "timeout")
+_MAY_CHANGE = ("again", "attempts", "best", "budget", "executor", "finish", "timeout")
 
 
 def saved_search(folder: Path, overrides: Sequence[str] = (), *, trust: bool = False) -> SearchConfig:

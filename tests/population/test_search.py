@@ -236,3 +236,13 @@ def test_a_first_model_that_fails_ends_the_search(tmp_path):
     again = invoke("resume", tmp_path / "search")
     assert again.exit_code == 1
     assert "The first model could not be trained" in again.output
+
+
+def test_the_last_training_is_longer(tmp_path):
+    folder = tmp_path / "search"
+    run(search_config(tmp_path), "search.finish=3", "search.again=0.4", folder=folder)
+    with Archive.read(folder / ARCHIVE) as archive:
+        done = [each for each, _ in archive.finished() if each.status == "done" and each.individual]
+    steps = {kind: {each.steps for each in done if each.kind == kind} for kind in ("new", "again")}
+    (once,) = steps["new"]
+    assert steps["again"] == {3 * once}
