@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import evolve
 from evolve.export.base import Base, base_by_name
 from evolve.export.graphs import write_onnx
+from evolve.export.huggingface import write_huggingface
 from evolve.export.python import write_python
 from evolve.mutation.api import MutationResult
 from evolve.operators import operators
@@ -303,7 +304,12 @@ def main() -> None:
         awaken(model)
         told = ", ".join(f"{result.record.operator} {result.record.site}" for result in made)
         print(f"{name}: {told}", file=sys.stderr, flush=True)
-        sweep.add(name, model, base_by_name(builder, options), example, script)
+        base = base_by_name(builder, options)
+        sweep.add(name, model, base, example, script)
+        if builder.startswith("huggingface") and base is not None:
+            records, inputs = [result.record for result in made], as_inputs(model, example)
+            delta = write_huggingface(model, folder / name, records, base.model.config, inputs)
+            print(f"{name:28} max|Δ| {delta:.1e} by from_pretrained", flush=True)
     if arguments.only in "zoo":
         subjects = zoo_subjects(folder)
         names = sorted(subjects)
