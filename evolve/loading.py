@@ -218,8 +218,8 @@ def _open_saved(checkpoint: Checkpoint, which: str | int, device: torch.device |
         return Opened(model, shapes, [], "before all mutations, not trained", checkpoint)
     content = checkpoint.content
     applied = [record for record in checkpoint.records if record.status == "applied"]
-    what = f"{which}: " if which in ("best", "last") else ""
-    what = f"{what}epoch {content.epoch}, step {content.step:,}, {len(applied)} mutations"
+    named, count = f"{which}: " if which in ("best", "last") else "", len(applied)
+    what = f"{named}epoch {content.epoch}, step {content.step:,}, {count} mutation{'' if count == 1 else 's'}"
     return Opened(_load(checkpoint, None, trust).to(device), shapes, applied, what, checkpoint, drawn=False)
 
 

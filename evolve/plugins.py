@@ -104,10 +104,15 @@ def import_module(name: str, kind: str) -> ModuleType:
     except EvolveError:
         raise
     except Exception as error:  # a user's module may raise anything; whatever it is, it is reported
+        near = did_you_mean(name, (path.stem for path in Path.cwd().glob("*.py")) if _absent(error, name) else ())
         raise UnknownNameError(
-            f"Unknown {kind}: cannot import '{name}' ({type(error).__name__}: {error}). Looked in {Path.cwd()}, the "
-            "folder of the configuration and the installed packages."
+            f"Unknown {kind}: cannot import '{name}' ({type(error).__name__}: {error}).{near} Looked in {Path.cwd()}, "
+            "the folder of the configuration and the installed packages."
         ) from error
+
+
+def _absent(error: Exception, name: str) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name == name
 
 
 def load_plugins(paths: Iterable[str]) -> None:

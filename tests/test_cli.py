@@ -109,7 +109,7 @@ def test_a_file_that_may_not_be_read(folder):
 
 @pytest.mark.parametrize(("typed", "meant"), [("rn", "run"), ("inspct", "inspect"), ("operator", "operators")])
 def test_a_typo_of_a_command_is_suggested(typed, meant):
-    assert f"Did you mean '{meant}'" in told(typed)
+    assert f"Did you mean 'evolve {meant}'" in told(typed)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from evolve import __version__
-from evolve.cli import exporting, looking, looking_back, runs, searching
+from evolve.cli import examining, exporting, looking, looking_back, making, runs, searching
+from evolve.cli.group import Commands
 
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    epilog="To complete words in your shell: evolve --install-completion. Example: evolve run configs/quickstart.yaml",
     pretty_exceptions_enable=False,
 )
 
@@ -31,5 +33,5 @@ def main(
     """Your PyTorch model changes its own architecture while it trains, and keeps what it has learned."""
 
 
-for commands in (runs.commands, searching.commands, looking.commands, looking_back.commands, exporting.commands):
-    app.registered_commands += commands.registered_commands
+for part in (making, runs, searching, looking, looking_back, exporting, examining):
+    app.registered_commands += part.commands.registered_commands

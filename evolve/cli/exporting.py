@@ -10,7 +10,7 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from evolve.cli.arguments import Trust, shape_of
+from evolve.cli.arguments import RunFolder, Trust, shape_of
 from evolve.cli.told import hinted, told
 
 commands = typer.Typer()
@@ -29,7 +29,7 @@ class Format(str, Enum):
 
 @commands.command(epilog="Example: evolve export runs/quickstart --to python --output exported")
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or that of a search.")],
+    folder: RunFolder,
     to: Annotated[Format, typer.Option(help="What to write; docs/export.md tells of each.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder that does not exist yet.")],
     which: Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evolve.cli.arguments import Trust, shape_of
+from evolve.cli.arguments import Trust, check_runs, shape_of
 from evolve.cli.told import hinted, told
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model's name (gpt, torchvision:resnet50, timm:..., package.module:Class), a YAML configuration, or "
-            "a run folder.",
+            help="A model's name (gpt, torchvision:resnet50, timm:..., package.module:Class), a YAML configuration, "
+            "a run folder, RUN@best, or RUN@3 (the end of an epoch).",
         ),
     ],
     option: Annotated[
@@ -89,7 +89,11 @@ def operators(
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Folders of runs and searches, or a folder with such folders in it."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs and searches, or a folder with such folders in it.",
+            callback=check_runs,
+        ),
     ],
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page that needs nothing but this file.")

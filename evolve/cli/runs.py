@@ -6,12 +6,11 @@ import json
 import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evolve.cli.arguments import Overrides, Resume, RunFolder, Trust
+from evolve.cli.arguments import File, Overrides, Resume, RunFolder, Trust
 from evolve.cli.told import told
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ commands = typer.Typer()
 
 @commands.command(epilog="Example: evolve run configs/quickstart.yaml training.epochs=3")
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
+    file: File,
     overrides: Overrides = None,
     resume: Annotated[
         Resume, typer.Option(help="auto: go on with the run in output.dir where there is one; never: refuse it.")
@@ -67,7 +66,7 @@ def resume(folder: RunFolder, overrides: Overrides = None, trust: Trust = False)
 
 @commands.command(epilog="Example: evolve validate configs/quickstart.yaml")
 def validate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML configuration.")],
+    file: File,
     overrides: Overrides = None,
 ) -> None:
     """Check a YAML file without running it."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from evolve.cli.arguments import Overrides, Resume
+from evolve.cli.arguments import Overrides, Resume, WrongLine, check_file
+from evolve.cli.suggestions import missing
 from evolve.cli.told import told
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ commands = typer.Typer()
 @commands.command(epilog="Example: evolve search configs/search_quickstart.yaml search.budget.evaluations=40")
 def search(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="A YAML configuration with a section `search`.")
+        Path | None,
+        typer.Argument(metavar="FILE", help="A YAML configuration with a section `search`.", callback=check_file),
     ] = None,
     overrides: Overrides = None,
     resume: Annotated[
@@ -36,7 +38,7 @@ def search(
             show_status(status)
             return
         if file is None:
-            raise typer.BadParameter("a YAML configuration is needed, or --status RUN.", param_hint="FILE")
+            raise WrongLine(missing("FILE", "search", overrides or [], "Or --status RUN shows how one stands."))
         from evolve.population.config import load_search
         from evolve.population.folder import is_search
         from evolve.population.saved_search import check_changes, saved_search

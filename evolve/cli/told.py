@@ -49,7 +49,7 @@ def told(rest: int = 1) -> Iterator[None]:
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     from evolve.config import ConfigError
-    from evolve.errors import DataError, MisfitError
+    from evolve.errors import DataError, MisfitError, UnknownNameError
     from evolve.report.printable import printable
 
     try:
@@ -59,7 +59,7 @@ def told(rest: int = 1) -> Iterator[None]:
         raise typer.Exit(2) from None
     except EvolveError as error:
         typer.echo(printable(f"Error: {error}"), err=True)
-        raise typer.Exit(2 if isinstance(error, DataError | MisfitError) else rest) from None
+        raise typer.Exit(2 if isinstance(error, DataError | MisfitError | UnknownNameError) else rest) from None
     except OSError as error:  # a full disk, a folder that may not be written, a file that is none
         typer.echo(printable(f"Error: {error}"), err=True)
         raise typer.Exit(1) from None

@@ -54,7 +54,7 @@ def _chosen(record: Record) -> str:
     if choice is None:
         return "not recorded"
     if not choice.by:
-        return one_line(f"{choice.policy}, which weighs nothing")
+        return one_line(f"{choice.policy}, which weighed nothing")
     return one_line(f"{choice.policy}, by {choice.by}: {_weighed(choice.chosen)}")
 
 
@@ -115,7 +115,7 @@ def _realised(why: Explanation) -> str:
         others = f", with {', '.join(map(str, why.between))} applied in between" if why.between else ""
         told.append(f"{why.metric} {_at(why.before)} → {_at(why.after)}{others}")
     elif record.success and verdict is None:
-        told.append("not recorded: no epoch has ended since")
+        told.append("not recorded" if record.step is None else "not recorded: no epoch has ended since")
     return one_line("\n".join(told).replace("\n", "; "))
 
 

@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from evolve.cli import app
+from evolve.config import ConfigError
+from evolve.evolver.run_config import load_config
 from evolve.population.config import SearchConfig
 
 GOOD = """\
@@ -297,7 +299,9 @@ def test_a_run_and_a_search_are_not_mistaken_for_each_other(tmp_path):
     file.write_text(GOOD)
     result = CliRunner().invoke(app, ["run", str(file)])
     assert result.exit_code == 2
-    assert "config.yaml:12: search: this file describes a search: use `evolve search`" in result.stderr
+    assert f"config.yaml' describes a search. Did you mean 'evolve search {file}'?" in result.stderr
+    with pytest.raises(ConfigError, match=r"config\.yaml:12: search: this file describes a search"):
+        load_config(file)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ EVOLUTION = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Three mutations, after epochs 1, 2 and 3; the checkpoint of each epoch is kept."""
+    """Three mutations, after epochs 1, 2 and 3 of 5; the checkpoint of each epoch is kept."""
     folder = tmp_path_factory.mktemp("run")
     output = {"dir": str(folder / "run"), "keep": 9}
-    training = {"epochs": 4, "device": "cpu"}
+    training = {"epochs": 5, "device": "cpu"}
     succeeds("run", write_config(folder, evolution=EVOLUTION, training=training, output=output))
     records = Lineage.read(folder / "run/lineage.jsonl")
     assert [(one.index, one.status) for one in records] == [(0, "applied"), (1, "applied"), (2, "applied")]
@@ -55,6 +55,12 @@ def test_the_weights_are_those_right_before_the_next_mutation(run, tmp_path):
     assert same(evolve.load(tmp_path / "out", which="last"), evolve.load(run, which=2))
     assert len(metrics(tmp_path / "out")) == 2
     assert len(Lineage.read(tmp_path / "out/lineage.jsonl")) == 1
+
+
+def test_the_newest_of_several_checkpoints_counts(run, tmp_path):
+    succeeds("replay", run, "--until", 2, "--output", tmp_path / "out")
+    assert same(evolve.load(tmp_path / "out", which="last"), evolve.load(run, which=5))
+    assert not same(evolve.load(run, which=4), evolve.load(run, which=5))
 
 
 def test_what_is_written_with_trained_weights_goes_on_as_the_run_did(run, tmp_path):
