@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +28,18 @@ def several_report(subjects: Sequence[RunData | Path]) -> Group:
     """
     runs = [one for one in subjects if isinstance(one, RunData)]
     searches = [one for one in subjects if not isinstance(one, RunData)]
-    parts: list[RenderableType] = [_runs(runs)] if runs else []
-    return Group(*parts, *([_searches(searches)] if searches else []))
+    folders = [one.folder if isinstance(one, RunData) else one for one in subjects]
+    above = Path(os.path.commonpath([folder.absolute().parent for folder in folders]))
+    parts: list[RenderableType] = [_runs(runs, above)] if runs else []
+    return Group(*parts, *([_searches(searches, above)] if searches else []))
 
 
-def _runs(runs: Sequence[RunData]) -> Table:
+def _name(folder: Path, above: Path) -> Text:
+    """What tells a folder from the others: its path in the folder that all of them lie in."""
+    return Text(one_line(str(folder.absolute().relative_to(above))), style="bold")
+
+
+def _runs(runs: Sequence[RunData], above: Path) -> Table:
     table = _table("run", "metric", "curve", "best", "epochs", "params", "applied", "refused")
     for run in runs:
         metric = run.watched
@@ -39,7 +47,7 @@ def _runs(runs: Sequence[RunData]) -> Table:
         best, last = run.best(metric) if metric else None, run.metrics[-1] if run.metrics else {}
         applied = sum(record.success for record in run.records)
         table.add_row(
-            Text(one_line(str(run.folder)), style="bold"),
+            _name(run.folder, above),
             Text(one_line(metric or "")),
             sparkline(values, _WIDTH, log=run.modes.get(metric or "") == "min" and logarithmic(values))
             if values
@@ -53,7 +61,7 @@ def _runs(runs: Sequence[RunData]) -> Table:
     return table
 
 
-def _searches(folders: Sequence[Path]) -> Table:
+def _searches(folders: Sequence[Path], above: Path) -> Table:
     table = _table("search", "best", "evaluated")
     for folder in folders:
         with open_archive(folder) as archive:
@@ -63,7 +71,7 @@ def _searches(folders: Sequence[Path]) -> Table:
             who, metrics = view.best[0]
             found = ", ".join(f"{name} {figure(name, metrics[name])}" for name in view.columns() if name in metrics)
             told = f"individual {who.id}: {found}"
-        table.add_row(Text(one_line(str(folder)), style="bold"), Text(one_line(told)), ", ".join(view.done()))
+        table.add_row(_name(folder, above), Text(one_line(told)), ", ".join(view.done()))
     return table
 
 

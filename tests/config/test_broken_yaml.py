@@ -175,7 +175,7 @@ def test_missing_file_and_folder(tmp_path, monkeypatch):
     Path("quickstart.yaml").write_text(GOOD)
     result = CliRunner().invoke(app, ["run", "quikstart.yaml"])
     assert result.exit_code == 2
-    assert "quikstart.yaml: there is no such file. In that folder: quickstart.yaml." in result.stderr
+    assert "There is no file 'quikstart.yaml'. Did you mean 'evolve run quickstart.yaml'?" in result.stderr
     result = CliRunner().invoke(app, ["run", str(tmp_path)])
     assert result.exit_code == 2
     assert "is a folder" in result.stderr

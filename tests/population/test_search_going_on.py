@@ -82,7 +82,7 @@ def test_another_process_at_it_is_left_alone(tmp_path):
             assert refused.exit_code == 1
             assert "is in use by another run" in refused.output
     assert history(tmp_path / "search") == done
-    assert load_yaml(tmp_path / "search" / SAVED)[0]["search"]["best"] == 5
+    assert load_yaml(tmp_path / "search" / SAVED)[0]["search"]["best"] == 8
 
 
 def test_a_longer_budget_holds_and_what_was_trained_on_stays(tmp_path):
