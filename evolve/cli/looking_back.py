@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from evolve.cli.arguments import RunFolder, Trust
 from evolve.cli.told import told
@@ -60,7 +62,17 @@ def diff(
             Console().print(diff_view(found, None if every else _LAYERS))
 
 
-@commands.command(epilog="Example: evolve explain runs/quickstart 2")
+class _Numbered(TyperCommand):
+    """Takes negative numbers for arguments: no option is called so."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the words of a command line."""
+        numbers = [word for word in args if re.fullmatch(r"-\d+", word)]
+        rest = [word for word in args if word not in numbers]
+        return super().parse_args(ctx, [*rest, "--", *numbers] if numbers and "--" not in args else args)
+
+
+@commands.command(cls=_Numbered, epilog="Example: evolve explain runs/quickstart 2")
 def explain(
     folder: RunFolder,
     number: Annotated[

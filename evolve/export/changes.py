@@ -11,7 +11,7 @@ from evolve.blocks.pass_through import PassThrough
 from evolve.errors import MisfitError
 from evolve.export.layers import base_class, differing, kind
 from evolve.export.parts import Writer, links_of, takes_one
-from evolve.export.source import Call, Origins, access, below, call, is_name, literal, quoted
+from evolve.export.source import Call, Origins, access, access_own, attribute, below, call, literal, quoted
 from evolve.structure.configs import config_integers, fields_of
 from evolve.surgery.attach import BlockStore
 
@@ -61,15 +61,17 @@ class Changes:
         self._children(path, base, evolved)
         here = access(self._root, path)
         for name, value in own.items():
-            self.statements.append(f"{_attribute(here, name)} = {literal(value)}")
+            self.statements.append(f"{attribute(here, name)} = {literal(value)}")
         for name, table, tensor in tensors:
-            self.statements.append(_tensor(here, name, table, tensor))
+            self.statements.append(_tensor(access_own(self._root, path, name), table, tensor))
         self._blocks(path, evolved)
 
     def _replaced(self, path: str, base: nn.Module, evolved: nn.Module) -> Call | None:
         if type(evolved) is PassThrough and not takes_one(base, strictly=True):
             return call("Passed", origins={"": evolved}, needs=["Passed"])
-        if kind(base) is kind(evolved) and base_class(evolved) in (nn.Sequential, nn.ModuleList, nn.ModuleDict):
+        cls = base_class(evolved)
+        whole = cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict) or cls.__module__.startswith("evolve.models.")
+        if kind(base) is kind(evolved) and whole:
             return None
         try:
             return self._writer.bare(evolved, path)
@@ -94,7 +96,7 @@ class Changes:
         for name in before:
             if after.get(name) is None and before[name] is not None:
                 here = access(self._root, path)
-                self.statements.append(f"{_attribute(here, name)} = None")
+                self.statements.append(f"{attribute(here, name)} = None")
 
     def _again(self, path: str, child: nn.Module) -> None:
         first = self._seen[id(child)]
@@ -181,22 +183,16 @@ def _other_tensors(base: nn.Module, evolved: nn.Module) -> Iterator[tuple[str, s
                 yield name, table, tensor
 
 
-def _tensor(here: str, name: str, table: str, tensor: Tensor) -> str:
+def _tensor(target: str, table: str, tensor: Tensor) -> str:
     dtype = "" if tensor.dtype.is_floating_point and str(tensor.dtype) == "torch.float32" else f", dtype={tensor.dtype}"
     sizes = ", ".join(map(str, tensor.shape)) or "()"
     zeros = f"torch.zeros({sizes}{dtype})"
     value = f"nn.Parameter({zeros})" if table == "_parameters" else zeros
-    return f"{_attribute(here, name)} = {value}"
+    return f"{target} = {value}"
 
 
 def _field(here: str, holder: Any, name: str) -> str:
-    return f"{here}[{quoted(name)}]" if isinstance(holder, dict) else _attribute(here, name)
-
-
-def _attribute(here: str, name: str) -> str:
-    if not is_name(name):
-        raise MisfitError(f"An attribute is called {name!r}, which cannot be written into source.")
-    return f"{here}.{name}"
+    return f"{here}[{quoted(name)}]" if isinstance(holder, dict) else attribute(here, name)
 
 
 def _inside(name: str, path: str) -> bool:

@@ -17,9 +17,9 @@ from evolve.errors import MisfitError, described
 from evolve.export.base import Base
 from evolve.export.changes import Changes
 from evolve.export.comparing import largest_difference
-from evolve.export.module_file import BUFFERS, WEIGHTS, ModuleFile
+from evolve.export.module_file import BUFFERS, WEIGHTS, ModuleFile, module_name
 from evolve.export.parts import Around, Writer
-from evolve.export.source import Origins, access, quoted
+from evolve.export.source import Origins, access, access_own, quoted
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.inputs import Inputs
 from evolve.structure.isolation import undisturbed
@@ -76,7 +76,7 @@ def _write(evolved: nn.Module, folder: Path, base: Base | None, inputs: Inputs |
     buffers = _carry(twin, origins)
     if buffers:
         file.buffers = [
-            f"{access(twin, key.rpartition('.')[0])}.{key.rpartition('.')[2]} = buffers[{quoted(key)}]"
+            f"{access_own(twin, key.rpartition('.')[0], key.rpartition('.')[2])} = buffers[{quoted(key)}]"
             for key in buffers
         ]
         save_file(buffers, folder / BUFFERS)
@@ -89,7 +89,7 @@ def _write(evolved: nn.Module, folder: Path, base: Base | None, inputs: Inputs |
 
 def _file(evolved: nn.Module, base: Base | None, around: Around) -> tuple[ModuleFile, Origins]:
     writer = Writer(around)
-    title = f"{type(evolved).__name__} as it was evolved, in plain PyTorch."
+    title = f"{module_name(type(evolved))} as it was evolved, in plain PyTorch."
     if base is None:
         whole = writer.part(evolved, "")
         return ModuleFile(title, whole, classes=writer.classes, needs=set(whole.needs)), whole.origins
@@ -198,7 +198,7 @@ def _ties(twin: nn.Module, evolved: nn.Module, origins: Origins) -> list[str]:
         one = twin.get_submodule(first)._parameters.get(key)
         for name, own in others:
             if twin.get_submodule(name)._parameters.get(own) is not one:
-                statements.append(f"{access(twin, name)}.{own} = {access(twin, first)}.{key}")
+                statements.append(f"{access_own(twin, name, own)} = {access_own(twin, first, key)}")
     return statements
 
 
@@ -220,17 +220,19 @@ def _frozen(evolved: nn.Module, origins: Origins, twin: nn.Module) -> list[str]:
             different -= inside
         for key in module._parameters:
             if f"{prefix}{key}" in different:
-                statements.append(f"{access(twin, name)}.{key}.requires_grad_({wanted[prefix + key]})")
+                statements.append(f"{access_own(twin, name, key)}.requires_grad_({wanted[prefix + key]})")
                 different.discard(f"{prefix}{key}")
     return statements
 
 
 def _checked(evolved: nn.Module, twin: nn.Module, inputs: Inputs) -> float:
     """Compares in eval mode, and sees whether the source runs in train mode where the model does."""
+    trains = _trains(evolved, inputs)
     try:
         difference, scale = largest_difference(evolved, twin, inputs)
-        with torch.no_grad(), undisturbed(twin):
-            inputs.run(twin.train())
+        if trains:
+            with torch.no_grad(), undisturbed(twin):
+                inputs.run(twin.train())
     except Exception as error:  # somebody else's forward reads what is not there
         raise MisfitError(
             f"The source that was written does not run ({described(error)}). Nothing was kept."
@@ -241,6 +243,16 @@ def _checked(evolved: nn.Module, twin: nn.Module, inputs: Inputs) -> float:
             f"of the largest output, {scale:.3g}. Nothing was kept."
         )
     return difference
+
+
+def _trains(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model runs on these inputs in train mode: some need targets then, BatchNorm more than one sample."""
+    try:
+        with torch.no_grad(), undisturbed(model):
+            inputs.run(model.train())
+    except Exception:  # whatever a user's forward raises
+        return False
+    return True
 
 
 def _readme(file: ModuleFile) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from evolve.errors import MisfitError
+
 WIDTH = 100  # columns
 
 # Where the parameters and buffers of the evolved model lie in the written one: its dotted names there.
@@ -128,3 +130,28 @@ def access(model: nn.Module, path: str) -> str:
             text += f".get_submodule({quoted(name)})"
         module = module._modules[name]  # type: ignore[assignment]
     return text
+
+
+def access_own(model: nn.Module, path: str, name: str) -> str:
+    """Returns the expression for a parameter or buffer of a submodule: `model.conv1.weight`, `model.scales[0]`.
+
+    Raises:
+        MisfitError: If its name cannot be written.
+    """
+    here, module = access(model, path), model.get_submodule(path)
+    if isinstance(module, nn.ParameterList) and name.isdecimal():
+        return f"{here}[{name}]"
+    if isinstance(module, nn.ParameterDict):
+        return f"{here}[{quoted(name)}]"
+    return attribute(here, name)
+
+
+def attribute(here: str, name: str) -> str:
+    """Returns the expression for an attribute of something.
+
+    Raises:
+        MisfitError: If its name cannot be written.
+    """
+    if not is_name(name):
+        raise MisfitError(f"An attribute is called {name!r}, which cannot be written into source.")
+    return f"{here}.{name}"

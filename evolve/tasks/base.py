@@ -66,8 +66,9 @@ class Task(Registered):
     def kept(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
         """Returns the scores and targets that `weight` and `right_answers` look at, if they are no more than little.
 
-        They are kept for some steps, and counted of all of these at once as `(None, targets)`: in a step of a few
-        milliseconds every operation shows. None where a batch is to be counted right away.
+        They are kept for some steps, and counted of all of these at once as `(None, targets)`, where a target counts as
+        one or, if it is ignored, not at all: in a step of a few milliseconds every operation shows. None where a batch
+        is to be counted right away.
         """
         return None
 

@@ -13,7 +13,7 @@ from evolve.errors import MisfitError, did_you_mean
 from evolve.registry import TypedOptions
 from evolve.tasks.base import Task, tasks
 from evolve.tasks.checks import check_pair
-from evolve.tasks.losses import Loss, LossConfig, averaged_over, loss_name
+from evolve.tasks.losses import Loss, LossConfig, averaged_over, loss_name, loss_option
 
 TARGETS = ("labels", "label", "targets", "target")  # keys of a mapping that hold the targets, where none is named
 _PREDICTIONS = ("logits", "out", "predictions")  # where models that return more than a tensor keep what is compared
@@ -60,6 +60,7 @@ class Supervised(Task):
         self._given_as = {} if loss else {name: f"task.options.{option}" for name, option in self.loss_options.items()}
         self._plain = bool(loss_name(self.criterion))
         self._averaged_over = averaged_over(self.criterion)
+        self._weighted = loss_option(self.criterion, "weight", None) is not None
 
     def _refuse_unused(self) -> None:
         """Refuses options of the task's own loss where another one takes its place."""
@@ -202,8 +203,8 @@ class Classification(Supervised):
         return one and loss_name(self.criterion).startswith("binary_cross_entropy")
 
     def kept(self, outputs: Any, batch: Any) -> tuple[Tensor, Tensor] | None:
-        """Returns scores (N, classes) and class numbers (N,), where these are what there is."""
-        if type(self) is not Classification:  # one that is made from it may look at more
+        """Returns scores (N, classes) and class numbers (N,), where these are all there is and no class weighs more."""
+        if type(self) is not Classification or self._weighted:  # one that is made from it may look at more
             return None
         predictions, targets = self.predictions(outputs), self.split(batch)[1]
         scores = isinstance(predictions, Tensor) and predictions.dim() == 2 and predictions.shape[1] > 1

@@ -156,3 +156,64 @@ def test_a_model_that_is_passed_stays_as_it_is(tmp_path):
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert "Residual(" in (tmp_path / "out" / "model.py").read_text()
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.scales = nn.ParameterList([torch.rand(8), torch.rand(8)])
+        self.named = nn.ParameterDict({"a-b": torch.rand(8)})
+
+    def forward(self, x):
+        return self.out(self.first(x) * self.scales[0] + self.scales[1] * self.named["a-b"])
+
+
+def test_parameters_in_lists_and_dicts(tmp_path):
+    model = Scaled()
+    model.scales[1].requires_grad_(False)
+    model.named["a-b"] = model.scales[0]
+    exported = evolve.export_model(model, to="python", output=tmp_path / "out", example_inputs=torch.randn(2, 4))
+    assert exported.max_abs_diff == 0
+    text = (tmp_path / "out" / "model.py").read_text()
+    assert "model.scales[1].requires_grad_(False)" in text
+    assert 'model.named["a-b"] = model.scales[0]' in text
+
+
+def test_a_model_that_does_not_take_the_batch_in_train_mode(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    evolve.mutate(model, "widen", site="0", example_inputs=torch.randn(2, 4), strict=True)
+    exported = evolve.export_model(model, to="python", output=tmp_path / "out", example_inputs=torch.randn(1, 4))
+    assert exported.max_abs_diff == 0
+
+
+class OnGpt(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = evolve.build_model("gpt", width=8, depth=1, heads=2, context=6, vocab_size=11)
+
+    def forward(self, tokens):
+        return self.body(tokens)
+
+
+def test_a_built_in_model_in_one_of_ones_own_is_changed_and_not_written_out(tmp_path):
+    model, x = OnGpt(), batch((2, 6))
+    evolve.mutate(model, "widen", site="body.blocks.0.attention.qkv", factor=2.0, example_inputs=x, strict=True)
+    exported = evolve.export_model(model, to="python", output=tmp_path / "out", built_by=OnGpt, example_inputs=x)
+    assert exported.max_abs_diff <= 1e-6
+    assert "model.body.blocks[0].attention.heads = 4" in (tmp_path / "out" / "model.py").read_text()
+
+
+Odd = type('Odd"""\nraise SystemExit\n"""', (Local,), {})
+
+
+def odd(out=3):
+    return Odd(nn.Linear(4, out))
+
+
+def test_the_name_of_a_class_is_no_source(tmp_path):
+    exported = evolve.export_model(
+        odd(), to="python", output=tmp_path / "out", built_by=odd, example_inputs=torch.randn(2, 4)
+    )
+    assert exported.max_abs_diff == 0
+    assert "SystemExit" not in (tmp_path / "out" / "model.py").read_text()

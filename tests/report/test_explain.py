@@ -104,6 +104,8 @@ def test_only_the_first_of_many_are_shown_and_json_has_all(tmp_path):
 def test_numbers_count_from_the_end_and_have_an_end(tmp_path):
     path = folder(tmp_path, [record(0), record(1)])
     assert explain(path, -1).record.index == 1
+    assert succeeds("explain", path, -1).startswith("1: ")
+    assert json.loads(succeeds("explain", path, "-2", "--json"))["record"]["index"] == 0
     result = invoke("explain", path, 2)
     assert result.exit_code != 0
     assert "numbered 0 to 1" in " ".join(result.output.split())

@@ -118,6 +118,16 @@ def test_whatever_a_name_holds_is_text(tmp_path, several):
     assert page.data  # which is JSON that a browser reads
 
 
+def test_many_long_runs_fit_into_a_megabyte(tmp_path):
+    lines = [
+        {**LINE, "epoch": n, "step": 10 * n, **{f"val_m{k}": n * 0.37 % (k + 1) for k in range(8)}}
+        for n in range(1, 601)
+    ]
+    text = report_page([read_run(folder(tmp_path / f"run{n}", lines)) for n in range(8)])
+    assert len(text.encode()) <= MOST_BYTES
+    assert text.count('<figure class="chart"') > 8 * 8
+
+
 def test_a_thousand_mutations_fit_into_a_megabyte(tmp_path):
     others = [
         Weighed(operator="widen", site=f"layer{n}.0.conv{n}", value=n / 7, note="a reason " * 9) for n in range(60)
@@ -275,6 +285,6 @@ def test_points_of_a_curve():
 def test_thinning_keeps_the_ends_and_the_extremes():
     points = [(float(x), 0.0) for x in range(10_000)]
     points[1234], points[4321] = (1234.0, 9.0), (4321.0, -9.0)
-    kept = thin(points)
+    kept = thin(points, 600)
     assert len(kept) <= 1300
     assert {points[0], points[-1], points[1234], points[4321]} <= set(kept)

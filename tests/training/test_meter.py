@@ -62,3 +62,19 @@ def test_a_task_made_from_it_is_asked_at_once():
 
     meter, seen = steps_of((Halved(), []), count=5)
     assert meter.weight == sum(len(targets) for _, _, targets in seen) / 2
+
+
+def test_classes_that_weigh_one_on_average():
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    options = {"class_weights": [0.5, 1.5, 1.0]}
+    task, metrics = build_task(TaskConfig(name="classification", options=options), None)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    state = create_state(model, optimizer, TrainingConfig(device="cpu"), task, metrics=metrics)
+    meter, losses = Meter(state), []
+    for step in range(32):
+        result = train_step(state, [(torch.randn(4, 4), torch.full((4,), step % 2))])
+        losses.append(result.loss)
+        meter.add(result)
+    wanted = (2 * sum(losses[::2]) + 6 * sum(losses[1::2])) / (16 * 8)
+    assert meter.line({})["train_loss"] == pytest.approx(wanted, rel=1e-6)

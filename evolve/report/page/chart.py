@@ -9,7 +9,6 @@ from typing import Any
 
 from evolve.report.curves import Panel, Point
 
-_MOST = 600  # points of a curve
 _TICKS = 5
 
 
@@ -89,16 +88,19 @@ def round_values(low: float, high: float, most: int = _TICKS) -> list[float]:
     return [n * step for n in range(first, math.floor(high / step) + 1)]
 
 
-def chart(panel: Panel, across: Scale, x_ticks: Sequence[tuple[float, str]], marks: Mapping[str, str]) -> Chart:
+def chart(
+    panel: Panel, across: Scale, x_ticks: Sequence[tuple[float, str]], marks: Mapping[str, str], most: int
+) -> Chart:
     """Returns a panel as it is drawn.
 
     Args:
         panel: What to draw.
         across: The scale of steps.
         x_ticks: As in `Chart`; likewise `marks`.
+        most: Points of a curve.
     """
     up = Scale.over((y for _, y in panel.finite), panel.log)
-    thinned = [(curve.label, thin(curve.points)) for curve in panel.curves]
+    thinned = [(curve.label, thin(curve.points, most)) for curve in panel.curves]
     lines = [(label, path(points, across, up)) for label, points in thinned]
     values = [[label, [[across.at(x), panel.written(y)] for x, y in points]] for label, points in thinned]
     return Chart(panel.title, panel.log, lines, x_ticks, beside(up, panel.written), marks, values)
@@ -134,12 +136,12 @@ def uprights(at: Iterable[float], across: Scale, top: int) -> str:
     return "".join(f"M{place:g} 1000V{top}" for place in dict.fromkeys(across.at(x) for x in at))
 
 
-def thin(points: Sequence[Point]) -> list[Point]:
-    """Returns no more points than are seen; the lowest and highest of neighbours stay."""
-    if len(points) <= _MOST:
+def thin(points: Sequence[Point], most: int) -> list[Point]:
+    """Returns about `most` points, if there are more; the lowest and highest of neighbours stay."""
+    if len(points) <= most:
         return list(points)
     kept: list[Point] = [points[0]]
-    size = math.ceil(len(points) / (_MOST // 2))
+    size = math.ceil(len(points) / max(1, most // 2))
     for start in range(0, len(points), size):
         part = [point for point in points[start : start + size] if math.isfinite(point[1])]
         ends = (

@@ -8,17 +8,19 @@ from typing import Any
 
 from evolve.report.curves import Panel, shared_panels
 from evolve.report.page.chart import Scale, chart, round_values
+from evolve.report.page.detail import Detail
 from evolve.report.run_data import RunData
 
 
-def comparison(parts: Sequence[Mapping[str, Any]], runs: Sequence[RunData]) -> dict[str, Any]:
+def comparison(parts: Sequence[Mapping[str, Any]], runs: Sequence[RunData], detail: Detail) -> dict[str, Any]:
     """Returns what the template of a comparison takes.
 
     Args:
         parts: What the page shows of each run and search.
         runs: The runs among them.
+        detail: How much of them is shown.
     """
-    charts = [chart(panel, *_across(panel), {}) for panel in shared_panels(runs)]
+    charts = [chart(panel, *_across(panel), {}, detail.points) for panel in shared_panels(runs)]
     tiles = [{name: value for name, value, _ in part["tiles"]} for part in parts]
     counted = Counter(name for found in tiles for name in found)
     columns = sorted(counted, key=lambda name: -counted[name])[:8]

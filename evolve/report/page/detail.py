@@ -16,6 +16,7 @@ class Detail:
         modules: Rows of an architecture.
         config: Letters of a configuration.
         members: Individuals of a search that are drawn one by one.
+        points: Of each curve.
     """
 
     rows: int = 5000
@@ -24,6 +25,7 @@ class Detail:
     modules: int = 2000
     config: int = 40_000
     members: int = 4000
+    points: int = 600
 
     def cut(self, text: str) -> str:
         """Returns a text, shortened where it is too long."""

@@ -54,7 +54,7 @@ def _rendered(subjects: Sequence[RunData | Path], detail: Detail) -> str:
         .render(
             title=parts[0]["name"] if len(parts) == 1 else ", ".join(part["name"] for part in parts[:4]),
             parts=parts,
-            comparison=comparison(parts, runs) if len(parts) > 1 else None,
+            comparison=comparison(parts, runs, detail) if len(parts) > 1 else None,
             version=__version__,
             css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
             js=Markup(script),

@@ -40,7 +40,7 @@ def run_part(run: RunData, detail: Detail) -> dict[str, Any]:
         kind: uprights((r.step or 0 for r in run.records if standing(r) == kind), across, top)
         for kind, top in tops.items()
     }
-    charts = [chart(panel, across, _epochs(run, across), marks) for panel in panels(run)]
+    charts = [chart(panel, across, _epochs(run, across), marks, detail.points) for panel in panels(run)]
     changes = metric_changes(run)
     steps = steps_of(run)
     return {
