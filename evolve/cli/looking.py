@@ -117,7 +117,7 @@ def report(
             _write(html, report_page(subjects))
         for picture, ending in ((png, ".png"), (svg, ".svg")):
             if picture is not None:
-                _draw(subjects, picture.with_suffix(ending))
+                _draw(subjects, picture if picture.suffix == ending else Path(f"{picture}{ending}"))
         if (html, png, svg) != (None, None, None):
             return
         if len(subjects) > 1:

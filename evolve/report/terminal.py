@@ -88,6 +88,7 @@ def sparkline(values: list[float], width: int = _WIDTH, *, log: bool = False) ->
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
         values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    values = [max(-1e300, min(value, 1e300)) if isfinite(value) else value for value in values]  # their span is finite
     if log:
         values = [log10(value) if isfinite(value) else value for value in values]
     finite = _finite(values) or [0.0]

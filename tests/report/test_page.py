@@ -118,6 +118,14 @@ def test_whatever_a_name_holds_is_text(tmp_path, several):
     assert page.data  # which is JSON that a browser reads
 
 
+@pytest.mark.parametrize("values", [(1e-300, 1e300), (5e-324, 1e-323), (1.7e308, -1.7e308)])
+def test_the_largest_and_smallest_numbers_that_there_are(tmp_path, values):
+    lines = [{**LINE, "step": step, "val_loss": value} for step, value in enumerate(values)]
+    path = folder(tmp_path / "run", lines)
+    assert 'aria-label="loss over the run' in report_page([read_run(path)])
+    assert "val loss" in succeeds("report", path)
+
+
 def test_many_long_runs_fit_into_a_megabyte(tmp_path):
     lines = [
         {**LINE, "epoch": n, "step": 10 * n, **{f"val_m{k}": n * 0.37 % (k + 1) for k in range(8)}}
@@ -161,6 +169,12 @@ def test_a_folder_without_anything_else_is_shown(tmp_path):
     page = page_of(folder(tmp_path / "run", metrics=()))
     for text in ("No epoch has finished yet.", "No mutation was attempted.", "Hardware and versions are not in this"):
         assert text in page.text
+
+
+def test_a_picture_is_called_what_was_asked_for(tmp_path):
+    pytest.importorskip("matplotlib")
+    succeeds("report", folder(tmp_path / "run"), "--svg", tmp_path / "curves.v1")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "curves.v1.svg"}
 
 
 def test_a_search_has_its_front_and_families(tmp_path):

@@ -58,8 +58,8 @@ class Scale:
 
     def moved(self, value: float) -> float:
         """Returns the value, or its logarithm."""
-        held = float(max(-1e300, min(value, 1e300)))
-        return math.log10(max(held, 1e-300)) if self.log else held
+        held = float(max(-1e250, min(value, 1e250)))  # a margin still fits beyond
+        return math.log10(max(held, 1e-250)) if self.log else held
 
     def at(self, value: float) -> float:
         """Returns where a value stands, from 0 to 1000."""
