@@ -159,7 +159,7 @@ def scriptable(model: nn.Module) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.jit.script(model)
-    except Exception:
+    except (RuntimeError, TypeError, ValueError, OSError, torch.jit.frontend.FrontendError):
         return False
     return True
 

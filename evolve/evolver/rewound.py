@@ -33,6 +33,7 @@ from evolve.training.opening import (
     paths_of,
 )
 from evolve.training.restoring import fitting
+from evolve.training.run_files import METRICS
 from evolve.training.tensors import extra_state, write_model, write_state
 
 
@@ -130,7 +131,7 @@ def write_rewound(rewound: Rewound, folder: Path, *, trust: bool = False) -> Non
     replace_text(folder / CONFIG, source.config)
     replace_text(folder / RECORDS, "".join(record.model_dump_json() + "\n" for record in _told(rewound)))
     history = rewound.trained.content.progress.get("history", []) if rewound.trained else []
-    replace_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in history))
+    replace_text(folder / METRICS, "".join(json.dumps(line) + "\n" for line in history))
 
 
 def _told(rewound: Rewound) -> list[Record]:

@@ -26,10 +26,9 @@ from evolve.population.objectives import front
 from evolve.population.weights import load_weights, read_weights
 from evolve.training.folder import replace_text
 from evolve.training.lock import is_held
+from evolve.training.run_files import METRICS
 
 logger = logging.getLogger(__name__)
-
-_TRAINED = "metrics.jsonl"  # which a run writes when it begins
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _clear(models: Path) -> None:
     for folder in models.iterdir() if models.is_dir() else ():
         if not folder.is_dir():
             folder.unlink()
-        elif (folder / _TRAINED).exists() or is_held(folder):
+        elif (folder / METRICS).exists() or is_held(folder):
             logger.warning("'%s' was trained on: it stays as it is.", folder)
         else:
             shutil.rmtree(folder)

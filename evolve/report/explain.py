@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from evolve.errors import EvolveError
-from evolve.lineage import Lineage, Record
+from evolve.lineage import Record
+from evolve.report.run_data import Metrics, read_run
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,15 @@ def explain(run: Path, number: int, metric: str | None = None) -> Explanation:
     Raises:
         EvolveError: If the folder holds no run, or there is no such mutation.
     """
-    file = run / "lineage.jsonl"
-    if not file.is_file():
-        raise EvolveError(f"'{run}' is not a run folder: it has no lineage.jsonl.")
-    records = Lineage.read(file)
+    data = read_run(run)
+    records = data.records
     if not -len(records) <= number < len(records):
         told = f"they are numbered 0 to {len(records) - 1}" if records else "it has none"
         raise EvolveError(f"'{run}' has no mutation {number}: {told}. `evolve report {run}` lists them.")
     number %= len(records)
     record = records[number]
     metric = metric or (record.verdict.metric if record.verdict else "val_loss")
-    before, after = _around(_lines(run / "metrics.jsonl"), record, metric)
+    before, after = _around(data.metrics, record, metric)
     refused = takewhile(lambda one: _same_round(one, record) and not _ended(one), reversed(records[:number]))
     following = records[number + 1 :] if not _ended(record) else []
     between = [] if after is None else [r.index for r in records[number + 1 :] if r.success and _by(r, after)]
@@ -114,28 +112,16 @@ def _by(record: Record, point: Point) -> bool:
     return record.step is not None and record.step < point.step
 
 
-def _around(lines: Sequence[Mapping[str, Any]], record: Record, metric: str) -> tuple[Point | None, Point | None]:
+def _around(lines: Sequence[Metrics], record: Record, metric: str) -> tuple[Point | None, Point | None]:
     """The last value at or before the attempt and the first one after it."""
     step, before, after = record.step, None, None
     for line in lines if step is not None else ():
         value, at = line.get(metric), line.get("step")
         if isinstance(value, float) and isinstance(at, int) and math.isfinite(value):
-            point = Point(line.get("epoch"), at, value)
+            epoch = line.get("epoch")
+            point = Point(None if epoch is None else int(epoch), at, value)
             if at <= (step or 0):
                 before = point
             elif after is None:
                 after = point
     return before, after
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of metrics that can be read; half a line at the end is left out."""
-    found = []
-    for line in file.read_bytes().split(b"\n")[:-1] if file.is_file() else ():
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            found.append(values)
-    return found

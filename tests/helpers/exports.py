@@ -32,10 +32,11 @@ for batch in sorted(folder.glob("*.pt")):
     model.train()(*args).square().mean().backward()
     optimizer.step()
     moved = sum(not torch.equal(one, two) for one, two in zip(before, model.parameters()))
+    again = module.load()
     try:
-        torch.jit.script(module.load())
+        torch.jit.script(again)
         scripted = True
-    except Exception:
+    except (RuntimeError, TypeError, ValueError, OSError, torch.jit.frontend.FrontendError):  # it cannot be
         scripted = False
     found[batch.stem] = [apart, moved, scripted]
 print(json.dumps(found))

@@ -295,7 +295,7 @@ def test_an_unknown_group_names_the_closest():
         analysis.group("featurs.0")
 
 
-@torch.library.custom_op("someones_library::upside_down", mutates_args=())
+@torch.library.custom_op("somebodys::upside_down", mutates_args=())
 def upside_down(x: torch.Tensor) -> torch.Tensor:
     """An operation that nobody has a rule for."""
     return x.flip(-1)
@@ -317,9 +317,9 @@ class Unknown(nn.Module):
 
 def test_an_operation_without_a_rule_pins_what_it_touches_and_nothing_else():
     analysis = evolve.analyse(Unknown(), torch.zeros(3, 4))
-    assert analysis.flow.unknown == {"someones_library.upside_down"}
+    assert analysis.flow.unknown == {"somebodys.upside_down"}
     assert [group.name for group in analysis.changeable] == ["two"]
-    with pytest.raises(NotApplicable, match=r"there is no rule for someones_library\.upside_down"):
+    with pytest.raises(NotApplicable, match=r"there is no rule for somebodys\.upside_down"):
         analysis.group("one")
 
 
@@ -565,7 +565,7 @@ def test_flops_are_those_of_the_sizes_when_an_operation_runs():
     assert result.record.flops_after == 2 * (8 * 8 + 2 * 8 * 6 + 8 * 8 + 8 * 3)
 
 
-@torch.library.custom_op("someones_library::joined", mutates_args=())
+@torch.library.custom_op("somebodys::joined", mutates_args=())
 def joined(xs: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
     return [torch.cat(xs, 1) @ weight]
 
@@ -573,7 +573,7 @@ def joined(xs: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
 joined.register_fake(lambda xs, weight: [torch.cat(xs, 1) @ weight])
 
 
-@torch.library.custom_op("someones_library::product", mutates_args=())
+@torch.library.custom_op("somebodys::product", mutates_args=())
 def product_of(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return x @ weight
 
@@ -585,11 +585,11 @@ product_of.register_fake(lambda x, weight: x @ weight)
 def formulas():
     """Files formulas in both ways that torch knows, once."""
 
-    @register_flop_formula(torch.ops.someones_library.joined)
+    @register_flop_formula(torch.ops.somebodys.joined)
     def of_shapes(xs, weight, out_shape=None):
         return 2 * out_shape[0][0] * sum(x[1] for x in xs) * weight[1]
 
-    @register_flop_formula(torch.ops.someones_library.product, get_raw=True)
+    @register_flop_formula(torch.ops.somebodys.product, get_raw=True)
     @torch.no_grad()  # a decorator of its own
     def of_tensors(x, weight, out_val=None):
         return 2 * x.shape[0] * x.shape[1] * weight.shape[1]
@@ -603,8 +603,8 @@ class Custom(nn.Module):
 
     def forward(self, x):
         x = self.first(x)
-        x = torch.ops.someones_library.joined([x, x.relu()], self.one)[0]
-        return self.last(self.hidden(torch.ops.someones_library.product(x, self.other)).relu())
+        x = torch.ops.somebodys.joined([x, x.relu()], self.one)[0]
+        return self.last(self.hidden(torch.ops.somebodys.product(x, self.other)).relu())
 
 
 def test_formulas_of_a_users_operations_get_what_they_want():
@@ -618,7 +618,7 @@ def test_formulas_of_a_users_operations_get_what_they_want():
     kinds = {op.name: op for op in analysis.tapes[0].ops}
     shapes = {(2, 16): (2, 20), (32, 16): (40, 16), (16, 4): (20, 4)}
     for name, expected in (("joined", 2 * 2 * 40 * 16), ("product", 2 * 2 * 20 * 4)):
-        op = kinds[f"someones_library.{name}"]
+        op = kinds[f"somebodys.{name}"]
         assert flops_if(op, lambda value: shapes.get(value.shape, value.shape)) == expected
 
 
