@@ -87,7 +87,9 @@ def missing_package(what: str, package: str, error: ImportError) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    names = [str(k) for k in known]
+    same = [each for each in names if each.lower() == str(name).lower()]  # `adamw` is nearer to AdamW than to Adam
+    close = same or difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

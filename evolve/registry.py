@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from numbers import Integral, Real
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from typing_extensions import Self
 
-from evolve.errors import DuplicateNameError, UnknownNameError, did_you_mean
+from evolve.errors import DuplicateNameError, EvolveError, UnknownNameError, described, did_you_mean
 
 T = TypeVar("T")
 
@@ -67,11 +67,13 @@ class Registry(Generic[T]):
     Args:
         kind: What an item is called in messages, for example "operator".
         group: The entry point group in which other packages offer items.
+        base: The class that all items inherit from; None where they need not be classes.
     """
 
-    def __init__(self, kind: str, group: str) -> None:
+    def __init__(self, kind: str, group: str, base: type[object] | None = None) -> None:
         self.kind = kind
         self.group = group
+        self.base = base
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -107,13 +109,38 @@ class Registry(Generic[T]):
         if name not in self._items:
             for point in entry_points(group=self.group):
                 if point.name == name:
-                    self.register(name)(point.load())
+                    item = self.load(point)
+                    if self._items.get(name) is not item:
+                        self.register(name)(item)
         if name not in self._items:
             known = self.names()
             raise UnknownNameError(
                 f"Unknown {self.kind} '{name}'.{did_you_mean(name, known)} Known: {', '.join(known) or 'none'}."
             )
         return self._items[name]
+
+    def load(self, point: EntryPoint) -> T:
+        """Returns what an entry point of another package stands for.
+
+        Raises:
+            EvolveError: If it cannot be imported, or is of another kind.
+        """
+        try:
+            item: T = point.load()
+        except Exception as error:  # the package may raise anything when it is imported
+            raise EvolveError(
+                f"The {self.kind} '{point.name}' of an installed package cannot be loaded from {point.value}: "
+                f"{described(error).rstrip('.')}. Mend that package, or uninstall it."
+            ) from error
+        known = self._items.get(point.name)
+        if known is not None and _same_definition(known, item):  # its module has registered it, such as a function
+            return known
+        if self.base is not None and not (isinstance(item, type) and issubclass(item, self.base)):
+            raise EvolveError(
+                f"The {self.kind} '{point.name}' of an installed package is no {self.kind}: {point.value} is no class "
+                f"that inherits from {self.base.__name__}, and is not registered under the name '{point.name}'."
+            )
+        return item
 
     def names(self) -> list[str]:
         """Returns every known name, sorted."""

@@ -140,27 +140,65 @@ def test_a_function_is_held_to_its_word(register, answer, status, words):
         assert torch.equal(value, before[key])
 
 
-def test_an_installed_package_joins_by_its_entry_point(tmp_path):
-    package = tmp_path / "someones_package"
-    info = tmp_path / "someones_package-1.0.dist-info"
+def installed(folder, code, *points):
+    """Puts a package `someones_package` with entry points for operators into a folder."""
+    package = folder / "someones_package"
+    info = folder / "someones_package-1.0.dist-info"
     package.mkdir()
     info.mkdir()
-    (package / "__init__.py").write_text(
+    (package / "__init__.py").write_text(code)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: someones-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(["[evolve.operators]", *points, ""]))
+
+
+def run_with(folder, code):
+    """Runs code in another process that has the package, and returns what it printed as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import json, sys; sys.path.insert(0, {str(folder)!r})\n{code}"],
+        capture_output=True, text=True, check=True, cwd=ROOT,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def test_an_installed_package_joins_by_its_entry_point(tmp_path):
+    code = (
+        "import evolve\n"
         "from evolve.operators import Change, MutationOperator\n"
         "class Nothing(MutationOperator):\n"
         "    'Changes nothing.'\n"
         "    name = 'nothing'\n    preserves = 'exact'\n"
         "    def apply(self, model, site, plan):\n        return Change('Nothing.', 0)\n"
+        "@evolve.operator('function', preserves='exact')\n"
+        "def anything(model, site, context):\n    return True, 'Done.'\n"
     )
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: someones-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[evolve.operators]\nnothing = someones_package:Nothing\n")
-    code = (
-        "import torch, evolve\nmodel = torch.nn.Linear(2, 2)\nmodel = torch.nn.Sequential(model)\n"
-        "result = evolve.mutate(model, 'nothing', site='0', example_inputs=torch.randn(3, 2))\n"
-        "import json\nprint(json.dumps([result.success, result.message]))"
+    installed(tmp_path, code, "nothing = someones_package:Nothing", "function = someones_package:anything")
+    answers = run_with(
+        tmp_path,
+        "import torch, evolve\nmodel = torch.nn.Sequential(torch.nn.Linear(2, 2))\n"
+        "made = [evolve.mutate(model, name, site='0', example_inputs=torch.randn(3, 2))"
+        " for name in ('nothing', 'function')]\n"
+        "print(json.dumps([[one.success, one.message] for one in made]))",
     )
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}"],
-        capture_output=True, text=True, check=True, cwd=ROOT,
+    assert answers == [[True, "Nothing. max|Δ| = 0."], [True, "Done. max|Δ| = 0."]]
+
+
+def test_an_entry_point_that_is_no_operator_is_named(tmp_path):
+    installed(
+        tmp_path,
+        "def anything(model, site, context): ...\n",
+        "other = someones_package:anything", "broken = someones_package:nothing",
     )  # fmt: skip
-    assert json.loads(done.stdout) == [True, "Nothing. max|Δ| = 0."]
+    other, broken, states = run_with(
+        tmp_path,
+        "from pathlib import Path\nfrom evolve.errors import EvolveError\nfrom evolve.operators import operators\n"
+        "from evolve.report.doctor import examine\n"
+        "told = []\n"
+        "for name in ('other', 'broken'):\n"
+        "    try:\n        operators.get(name)\n"
+        "    except EvolveError as error:\n        told.append(str(error))\n"
+        "states = [one.state for one in examine(Path.cwd()) if one.name in ('plugin other', 'plugin broken')]\n"
+        "print(json.dumps([*told, states]))",
+    )
+    assert "'other' of an installed package is no operator: someones_package:anything is no class" in other
+    assert "'broken' of an installed package cannot be loaded from someones_package:nothing: AttributeError" in broken
+    assert states == ["broken", "broken"]

@@ -110,6 +110,8 @@ def test_the_right_line_is_suggested(typed, meant, folder):
     ("typed", "hint"),
     [
         ("inspect simple_cnn --operator widne", "Did you mean 'widen'?"),
+        ("operators widne", "Did you mean 'widen'?"),
+        ("export runs/first --to pyton --output x", "Did you mean 'python'?"),
         ("inspect simple_cn", "Did you mean 'simple_cnn'?"),
         ("operators --plugin my_operator", "Did you mean 'my_operators'?"),
         ("run conf.yaml --resume yes", "'never', 'auto'"),

@@ -30,7 +30,7 @@ class Format(str, Enum):
 @commands.command(epilog="Example: evolve export runs/quickstart --to python --output exported")
 def export(
     folder: RunFolder,
-    to: Annotated[Format, typer.Option(help="What to write; docs/export.md tells of each.")],
+    to: Annotated[Format, typer.Option(metavar="FORMAT", help=f"{', '.join(Format.__members__)}: see docs/export.md.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder that does not exist yet.")],
     which: Annotated[
         str, typer.Option(help="The checkpoint: best, last, or the number of an epoch that was kept.")
@@ -55,6 +55,8 @@ def export(
                 trust=trust,
             )
         typer.echo(f"Wrote epoch {exported.epoch} of {folder} to {output}: {', '.join(exported.files)}.")
+        if to is Format.python:
+            typer.echo(f"How to load it, and what it needs: {output / 'README.md'}.")
         if exported.max_abs_diff is not None:
             typer.echo(f"max|Δ| = {exported.max_abs_diff:.3g} of its outputs against the evolved model's.")
         elif to.value not in ("state_dict", "safetensors"):

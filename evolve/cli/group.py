@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -75,4 +77,12 @@ def _said(error: Any, words: Sequence[str]) -> str:
         )
     if isinstance(error, WrongLine):
         return str(error.message)
-    return f"{message}. {example}"
+    return f"{_chosen(message)} {example}"
+
+
+def _chosen(message: str) -> str:
+    """Names the choice that was probably meant, where it is one of a few."""
+    message = message.replace("Value error, ", "")
+    found = re.search(r"'([^']*)' is not one of (.*)", message)
+    close = get_close_matches(found[1], re.findall(r"'(.*?)'", found[2]), n=1) if found else []
+    return f"{message}. Did you mean '{close[0]}'?" if close else f"{message}."

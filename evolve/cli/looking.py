@@ -70,11 +70,12 @@ def inspect(
             Console().print(sites_view(facts) if operator else inspection_view(facts, depth))
 
 
-@commands.command(epilog="Example: evolve operators --plugin my_package.my_operators")
+@commands.command(epilog="Example: evolve operators widen")
 def operators(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Those to show; all if none.")] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="Import path of a plugin to list too.")] = None,
 ) -> None:
-    """List the mutation operators with their options and declarations."""
+    """List the mutation operators, or show some, with their options and declarations."""
     with told():
         from rich.console import Console
 
@@ -82,7 +83,7 @@ def operators(
         from evolve.report.operators import operator_list
 
         load_plugins(plugin or [])
-        Console().print(operator_list())
+        Console().print(operator_list(names or ()))
 
 
 @commands.command(epilog="Example: evolve report runs/quickstart --html report.html")

@@ -141,7 +141,7 @@ def replay(
 def _said(run: Path, found: Rewound) -> list[str]:
     """What the model was after its last mutation, and where its weights come from."""
     applied = found.applied
-    after = "before all mutations" if found.until is None else f"after mutation {found.until}"
+    after = _after(found.until)
     size = "" if found.parameters is None else f", {found.parameters:,} parameters"
     lines = [f"{run} {after}: {len(applied)} applied{size}"]
     lines += [f"  {record.index}: {record.operator} at '{record.site}': {record.message}" for record in applied]
@@ -150,9 +150,12 @@ def _said(run: Path, found: Rewound) -> list[str]:
         where = found.trained.path.relative_to(run)
         lines.append(f"Weights: trained, of {where} (epoch {content.epoch}, step {content.step:,}).")
     else:
-        kept = ", ".join("none" if number is None else str(number) for number in found.kept)
         lines.append(
-            f"Weights: drawn anew, not trained: no checkpoint was kept from then. Those that were have as their last "
-            f"mutation {kept}. A run keeps more with a larger output.keep."
+            f"Weights: drawn anew, not trained: no checkpoint was kept from then. The run has some from "
+            f"{' and '.join(map(_after, found.kept))}; it keeps more with a larger output.keep."
         )
     return lines
+
+
+def _after(number: int | None) -> str:
+    return "before all mutations" if number is None else f"after mutation {number}"

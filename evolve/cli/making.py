@@ -46,5 +46,5 @@ def _lines(folder: Path) -> list[str]:
         "  evolve validate config.yaml",
         "  evolve run config.yaml",
         "  evolve report runs/first",
-        "  python -m pytest test_own_parts.py  # the operator keeps the contract",
+        "  python -m pytest test_own_parts.py  # the operator keeps the contract; needs pytest",
     ]

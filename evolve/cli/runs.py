@@ -69,7 +69,7 @@ def validate(
     file: File,
     overrides: Overrides = None,
 ) -> None:
-    """Check a YAML file without running it."""
+    """Check a YAML file without running it: keys, names and types. Model and data meet when it runs."""
     with told():
         from evolve.config import load_yaml
         from evolve.errors import did_you_mean

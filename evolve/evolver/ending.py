@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evolve.evolver.evolver import Evolver
 from evolve.evolver.going_on import Start
@@ -20,6 +21,10 @@ def opening_lines(start: Start) -> list[str]:
         stands = f"step {evolver.state.step:,}, {evolver.state.progress:.1%} of {evolver.training.budget}"
         lines.append(f"Going on with {evolver.output.dir} at {stands}.")
         lines += [line for change in start.changed for line in wrapped(f"- {change}", then="  ")]
+        if evolver.state.progress >= 1:
+            unit = evolver.training.budget.unit
+            more = f"evolve resume {evolver.output.dir} training.{unit}=..."
+            lines += wrapped(f"Its budget is spent, so nothing is trained. For longer, with a larger number: {more}")
     names = (evolver.train_data, evolver.val_data)
     several = f" x {evolver.world.size}" if evolver.world.size > 1 else ""
     lines += wrapped(
@@ -40,11 +45,13 @@ def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
         epochs = f"{evolver.training.patience} epoch{'s' if evolver.training.patience > 1 else ''}"
         told = f"not better than {best[1]:.4g}" if best else "never a finite number"
         lines.append(f"Stopped early: {monitor.metric} {told} for {epochs}.")
+    best_line = evolver.history[best[0]] if best is not None else {}
     if best is not None:
-        epoch = evolver.history[best[0]]["epoch"]
-        lines.append(_row(f"Best {monitor.metric}", f"{best[1]:.4g} (epoch {epoch})"))
+        size = best_line["params"]
+        smaller = f", {size:,} parameters" if size != result.params_to else ""
+        lines.append(_row(f"Best {monitor.metric}", f"{best[1]:.4g} (epoch {best_line['epoch']}{smaller})"))
     if "val_accuracy" in metrics:
-        lines.append(_row("Held-out accuracy", f"{metrics['val_accuracy']:.2%}"))
+        lines.append(_row("Held-out accuracy", _then_and_now(best_line, metrics, "val_accuracy")))
     elif "val_loss" in metrics:
         lines.append(_row("Held-out loss", f"{metrics['val_loss']:.4g}"))
     if monitor.metric in metrics and monitor.metric not in ("val_accuracy", "val_loss"):
@@ -58,6 +65,14 @@ def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
     if schedule is not None and result.finished and not result.applied:
         lines += _without_mutation(schedule.name, list(evolver.lineage))
     return lines
+
+
+def _then_and_now(best: Mapping[str, Any], last: Mapping[str, Any], key: str) -> str:
+    """Gives a share at the best epoch, whose model is the one that is loaded, and at the last, where they differ."""
+    now = f"{last[key]:.2%}"
+    if key not in best or best["epoch"] == last.get("epoch"):
+        return now
+    return f"{best[key]:.2%} (epoch {best['epoch']}), {now} (epoch {last['epoch']})"
 
 
 def _row(name: str, value: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evolve.config import Section, load_yaml, validate
 from evolve.config.options import Monitor
@@ -54,6 +55,33 @@ def judged(run: Path) -> Judged:
         monitor = find_monitor(looked.monitor, measured)
     except EvolveError as error:  # a damaged file, a metric of the user's own: the curves are shown all the same
         logger.info("%s does not say how all metrics are read: %s", file, error)
-        return Judged(modes)
+        return _declared(raw, modes)
     known = {f"val_{metric.label}": metric.monitor.mode for metric in measured if metric.monitor is not None}
     return Judged({**modes, **known, monitor.metric: monitor.mode}, monitor)
+
+
+def _declared(raw: Mapping[str, Any], modes: dict[str, Mode]) -> Judged:
+    """Reads what stands in the file itself: of a metric that is a function, nothing else is known."""
+    task, training = _part(raw, "task"), _part(raw, "training")
+    metrics = task.get("metrics")
+    for metric in metrics if isinstance(metrics, list) else ():
+        if isinstance(metric, dict) and (mode := _mode(metric)):
+            modes[f"val_{metric.get('label') or metric.get('name')}"] = mode
+    monitor = _part(training, "monitor")
+    name = str(monitor.get("metric", "val_loss"))
+    way = _mode(monitor) or modes.get(name)
+    return Judged(modes) if way is None else Judged({**modes, name: way}, Monitor(name, way))
+
+
+def _part(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = raw.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _mode(section: Mapping[str, Any]) -> Mode | None:
+    match section.get("mode"):
+        case "min":
+            return "min"
+        case "max":
+            return "max"
+    return None

@@ -260,7 +260,8 @@ def _readme(file: ModuleFile) -> str:
     lines = []
     for package in sorted(packages):
         version = _version(package)
-        lines.append(f"- `{package}`" + (f" (written with {version})" if version else ", where your own code lies"))
+        own = ": code of your own. Copy it here, or name the folder that it lies in in `PYTHONPATH`"
+        lines.append(f"- `{package}`" + (f" (written with {version})" if version else own))
     return (
         "# An evolved model in plain PyTorch\n\n"
         "```python\nfrom model import load\n\nmodel = load()  # in eval mode, on the CPU\n```\n\n"

@@ -107,4 +107,4 @@ class MutationOperator(Registered, ABC):
         return sites[0]
 
 
-operators: Registry[type[MutationOperator]] = Registry("operator", "evolve.operators")
+operators: Registry[type[MutationOperator]] = Registry("operator", "evolve.operators", MutationOperator)

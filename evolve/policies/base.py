@@ -140,7 +140,7 @@ class Policy(Watching, Registered, ABC):
         """Takes up what `state` returned."""
 
 
-policies: Registry[type[Policy]] = Registry("policy", "evolve.policies")
+policies: Registry[type[Policy]] = Registry("policy", "evolve.policies", Policy)
 
 
 def drawn(candidates: Sequence[Candidate], count: int, chance: random.Random) -> list[Candidate]:

@@ -19,6 +19,7 @@ from torch import nn
 
 from evolve.errors import described
 from evolve.mutation.api import mutate
+from evolve.operators import operators
 
 State = Literal["ok", "missing", "broken"]
 # Extras of pyproject.toml that people use: the modules that each brings, and what they are for.
@@ -27,7 +28,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "huggingface": (("transformers", "accelerate", "datasets"), "models, trainer and data sets of Hugging Face"),
     "lightning": (("lightning",), "mutations in Lightning's Trainer"),
     "accelerate": (("accelerate",), "mutations in loops of Accelerate"),
-    "tabular": (("pyarrow",), "tables in Parquet files"),
+    "tabular": (("pyarrow",), "tables in CSV and Parquet files"),
     "tensorboard": (("tensorboard",), "the logger tensorboard"),
     "mlflow": (("mlflow",), "the logger mlflow"),
     "wandb": (("wandb",), "the logger wandb"),
@@ -124,7 +125,10 @@ def _plugins() -> Iterator[Finding]:
 
 
 def _loaded(point: EntryPoint) -> str:
-    point.load()
+    if point.group == operators.group:
+        operators.load(point)  # which also tells whether it is an operator
+    else:
+        point.load()
     return f"{point.group}: {point.value}"
 
 

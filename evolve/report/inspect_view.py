@@ -124,7 +124,7 @@ def _operators(facts: Inspection) -> list[RenderableType]:
         alike.setdefault((operator.preserves, operator.objection, *operator.sites), []).append(operator)
     for found in alike.values():
         first = found[0]
-        names = Text("\n".join(operator.name for operator in found), style="bold")
+        names = Text(", ".join(operator.name for operator in found), style="bold")
         where = Text(shown([site or _ROOT for site in first.sites], _TERMS))
         if first.objection:
             where = Text(first.objection, style="yellow")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Iterable
 
 from pydantic.fields import FieldInfo
 from rich.console import Group, RenderableType
@@ -16,10 +17,17 @@ from evolve.config.types import type_words
 from evolve.operators import MutationOperator, operators
 
 
-def operator_list() -> Group:
-    """Returns for each operator its name, its declaration, what it does, and its options with types and defaults."""
+def operator_list(names: Iterable[str] = ()) -> Group:
+    """Returns for each operator its name, its declaration, what it does, and its options with types and defaults.
+
+    Args:
+        names: Of those to tell of; all if there are none.
+
+    Raises:
+        UnknownNameError: If there is no operator of a name.
+    """
     parts: list[RenderableType] = []
-    for name in operators:
+    for name in [*names] or operators:
         cls = operators.get(name)
         declared = cls.preserves if isinstance(cls.preserves, str) else "depends on its options"
         parts.append(Text.assemble((name, "bold"), (f"  function preserved: {declared}", "dim")))

@@ -71,7 +71,7 @@ class SearchView:
             others.append((individual, metrics))
         others.sort(key=lambda one: (-one[0].value, one[0].id))
         self.best = others if len(self.objectives) > 1 else others[:_SHOWN]
-        return bool(self.best) and self.best[0][0].id != first
+        return bool(self.best) and self.best[0][0].id == individual.id != first
 
     @property
     def evaluated(self) -> int:

@@ -79,7 +79,7 @@ class Schedule(Watching, Registered, ABC):
         """Takes up what `state` returned."""
 
 
-schedules: Registry[type[Schedule]] = Registry("schedule", "evolve.schedules")
+schedules: Registry[type[Schedule]] = Registry("schedule", "evolve.schedules", Schedule)
 
 
 class Average:

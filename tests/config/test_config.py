@@ -19,6 +19,7 @@ from evolve.config import (
     signature_faults,
     validate,
 )
+from evolve.errors import did_you_mean
 from evolve.evolver.run_config import RunConfig, load_config
 
 
@@ -290,3 +291,9 @@ def test_schema_names_every_section():
     schema = RunConfig.model_json_schema()
     assert list(schema["properties"]) == list(RunConfig.model_fields)
     assert json.loads(json.dumps(schema)) == schema
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("adamw", "AdamW"), ("sgd", "SGD"), ("Adma", "Adam"), ("zebra", None)])
+def test_the_name_in_other_letters_is_suggested_first(typed, meant):
+    known = ["Adam", "AdamW", "SGD"]
+    assert did_you_mean(typed, known) == (f" Did you mean '{meant}'?" if meant else "")

@@ -73,6 +73,7 @@ def test_what_is_written_with_trained_weights_goes_on_as_the_run_did(run, tmp_pa
 def test_without_a_checkpoint_from_then_the_architecture_alone_is_rebuilt(thinned, tmp_path, until):
     text = " ".join(succeeds("replay", thinned, "--until", until, "--output", tmp_path / "out").split())
     assert "Weights: drawn anew, not trained" in text
+    assert "The run has some from after mutation 2; it keeps more" in text
     records = Lineage.read(thinned / "lineage.jsonl")
     expected = records[0].params_before if until == "base" else records[until].params_after
     assert f", {expected:,} parameters" in text

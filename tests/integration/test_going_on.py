@@ -164,6 +164,7 @@ def test_resume_auto_begins_goes_on_and_ends(tmp_path):
     assert "holds a run already" in refused.output
     again = succeeds("run", file, "--resume", "auto", "training.epochs=4")
     assert "100.0% of 4 epochs" in again
+    assert "Its budget is spent, so nothing is trained." in again
     assert len(metrics(run)) == 4
 
 
@@ -211,10 +212,12 @@ def test_in_python_a_longer_budget_is_laid_over_too(tmp_path):
 
 def test_the_end_of_a_run_says_how_it_went(tmp_path):
     training = {"epochs": 9, "device": "cpu", "patience": 2, "monitor": {"metric": "val_f1"}}
-    task = {"name": "classification", "metrics": ["f1"]}
+    task = {"name": "classification", "metrics": ["accuracy", "f1"]}
     optimizer = {"name": "SGD", "options": {"lr": 0.0}}
     told = succeeds("run", write_config(tmp_path, training=training, task=task, optimizer=optimizer))
     first = metrics(tmp_path / "run")[0]["val_f1"]
     assert f"Stopped early: val_f1 not better than {first:.4g} for 2 epochs." in told
     assert f"Best val_f1         {first:.4g} (epoch 1)" in told
+    then, now = (metrics(tmp_path / "run")[epoch]["val_accuracy"] for epoch in (0, 2))
+    assert f"Held-out accuracy   {then:.2%} (epoch 1), {now:.2%} (epoch 3)" in told
     assert len(metrics(tmp_path / "run")) == 3

@@ -336,6 +336,11 @@ def test_groups_alike_share_a_line_and_others_do_not():
     assert lines[at + 2].strip() == "layer{2…4}.0.downsample.0.weight[{2,3}]"
 
 
+def test_operators_with_the_same_sites_share_a_line():
+    lines = text(inspection_view(inspect_model(evolve.build_model("simple_cnn"), "simple_cnn")))
+    assert any(line.startswith("branch, deepen, residual  kept") for line in lines)
+
+
 def test_one_operator_shows_every_site():
     facts = inspect_model(evolve.build_model("simple_cnn"), "simple_cnn", operator="widen")
     assert [operator.name for operator in facts.operators] == ["widen"]

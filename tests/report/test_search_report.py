@@ -117,6 +117,23 @@ def test_budgets_in_words(unit, amount, words):
     assert budget_words(unit, amount) == words
 
 
+def test_a_best_one_that_falls_back_makes_no_other_one_a_new_best():
+    view, one, other = (
+        SearchView([("val_loss", "min"), ("params", "min")], ("evaluations", 9)),
+        *map(Individual, (0, 1)),
+    )
+
+    def take(who, loss, params):
+        return view.take(replace(who, values=(-loss, -params)), "done", {"val_loss": loss, "params": params}, 0.0)
+
+    assert take(one, 0.3, 10)
+    assert take(other, 0.2, 20)
+    assert not take(other, 0.4, 20)  # evaluated again
+    assert view.best[0][0].id == 0
+    assert not take(one, 0.1, 10)
+    assert take(other, 0.05, 20)
+
+
 def test_workers_in_words():
     assert SearchView([("val_loss", "min")], ("steps", 10), 1).line(3.0) == "0 evaluated, 1 worker, 3s"
     assert SearchView([("val_loss", "min")], ("steps", 10), 2, lost=1).line(3.0, busy=1) == (

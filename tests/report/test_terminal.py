@@ -117,6 +117,19 @@ def test_curves_of_all_metrics_with_the_best_by_their_way(tmp_path):
     assert "Best val_f1 0.8000 after epoch 2." in " ".join(text.split())
 
 
+@pytest.mark.parametrize(("mode", "best"), [("max", "0.8000"), ("min", "0.5000")])
+def test_a_metric_of_ones_own_is_read_as_the_file_declares_it(tmp_path, mode, best):
+    """Its function is not imported: a run folder may be anybody's."""
+    folder(tmp_path, [{**LINE, "epoch": epoch, "val_own": value} for epoch, value in enumerate((0.5, 0.8, 0.7), 1)])
+    metric = f'{{name: "nowhere:own", label: own, mode: {mode}}}'
+    (tmp_path / "config.yaml").write_text(
+        f"task: {{name: classification, metrics: [accuracy, {metric}]}}\ntraining: {{monitor: {{metric: val_own}}}}\n"
+    )
+    text = CliRunner().invoke(app, ["report", str(tmp_path)]).output
+    assert next(row for row in text.splitlines() if "val own" in row).split()[-3:] == ["0.5000", best, "0.7000"]
+    assert f"Best val_own {best} after epoch" in " ".join(text.split())
+
+
 def test_a_metric_whose_way_nobody_knows_has_no_best(tmp_path):
     folder(tmp_path, [{**LINE, "val_mystery": v} for v in (1.0, 3.0, 2.0)])
     row = next(line for line in shown(tmp_path).splitlines() if "val mystery" in line)

@@ -84,6 +84,13 @@ def test_compact_numbers(count, text):
     assert compact(count) == text
 
 
+def test_one_operator_in_words():
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(operator_list(["deepen", "swap"]))
+    names = [line.split()[0] for line in console.export_text().splitlines() if "function preserved" in line]
+    assert names == ["deepen", "swap"]
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_operators_in_plain_words(width):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
