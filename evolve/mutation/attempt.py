@@ -86,7 +86,7 @@ def carry_out(
     limits = limits or Limits()
     limits.check_beforehand(model, inputs, attempt.params_after)
     if carrier.optimizers:
-        remarks += carrier.carry(model, site.name, change.cuts, change.redrawn if change.forget else ())
+        remarks += carrier.carry(model, site.name, change.cuts, change.redrawn if change.forget else (), change.copies)
     elif model.training:
         remarks.append(_without_optimizer(model, table, changed))
     remarks = [remark for remark in remarks if remark]

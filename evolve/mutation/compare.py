@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -19,6 +20,7 @@ EXACT = {
     **{torch.bfloat16: _HALF, torch.float16: _HALF, torch.complex32: _HALF},
 }
 APPROXIMATE = 0.1  # likewise for operators that declare to preserve the function approximately
+_LAST_ITEM = re.compile(r"(.*)\[\d+\]", re.DOTALL)
 _EXTREME = 100  # an unchanged value this many times larger than every changed one, and than 1, is a mask's
 
 
@@ -154,6 +156,15 @@ def structure_faults(before: Sequence[Part], after: Sequence[Part]) -> list[str]
         if path in new and (one := _described(value)) != (other := _described(new[path])):
             faults.append(f"{_named(path)} changed from {one} to {other}")
     return faults
+
+
+def without_recounted(before: Sequence[Part], after: Sequence[Part]) -> tuple[Sequence[Part], Sequence[Part]]:
+    """Leaves out what lists hold that became longer or shorter, such as a cache with the keys of each block."""
+    old, new = {part.path for part in before}, {part.path for part in after}
+    steps = [_LAST_ITEM.fullmatch(path) for path in old ^ new]
+    lists = {f"{step[1]}[" for step in steps if step is not None and step[1] in old & new}
+    one, two = ([part for part in outputs if not part.path.startswith(tuple(lists))] for outputs in (before, after))
+    return one, two
 
 
 def _named(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -21,12 +21,16 @@ from evolve.structure.probe import count_parameters
 from evolve.structure.sites import resolve
 from evolve.surgery.gradients import Gradients
 from evolve.surgery.optimizer import Carrier, Optimizers, as_optimizers, changes_of
+from evolve.surgery.parts import ParametersBefore
 from evolve.surgery.resize import Cut
 from evolve.surgery.transaction import Transaction
 
 
 class Follower(Protocol):
     """Keeps tensors of the parameters' shapes, such as `evolve.care.EMA`."""
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keeps them under the names that parameters have now: old names, with the new ones."""
 
     def follow(self, model: nn.Module, cuts: Sequence[Cut] = (), redrawn: Sequence[str] = ()) -> None:
         """Follows one mutation; an error in it must leave nothing half done."""
@@ -67,16 +71,40 @@ def replay(
     model, optimizers, records = underneath(model), as_optimizers(optimizer), as_records(records)
     twin = underneath(ema.module) if isinstance(ema, AveragedModel) else None
     done: list[Change] = []
+    start = ParametersBefore(model)
     with Transaction(model, optimizers), Transaction(nn.Module() if twin is None else twin):
         for record in records:
             if record.status != "applied":
                 continue
-            done.append(_applied(model, record, optimizers))
+            before = ParametersBefore(model)
+            change = _applied(model, record, optimizers)
+            names = before.renamed(model)
+            done = [*(_renamed(one, names) for one in done), change]
             if twin is not None:
                 _applied(twin, record, [])
         if ema is not None and not isinstance(ema, AveragedModel):
-            cuts = [cut for change in done for cut in change.cuts]
-            ema.follow(model, cuts, [name for change in done for name in change.redrawn])
+            _follow(ema, model, start.renamed(model), done)
+
+
+def _renamed(change: Change, names: Mapping[str, str]) -> Change:
+    """Returns a change with the names that parameters were given by a later one."""
+    cuts = [replace(cut, name=names.get(cut.name, cut.name)) for cut in change.cuts]
+    return replace(change, cuts=cuts, redrawn=[names.get(name, name) for name in change.redrawn])
+
+
+def _follow(ema: Follower, model: nn.Module, names: Mapping[str, str], changes: Sequence[Change]) -> None:
+    if names:
+        ema.rename(names)
+    try:
+        ema.follow(
+            model,
+            [cut for change in changes for cut in change.cuts],
+            [name for change in changes for name in change.redrawn],
+        )
+    except Exception:
+        if names:
+            ema.rename({new: old for old, new in names.items()})
+        raise
 
 
 @exclusive
@@ -125,7 +153,7 @@ def _applied(whole: nn.Module, record: Record, optimizers: Optimizers) -> Change
         )
     gradients.put_back(changes_of(model, carrier.before, change.cuts))
     try:
-        carrier.carry(model, record.site, change.cuts, change.redrawn if change.forget else ())
+        carrier.carry(model, record.site, change.cuts, change.redrawn if change.forget else (), change.copies)
     except (NotApplicable, RejectedError) as error:
         raise EvolveError(f"{what} is applied, but the optimizer cannot follow: {error}") from error
     if not record.root:

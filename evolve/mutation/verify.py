@@ -16,6 +16,7 @@ from evolve.mutation.compare import (
     structure_faults,
     uncompared,
     why_not_measured,
+    without_recounted,
 )
 from evolve.mutation.health import LookCloserError
 from evolve.mutation.runs import GradRun, grad_run, rounding
@@ -145,6 +146,8 @@ class Verification:
         measured = []
         for mode, old in self.before.items():
             new = self.after[mode]
+            if self._operator.recounts:
+                old, new = without_recounted(old, new)
             faults = structure_faults(old, new)
             if faults and mode == "eval" and not structure_faults(self._other_way, new):
                 # Fused transformer layers cut off what is padding in all samples; the changed model may not be fused.

@@ -11,6 +11,7 @@ from evolve.operators.narrow import Narrow
 from evolve.operators.remove import Remove
 from evolve.operators.residual import Residual
 from evolve.operators.shrink_perturb import ShrinkPerturb
+from evolve.operators.stack import Stack
 from evolve.operators.swap import Swap
 from evolve.operators.widen import Widen
 
@@ -28,6 +29,7 @@ __all__ = [
     "Remove",
     "Residual",
     "ShrinkPerturb",
+    "Stack",
     "Swap",
     "Widen",
     "operator",

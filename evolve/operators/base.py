@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -42,6 +42,8 @@ class Change:
         cuts: How axes of parameters were made anew; the optimizer's state follows them.
         redrawn: Parameters, by name, that took other values as a whole: an average of the weights begins anew there.
         forget: Whether the optimizer's state of those begins anew as well.
+        copies: New parameters, by name, with the names that those they are copies of had before: they join the same
+            groups of the optimizer.
     """
 
     message: str
@@ -49,6 +51,7 @@ class Change:
     cuts: Sequence[Cut] = ()
     redrawn: Sequence[str] = ()
     forget: bool = False
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 class MutationOperator(Registered, ABC):
@@ -66,10 +69,13 @@ class MutationOperator(Registered, ABC):
             not a run of children.
         redraws: Whether dropout draws other masks afterwards (for layers of other widths): it is left out of the
             comparison in train mode then.
+        recounts: Whether lists that the model returns with one item for each block (a cache, hidden states) may become
+            longer or shorter: they are left out of the comparison then.
     """
 
     on_groups: ClassVar[bool] = False
     redraws: ClassVar[bool] = False
+    recounts: ClassVar[bool] = False
     preserves: Preserves = "no"
     Options: ClassVar[type[OperatorOptions]] = OperatorOptions
 

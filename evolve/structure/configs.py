@@ -7,7 +7,7 @@ integer in it puts a changed copy in its place, in every module of the model tha
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -34,7 +34,7 @@ def config_at(module: nn.Module, path: str) -> Any:
 
 def config_integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
     """Yields the integers above 1 in a module's configs: dotted name, position in a list or tuple, value."""
-    for name, value in _configs_in(vars(module)):
+    for name, value in configs_in(vars(module)):
         yield from _integers(name, value, _DEPTH)
 
 
@@ -42,7 +42,7 @@ def _integers(path: str, config: Any, depth: int) -> Iterator[tuple[str, int | N
     for name, value in fields_of(config).items():
         if isinstance(name, str) and "." not in name:
             yield from ((f"{path}.{name}", position, item) for position, item in _items(value))
-    for name, value in _configs_in(fields_of(config)) if depth > 1 else ():
+    for name, value in configs_in(fields_of(config)) if depth > 1 else ():
         yield from _integers(f"{path}.{name}", value, depth - 1)
 
 
@@ -53,12 +53,8 @@ def rewrite_configs(model: nn.Module, change: Change) -> None:
         model: Its modules' attributes are exchanged.
         change: Gives the new integer. It is asked once for each integer of a config, by the first name that it has.
     """
-    known: dict[int, tuple[Any, Any]] = {}
 
-    def renewed(config: Any, module: str, path: str, depth: int) -> Any:
-        if id(config) in known:
-            return known[id(config)][1]
-        known[id(config)] = config, config  # a config may hold itself
+    def renew(config: Any, module: str, path: str) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         for name, value in fields_of(config).items():
             items = list(_items(value)) if isinstance(name, str) and "." not in name else []
@@ -70,7 +66,30 @@ def rewrite_configs(model: nn.Module, change: Change) -> None:
             else:
                 exchanged = dict(zip((position for position, _ in items), new, strict=True))
                 fields[name] = type(value)(exchanged.get(at, item) for at, item in enumerate(value))
-        for name, value in _configs_in(fields_of(config)) if depth > 1 else ():
+        return fields
+
+    _renew_configs(model, renew)
+
+
+def exchange_fields(model: nn.Module, change: Callable[[Any], Mapping[str, Any]]) -> None:
+    """Gives modules copies of their configs with other fields; one that has none stays the object it is.
+
+    Args:
+        model: Its modules' attributes are exchanged.
+        change: Gives new fields of a config by name. It is asked once for each config.
+    """
+    _renew_configs(model, lambda config, module, path: dict(change(config)))
+
+
+def _renew_configs(model: nn.Module, renew: Callable[[Any, str, str], dict[str, Any]]) -> None:
+    known: dict[int, tuple[Any, Any]] = {}
+
+    def renewed(config: Any, module: str, path: str, depth: int) -> Any:
+        if id(config) in known:
+            return known[id(config)][1]
+        known[id(config)] = config, config  # a config may hold itself
+        fields = renew(config, module, path)
+        for name, value in configs_in(fields_of(config)) if depth > 1 else ():
             inner = renewed(value, module, f"{path}.{name}", depth - 1)
             if inner is not value:
                 fields[name] = inner
@@ -82,11 +101,11 @@ def rewrite_configs(model: nn.Module, change: Change) -> None:
         return result
 
     for name, module in model.named_modules():
-        for attribute, value in _configs_in(vars(module)):
+        for attribute, value in configs_in(vars(module)):
             vars(module)[attribute] = renewed(value, name, attribute, _DEPTH)
 
 
-def _configs_in(fields: dict[str, Any]) -> list[tuple[str, Any]]:
+def configs_in(fields: dict[str, Any]) -> list[tuple[str, Any]]:
     """Returns the fields that hold a config: a dictionary, or an object that is nothing else that we know of."""
     found = []
     for name, value in fields.items():

@@ -164,8 +164,7 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
         raise NotApplicable(
             f"The model has an attribute '{STORE}' of its own; rename it to let evolve keep its blocks."
         )
-    taken = [int(key.rpartition("_")[2]) for key in store._modules if key.rpartition("_")[0] == name]
-    key = f"{name}_{max(taken, default=-1) + 1}"
+    key = free_key(store, name)
     block.train(site.module.training)
     _evolve_class_of(site.module)
     call_parts_around(model, site.module)
@@ -173,6 +172,12 @@ def attach(model: nn.Module, site: Site, block: nn.Module, *, name: str, paralle
     links: tuple[Link, ...] = site.module._evolve_links  # type: ignore[assignment]
     site.module._evolve_links = (*links, Link(key, block, parallel, site.span))  # type: ignore[assignment]
     return f"{STORE}.{key}"
+
+
+def free_key(store: nn.Module, name: str) -> str:
+    """Returns the name that the next block called `name` has in the store."""
+    taken = [int(key.rpartition("_")[2]) for key in store._modules if key.rpartition("_")[0] == name]
+    return f"{name}_{max(taken, default=-1) + 1}"
 
 
 def call_parts_around(model: nn.Module, part: nn.Module) -> None:

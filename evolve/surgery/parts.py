@@ -36,8 +36,12 @@ class ParametersBefore:
 
 
 def renamed_keys(values: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
-    """Returns values by parameter name under the names that the parameters have now."""
-    return {names.get(name, name): value for name, value in values.items()}
+    """Returns values by parameter name under the names that the parameters have now.
+
+    Where a parameter has the name of one that is gone, the value of that one is left out.
+    """
+    taken = set(names.values())
+    return {names.get(name, name): value for name, value in values.items() if name in names or name not in taken}
 
 
 def new_parts(model: nn.Module, shapes: Mapping[str, Shape], cuts: Sequence[Cut] = ()) -> dict[str, Tensor]:

@@ -170,7 +170,9 @@ def _check_site(
         if result:
             assert torch.equal(torch.get_rng_state(), before.rng), f"{where}: random numbers were drawn"
             changed = outputs_of(model, inputs, still=acting.redraws)
-            check_outputs(outputs, changed, acting.preserves, where)
+            check_outputs(outputs, changed, acting.preserves, where, recounts=acting.recounts)
+            names = before.follow(model)
+            moved = {names.get(key, key) for key in moved}
             before.check_kept(model, optimizer, where)
             exact = acting.preserves == "exact"
             by_gradient = check_moments(model, optimizer, _gradients(model, inputs) if exact else {}, before, where)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evolve.surgery.parts import renamed_keys
+
 
 class ModelSnapshot:
     """Copies of all that a refused mutation must not touch, and of what an applied one has to keep."""
@@ -26,6 +28,14 @@ class ModelSnapshot:
             if p in optimizer.state
         }
         self.groups = _groups(optimizer)
+
+    def follow(self, model: nn.Module) -> dict[str, str]:
+        """Knows parameters and buffers by the names that they have now; returns old names, with the new ones."""
+        now = {id(tensor): key for key, tensor in (*model.named_buffers(), *model.named_parameters())}
+        names = {key: now.get(id(tensor), key) for key, tensor in (*self.parameters.items(), *self.buffers.items())}
+        for table in ("parameters", "buffers", "values", "trainable", "states"):
+            setattr(self, table, renamed_keys(getattr(self, table), names))
+        return names
 
     def check_same(self, model: nn.Module, optimizer: torch.optim.Optimizer, message: str) -> None:
         """Asserts that nothing has changed."""

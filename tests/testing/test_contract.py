@@ -67,7 +67,7 @@ def test_all_groups_at_once(name, subject):
 
 @pytest.mark.parametrize("name", operators.names())
 def test_in_eval_mode_and_float64(name):
-    models = ("chain", "residual", "transformer", "gated", "normalised", "grown")
+    models = ("chain", "residual", "transformer", "gated", "normalised", "grown", "layered")
     zoo = {key: replace(ZOO[key], build=lambda key=key: ZOO[key].build().double().eval()) for key in models}
     assert check_operator(name, zoo, most_sites=1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -47,7 +48,14 @@ class Carrier:
         self._kinds = Kinds(self.optimizers, self.before.by_name)
         self._places = places_of(self._layers, self.before.shapes, self.before.by_name)
 
-    def carry(self, model: nn.Module, site: str, cuts: Sequence[Cut] = (), redrawn: Iterable[str] = ()) -> list[str]:
+    def carry(
+        self,
+        model: nn.Module,
+        site: str,
+        cuts: Sequence[Cut] = (),
+        redrawn: Iterable[str] = (),
+        copies: Mapping[str, str] = MappingProxyType({}),
+    ) -> list[str]:
         """Brings the optimizers in line with the model.
 
         State that holds values of parameters is cut as weights are, averages of gradients as gradients, those of their
@@ -59,6 +67,7 @@ class Carrier:
             site: Dotted name of the place of the change.
             cuts: How axes were made anew.
             redrawn: Parameters, by name, whose state begins anew.
+            copies: New parameters, by name, with the names before the change of those whose groups they join.
 
         Returns:
             Sentences for the log.
@@ -84,7 +93,8 @@ class Carrier:
         anew = self._follow({id(change.old): change for change in changed})
         self._put_in_place({id(c.old): c.new for c in changed if c.new is not c.old and c.new.requires_grad})
         self._drop(gone)
-        self._adopt(model, new, site)
+        self._rename(model, after)
+        self._adopt(model, new, site, copies)
         for places in self._places:
             places.complete(self._kinds.holds_weights)
         for layer, parameter in anew:
@@ -174,14 +184,29 @@ class Carrier:
         for places in self._places:
             places.drop(gone)
 
-    def _adopt(self, model: nn.Module, new: Mapping[str, Parameter], site: str) -> None:
-        """New trainable parameters join the group that most of their neighbours are in."""
+    def _rename(self, model: nn.Module, after: Mapping[str, Parameter]) -> None:
+        """Blocks that were put in or taken out give those behind them other names."""
+        now = {id(parameter): name for name, parameter in model.named_parameters()}
+        moved = {n: now[id(p)] for n, p in self.before.by_name.items() if after.get(n) is not p and id(p) in now}
+        if not moved:
+            return
+        for group in groups_of(self.optimizers):
+            if "param_names" in group:
+                group["param_names"][:] = [moved.get(name, name) for name in group["param_names"]]
+        for places in self._places:
+            places.rename(moved)
+
+    def _adopt(self, model: nn.Module, new: Mapping[str, Parameter], site: str, copies: Mapping[str, str]) -> None:
+        """New trainable parameters join the group of what they are copies of, or that of most of their neighbours."""
         roots = {id(group): one for one in reversed(self.optimizers) for group in one.param_groups}
         groups = list({id(group): group for one in self.optimizers for group in one.param_groups}.values())
         held = {id(p) for group in groups for p in group["params"]}
 
         def chosen(groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
             before, whose = self.before, called(self.optimizers)
+            like = before.by_name.get(copies.get(name, ""))
+            if (own := next((group for group in groups if _holds(group, like)), None)) is not None:
+                return own
             return home(model, name, parameter, groups, before.by_name, before.layers, site, whose)
 
         for name, parameter in new.items():
@@ -194,6 +219,10 @@ class Carrier:
             for layer in inside:
                 if not {id(group) for group in layer.param_groups} & set(roots):  # it has groups of its own
                     chosen(layer.param_groups)["params"].append(parameter)
+
+
+def _holds(group: Mapping[str, Any], parameter: Parameter | None) -> bool:
+    return any(held is parameter for held in group["params"])
 
 
 def forget(optimizer: Optimizers, parameters: Iterable[Parameter]) -> None:

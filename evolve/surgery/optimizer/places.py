@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from evolve.structure.tracing.tape import Shape
 from evolve.surgery.optimizer.layers import reachable
+from evolve.surgery.parts import renamed_keys
 
 Path = tuple[str, ...]
 
@@ -191,6 +192,14 @@ class Places:
             for key in list(table):
                 if (key in names) if by == "name" else ((key if by == "id" else id(key)) in gone):
                     del table[key]
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Lets tables by name follow parameters that have others now: old names, with the new ones."""
+        for table, by, _ in self.tables:
+            if by == "name":
+                items = renamed_keys(table, names)
+                table.clear()
+                table.update(items)
 
     def complete(self, holds_weights: Callable[[Path], bool]) -> None:
         """Gives lists that go with the parameters the order of the groups again; new parameters come into tables."""

@@ -153,3 +153,24 @@ class Parametrised(nn.Module):
         """(N, 3, 8, 8) to (N, 5)."""
         x = F.relu(self.mid(F.relu(self.conv(x)))).mean((2, 3))
         return self.head(torch.tanh(self.hidden(x)))  # type: ignore[no-any-return]
+
+
+class Basic(nn.Module):
+    """A block as in ResNet: the sum goes through a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 6, H, W) to the same."""
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        y += x
+        return F.relu(y)
+
+
+def staged() -> nn.Sequential:
+    """A ResNet of one stage whose blocks stand among other layers: (N, 3, 8, 8) to (N, 5)."""
+    stem, head = [nn.Conv2d(3, 6, 3, stride=2), nn.ReLU()], [nn.Flatten(), nn.Linear(54, 5)]
+    return nn.Sequential(*stem, Basic(), Basic(), *head)

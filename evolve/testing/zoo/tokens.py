@@ -129,3 +129,48 @@ class Causal(nn.Module):
         """(N, 3, L) to (N, 4, L)."""
         x = F.relu(self.norm(self.near(x)[..., :-1]))
         return self.head(x + torch.tanh(self.far(x)[..., :-2]))  # type: ignore[no-any-return]
+
+
+class Settings:
+    """What `Layered` is built from."""
+
+    def __init__(self, layers: int) -> None:
+        self.vocabulary, self.width, self.num_layers = 11, 8, layers
+        self.layer_kinds = ["near", "far"] * (layers // 2)
+
+
+class Layer(nn.Module):
+    """Causal attention and an MLP, each beside a shortcut; it knows its number and has a config."""
+
+    def __init__(self, config: Settings, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.norm1, self.norm2 = nn.RMSNorm(config.width), nn.LayerNorm(config.width)
+        self.qkv, self.project = nn.Linear(config.width, 3 * config.width), nn.Linear(config.width, config.width)
+        self.mlp = nn.Sequential(nn.Linear(config.width, 12), nn.GELU(), nn.Dropout(0.1), nn.Linear(12, config.width))
+
+    def forward(self, x: Tensor, kept: list[Tensor]) -> Tensor:
+        """(N, L, D) to the same; keeps what it attended to."""
+        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        kept[self.layer_idx : self.layer_idx + 1] = [k]
+        x = x + self.project(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Layered(nn.Module):
+    """A decoder that is built from a config, which says how many layers of which kind there are, and how many run."""
+
+    def __init__(self, config: Settings) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor | list[Tensor]]:
+        """(N, L) to logits (N, L, 11), and the keys of each layer."""
+        x, kept = self.embed(tokens), list[Tensor]()
+        for layer, _ in zip(self.layers[: self.config.num_layers], self.config.layer_kinds, strict=True):
+            x = layer(x, kept)
+        return {"logits": self.head(x), "kept": kept}

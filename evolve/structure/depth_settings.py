@@ -1,0 +1,233 @@
+"""Where a model keeps how many blocks it has (`num_hidden_layers`, `depths`), and lists of one item for each of them.
+
+Which number of a config that is, is found out: a model is built from a config with another number, on no device, and
+compared with what the model is to become. Where a class cannot be built from its config alone, names tell.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import nn
+
+from evolve.errors import NotApplicable
+from evolve.runtime.generators import preserved_rng
+from evolve.structure.configs import configs_in, exchange_fields, fields_of
+from evolve.structure.stacks import NUMBERED, Run, own_children, plain_settings
+
+logger = logging.getLogger(__name__)
+
+_COUNTS = re.compile(r"layer|block|depth")
+_LISTS = re.compile(r"layer|block|depth|type|pattern")
+_DEPTH = 2  # configs in configs
+
+
+@dataclass(frozen=True)
+class Field:
+    """A number or list in a module, or in a config that it holds.
+
+    Attributes:
+        module: Dotted name of the module.
+        path: Name of the attribute; dotted for a field of a config.
+        position: Of a number in a list or tuple; None for what stands alone.
+    """
+
+    module: str
+    path: str
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class DepthSettings:
+    """What has to follow when a run gets more or fewer blocks: numbers, and lists of one item a block."""
+
+    counts: tuple[Field, ...] = ()
+    lists: tuple[Field, ...] = ()
+
+
+def change_depth(model: nn.Module, settings: DepthSettings, run: Run, order: Sequence[int]) -> None:
+    """Lets numbers and lists follow a run whose blocks were put in another order.
+
+    Args:
+        model: Its modules' attributes are exchanged, and their configs for changed copies.
+        settings: What has to follow.
+        run: As it was.
+        order: As for `restack`.
+    """
+    more = len(order) - len(run.blocks)
+    changed: dict[int, dict[str, Any]] = {}
+    seen: set[tuple[int, str, int | None]] = set()  # modules share configs
+    for field in (*settings.counts, *settings.lists):
+        module = model.get_submodule(field.module)
+        *inside, name = field.path.split(".")
+        holder: Any = module
+        for step in inside:
+            holder = fields_of(holder)[step]
+        if (key := (id(holder), name, field.position)) in seen:
+            continue
+        seen.add(key)
+        table = changed.setdefault(id(holder), {}) if inside else vars(module)
+        old = table.get(name, fields_of(holder)[name])
+        table[name] = _spliced(old, run, order) if field in settings.lists else _counted(old, field.position, more)
+    if changed:
+        exchange_fields(model, lambda config: changed.get(id(config), {}))
+
+
+def depth_settings(model: nn.Module, run: Run, order: Sequence[int]) -> DepthSettings:
+    """Finds what has to follow when a run's blocks are put in another order.
+
+    Raises:
+        NotApplicable: If the model is built from a config that has no words for what it is to become.
+    """
+    own = _in_modules(model, run)
+    candidates = list(_in_configs(model, run))
+    if not candidates:
+        return DepthSettings(own)
+    before = _built(model, DepthSettings(), run, order)
+    if before is None or _form(before) != _form(model):
+        named = [fields for fields in candidates if _COUNTS.search(fields[0].path.rpartition(".")[2])]
+        return DepthSettings((*own, *(named[0] if named else ())), _lists(model, run, hinted=True))
+    wanted = _form(model, run, order)
+    for fields, lists in product(candidates, (_lists(model, run, hinted=True), (), _lists(model, run, hinted=False))):
+        tried = DepthSettings(fields, lists)
+        built = _built(model, tried, run, order)
+        if built is not None and _form(built) == wanted:
+            return DepthSettings((*own, *fields), lists)
+    raise NotApplicable(
+        f"The config of a {type(model).__name__} has no words for these blocks in {run.called}: a model that is built "
+        "from it would differ. Stack all blocks of the container, or as many as their settings take turns."
+    )
+
+
+def _in_modules(model: nn.Module, run: Run) -> tuple[Field, ...]:
+    """Returns the number of blocks as the container or the nearest module around it keeps it."""
+    for name in reversed(_around(run)):
+        module = model.get_submodule(name)
+        found = [
+            Field(name, key)
+            for key, value in vars(module).items()
+            if type(value) is int and value in _sizes(model, run) and _COUNTS.search(key)
+        ]
+        if found:
+            return tuple(found)
+    return ()
+
+
+def _in_configs(model: nn.Module, run: Run) -> Iterator[tuple[Field, ...]]:
+    """Yields what may be the number of blocks, likely ones first; a number may be in several configs."""
+    found: dict[tuple[str, int | None], list[Field]] = {}
+    for field, value in _config_fields(model, run):
+        for position, item in enumerate(value) if type(value) in (list, tuple) else [(None, value)]:
+            if type(item) is int and item in _sizes(model, run):
+                found.setdefault((field.path.rpartition(".")[2], position), []).append(
+                    Field(field.module, field.path, position)
+                )
+    stages = [int(step) for step in run.container.split(".") if step.isdigit()]
+    ranked = sorted(found, key=lambda key: (not _COUNTS.search(key[0]), key[1] is not None and key[1] not in stages))
+    for key in ranked:
+        yield tuple(found[key])
+
+
+def _lists(model: nn.Module, run: Run, *, hinted: bool) -> tuple[Field, ...]:
+    """Returns the lists that have one item for each child of the container."""
+    count = len(own_children(model.get_submodule(run.container)))
+    return tuple(
+        field
+        for field, value in _config_fields(model, run)
+        if type(value) in (list, tuple) and len(value) == count
+        if not hinted or _LISTS.search(field.path.rpartition(".")[2])
+    )
+
+
+def _config_fields(model: nn.Module, run: Run) -> Iterator[tuple[Field, Any]]:
+    """Yields the fields of the configs that modules around a run hold; those of the innermost one with depth."""
+    innermost = True
+    for name in reversed(_around(run)):
+        configs = configs_in(vars(model.get_submodule(name)))
+        for path, config in configs:
+            yield from _fields(name, path, config, _DEPTH if innermost else 1)
+        innermost = innermost and not configs
+
+
+def _fields(module: str, path: str, config: Any, depth: int) -> Iterator[tuple[Field, Any]]:
+    for name, value in fields_of(config).items():
+        if isinstance(name, str) and name[0] != "_" and "." not in name:
+            yield Field(module, f"{path}.{name}"), value
+    for name, value in configs_in(fields_of(config)) if depth > 1 else ():
+        yield from _fields(module, f"{path}.{name}", value, depth - 1)
+
+
+def _around(run: Run) -> list[str]:
+    """Returns the names of the container and the modules around it, outermost first."""
+    steps = run.container.split(".") if run.container else []
+    return [".".join(steps[:count]) for count in range(len(steps) + 1)]
+
+
+def _sizes(model: nn.Module, run: Run) -> set[int]:
+    return {len(run.blocks), len(own_children(model.get_submodule(run.container)))}
+
+
+def _counted(old: Any, position: int | None, more: int) -> Any:
+    if position is None:
+        return old + more
+    return type(old)(item + more if at == position else item for at, item in enumerate(old))
+
+
+def _spliced(old: Any, run: Run, order: Sequence[int]) -> Any:
+    middle = [old[run.first + at] for at in order]
+    return type(old)([*old[: run.first], *middle, *old[run.first + len(run.blocks) :]])
+
+
+def _built(model: nn.Module, settings: DepthSettings, run: Run, order: Sequence[int]) -> nn.Module | None:
+    """Returns a model of the same class from a config with other numbers, on no device; None where that fails."""
+    config = vars(model).get("config")
+    if config is None:
+        return None
+    holder = nn.Module()
+    holder.config = copy.deepcopy(config)
+    own = [tuple(field for field in fields if not field.module) for fields in (settings.counts, settings.lists)]
+    try:
+        change_depth(holder, DepthSettings(*own), run, order)
+        changed: Any = holder.config
+        if hasattr(changed, "to_dict") and hasattr(type(changed), "from_dict"):  # as it is read from a file
+            changed = type(changed).from_dict(changed.to_dict())
+        with preserved_rng(), torch.device("meta"):
+            built: nn.Module = getattr(type(model), "_evolve_base", type(model))(changed)
+    except Exception as error:  # a constructor of somebody else's
+        logger.debug("A %s cannot be built from its config alone: %s", type(model).__name__, error)
+        return None
+    return built
+
+
+def _form(model: nn.Module, run: Run | None = None, order: Sequence[int] = ()) -> Mapping[str, Any]:
+    """Returns classes, shapes and settings by module; with another order of blocks, as the model is to become."""
+    found = {}
+    for name, module in model.named_modules():
+        shapes = tuple((key, tuple(p.shape)) for key, p in module._parameters.items() if p is not None)
+        for now in _names(name, run, order):
+            inside = any(step.isdigit() for step in now.split("."))
+            found[now] = type(module).__name__, shapes, plain_settings(module) if inside else ()
+    return found
+
+
+def _names(name: str, run: Run | None, order: Sequence[int]) -> list[str]:
+    """Returns what a module is called with another order of blocks; several names where it is copied."""
+    prefix = f"{run.container}." if run is not None and run.container else ""
+    if run is None or not name.startswith(prefix):
+        return [name]
+    first, dot, rest = name.removeprefix(prefix).partition(".")
+    match = NUMBERED.fullmatch(first)
+    at = int(match[2]) - run.number if match is not None and match[1] == run.prefix else -1
+    if at < 0:
+        return [name]
+    places = [p for p, source in enumerate(order) if source == at]
+    if at >= len(run.blocks):
+        places = [at + len(order) - len(run.blocks)]
+    return [f"{prefix}{run.prefix}{run.number + place}{dot}{rest}" for place in places]

@@ -1,0 +1,181 @@
+"""Blocks are put in for real: what comes of it is what the class would have built with more of them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import evolve
+from evolve.care.ema import EMA
+from evolve.errors import EvolveError
+from evolve.testing import ZOO
+
+TOKENS = torch.arange(24).reshape(3, 8) % 19
+
+
+def gpt(depth=2):
+    torch.manual_seed(0)
+    return evolve.build_model("gpt", vocab_size=19, width=16, depth=depth, heads=2, context=8)
+
+
+def train(model, optimizer, steps=2):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(model(TOKENS).flatten(0, 1), TOKENS.flatten()).backward()
+        optimizer.step()
+
+
+def stacked(model, **options):
+    result = evolve.mutate(model, "stack", example_inputs=TOKENS, strict=True, **options)
+    return result.record
+
+
+def test_depth_doubles_bit_for_bit_and_trains_on():
+    model = gpt()
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer)
+    before, last = model(TOKENS), model.blocks[1].mlp[0].weight
+    moments = optimizer.state[last]["exp_avg"].clone()
+    for depth in (4, 8):
+        stacked(model, optimizer=optimizer)
+        assert len(model.blocks) == depth
+        assert torch.equal(model(TOKENS), before)
+    assert model.blocks[4].mlp[0].weight is last
+    assert torch.equal(optimizer.state[last]["exp_avg"], moments)
+    hand_built = gpt(8)
+    assert [*model.state_dict()] == [*hand_built.state_dict()]
+    assert {type(m) for m in model.modules()} == {type(m) for m in hand_built.modules()}
+    new = model.blocks[1].mlp[2].weight
+    train(model, optimizer)
+    assert new.abs().sum() > 0
+    assert new in optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        ({}, [0, 0, 1, 1]),
+        ({"where": "end"}, [0, 1, 0, 1]),
+        ({"where": "start"}, [0, 1, 0, 1]),
+        ({"to": 3}, [0, 1, 1]),
+        ({"to": 3, "where": "start"}, [0, 0, 1]),
+        ({"to": 5, "where": "end"}, [0, 1, 0, 1, 1]),
+        ({"times": 3}, [0, 0, 0, 1, 1, 1]),
+        ({"site": "blocks.0"}, [0, 0, 1]),
+        ({"site": "blocks.1", "to": 3, "where": "start"}, [0, 1, 1, 1]),
+    ],
+)
+def test_copies_stand_where_they_were_asked_for(options, order):
+    model = gpt()
+    for index, block in enumerate(model.blocks):
+        nn.init.constant_(block.norm1.bias, index)
+    own = list(model.blocks)
+    stacked(model, init="copy", **options)
+    assert [int(block.norm1.bias[0]) for block in model.blocks] == order
+    places = [list(model.blocks).index(block) for block in own]
+    behind = options.get("where") == "start"
+    expected = [max if behind else min for _ in own]
+    assert places == [pick(at for at, source in enumerate(order) if source == i) for i, pick in enumerate(expected)]
+
+
+def test_new_parameters_join_the_groups_of_those_they_are_copies_of():
+    model = gpt()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [
+        {"params": list(block.named_parameters()), "lr": rate} for block, rate in zip(model.blocks, (1, 2), strict=True)
+    ]
+    groups = [{**g, "params": [(names[id(p)], p) for _, p in g["params"]]} for g in groups]
+    rest = [(n, p) for n, p in model.named_parameters() if not n.startswith("blocks")]
+    optimizer = torch.optim.SGD([*groups, {"params": rest, "lr": 3}])
+    stacked(model, optimizer=optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(block.norm1.weight)] for block in model.blocks] == [1, 1, 2, 2]
+    now = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        assert all(now[name] is p for name, p in zip(group["param_names"], group["params"], strict=True))
+
+
+def test_records_of_before_and_after_rebuild_the_model_with_its_average():
+    model = gpt()
+    ema = EMA(model, 0.5)
+    base, average = copy.deepcopy(model), copy.deepcopy(ema)
+    records = [
+        evolve.mutate(model, "widen", site="blocks.1.mlp.0", example_inputs=TOKENS, strict=True).record,
+        evolve.mutate(model, "residual", site="blocks.1.mlp", example_inputs=TOKENS, strict=True).record,
+        stacked(model, site="blocks.0", to=3),
+        evolve.mutate(model, "widen", site="blocks.3.attention.qkv", example_inputs=TOKENS, strict=True).record,
+    ]
+    records = [type(record).model_validate_json(record.model_dump_json()) for record in records]
+    marked = base.get_parameter("blocks.1.norm1.bias")
+    average.shadow["blocks.1.norm1.bias"].fill_(7)
+    optimizer = torch.optim.Adam(base.parameters())
+    evolve.replay(base, records, optimizer, average)
+    assert {k: v.shape for k, v in base.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert base.blocks[3].norm1.bias is marked
+    assert bool((average.shadow["blocks.3.norm1.bias"] == 7).all())
+    assert average.shadow["blocks.3.mlp.0.weight"].shape == model.blocks[3].mlp[0].weight.shape
+    assert not bool((average.shadow["blocks.1.norm1.bias"] == 7).any())
+    base.load_state_dict(model.state_dict())
+    assert torch.equal(base(TOKENS), model(TOKENS))
+
+
+def test_blocks_of_evolve_inside_are_copied_along():
+    model = gpt()
+    evolve.mutate(model, "residual", site="blocks.0.mlp", init="identity", example_inputs=TOKENS, strict=True)
+    stacked(model, site="blocks.0", init="copy")
+    first, second = model.blocks[0].mlp, model.blocks[1].mlp
+    assert [*model.evolved._modules] == ["residual_0", "residual_1"]
+    with torch.no_grad():
+        model.evolved.residual_1.gate.fill_(3.0)
+    x = torch.randn(2, 16)
+    assert torch.allclose(second(x) - first(x), 2 * x, atol=1e-5)
+
+
+def test_what_blocks_share_stays_shared():
+    model = gpt()
+    model.blocks[1].mlp[0].weight = model.blocks[0].mlp[0].weight
+    model.blocks[1].table = model.blocks[0].table = [torch.zeros(1)]
+    stacked(model)
+    assert len({id(block.mlp[0].weight) for block in model.blocks}) == 1
+    assert len({id(block.table) for block in model.blocks}) == 1
+    assert len({id(block.mlp[2].weight) for block in model.blocks}) == 4
+
+
+def test_fresh_copies_are_drawn_anew_and_zero_is_declined_where_the_sum_is_normalised():
+    subject = ZOO["layered"]
+    model, x = subject.build(), subject.inputs()
+    assert evolve.mutate(model, "stack", site="layers.1", init="fresh", example_inputs=x)
+    one, two = model.layers[1].project.weight, model.layers[2].project.weight
+    assert not torch.isclose(one, two).any()
+
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    x = torch.randn(2, 5, 8)
+    refused = evolve.mutate(encoder, "stack", site="*", example_inputs=x)
+    assert refused.status == "not_applicable"
+    assert "post-norm" in refused.message
+    assert "init: copy or fresh" in refused.message
+    assert evolve.mutate(encoder, "stack", example_inputs=x, init="copy")
+    assert len(encoder.layers) == encoder.num_layers == 4
+
+
+def test_a_stage_of_a_resnet_grows_behind_the_block_that_halves_it():
+    model = evolve.build_model("torchvision:resnet18", num_classes=3).eval()
+    x = torch.randn(2, 3, 32, 32)
+    before = model(x)
+    assert evolve.mutate(model, "stack", site="layer2", to=3, example_inputs=x, strict=True)
+    assert len(model.layer2) == 4
+    assert model.layer2[0].downsample is not None
+    assert torch.equal(model(x), before)
+    refused = evolve.mutate(model, "stack", site="layer2.0", example_inputs=x)
+    assert "maps (2, 64, 8, 8) to (2, 128, 4, 4)" in refused.message
+
+
+def test_wrong_requests_say_what_is_there():
+    model = gpt()
+    with pytest.raises(EvolveError, match="drop one"):
+        stacked(model, times=2, to=4)
+    for site, told in {"head": "holds no blocks", "blocks.0.mlp.0": "is none"}.items():
+        assert told in evolve.mutate(model, "stack", site=site, example_inputs=TOKENS).message
+    assert "There are 2 blocks already" in evolve.mutate(model, "stack", to=2, example_inputs=TOKENS).message
