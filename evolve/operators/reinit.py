@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,8 +18,9 @@ from evolve.structure.isolation import undisturbed
 def fresh_values(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Tensor]:
     """Returns what the parameters of layers could have been before any training; the model is left as it was.
 
-    Each layer's own `reset_parameters` draws them, inner layers first, as when the model was built. A parameter that no
-    layer draws is drawn from a normal of its own mean and spread where it is a matrix, and takes its own mean where it
+    Each layer's own `reset_parameters` draws them, inner layers first, as when the model was built; then the model's
+    `_init_weights` (of transformers, and of many who write models like theirs) has its say. A parameter that none of
+    them draws is drawn from a normal of its own mean and spread where it is a matrix, and takes its own mean where it
     is a vector or a number (a scale, a gate, a bias).
 
     Args:
@@ -35,6 +37,8 @@ def fresh_values(model: nn.Module, layers: Sequence[nn.Module]) -> dict[str, Ten
             parameter.fill_(torch.nan)  # what is no number afterwards has not been drawn
         for layer in reversed(layers):
             _reset(layer)
+            if callable(of_model := getattr(model, "_init_weights", None)) and _takes_one(of_model):
+                of_model(layer)
         drawn = {name: model.get_parameter(name).detach().clone() for name in parameters}
         for (name, value), old in zip(drawn.items(), kept, strict=True):
             if bool(value.isnan().any()):
@@ -90,6 +94,11 @@ def _reset(layer: Any) -> None:
     draw = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
     if draw is not None and not is_parametrized(layer):
         draw()
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    return len(needed) == 1 and needed[0].kind is needed[0].POSITIONAL_OR_KEYWORD
 
 
 def _alike(old: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from torch import nn
 from evolve.blocks.pass_through import PassThrough
 from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
+from evolve.operators.arranging import arrangement, rearrange
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import STORE, Site
+from evolve.structure.stacks import run_of
 from evolve.surgery.attach import blocks_inside, call_parts_around, detach
 
 
@@ -20,12 +22,14 @@ from evolve.surgery.attach import blocks_inside, call_parts_around, detach
 class Remove(MutationOperator):
     """Takes out a layer or block whose input and output have one shape; its parameters leave model and optimizer.
 
-    A block that evolve inserted is detached without a trace, which is exact while it is still the identity. For what is
-    not, the measured difference is in the log; layers of a residual network are the ones that can go (Huang et al.
-    2016, Veit et al. 2016).
+    A block that evolve inserted is detached without a trace, which is exact while it is still the identity; one of
+    several alike in a container leaves it, as if there had been one less. For what is not the identity, the measured
+    difference is in the log; layers of a residual network are the ones that can go (Huang et al. 2016, Veit et al.
+    2016).
     """
 
     redraws = True
+    recounts = True
 
     class Options(OperatorOptions):
         """Options of `remove`.
@@ -62,17 +66,19 @@ class Remove(MutationOperator):
                     f"'{site.name}' is a part of a block; '{'.'.join(names[:2])}' can be removed whole."
                 )
             return {"inserted": True}
-        shapes = probe.shapes(site)
-        if shapes is None or shapes[0] != shapes[1]:
-            told = "is not reached by the probe batch" if shapes is None else f"maps {shapes[0]} to {shapes[1]}"
-            raise NotApplicable(f"'{site.name}' {told}; only what keeps the shape of its input can be taken out.")
+        stack = _stack_without(model, site)
+        if stack is None or not probe.reached(site):
+            shapes = probe.shapes(site)
+            if shapes is None or shapes[0] != shapes[1]:
+                told = "is not reached by the probe batch" if shapes is None else f"maps {shapes[0]} to {shapes[1]}"
+                raise NotApplicable(f"'{site.name}' {told}; only what keeps the shape of its input can be taken out.")
         holder = _held_elsewhere(model, site.module)
         if holder is not None:
             raise NotApplicable(
                 f"'{site.name}' is also kept in {holder}, a plain attribute, by which the forward may go on calling "
                 "it. Keep modules in an nn.ModuleList or nn.ModuleDict."
             )
-        return {"inserted": False}
+        return {"inserted": False, "stack": stack}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Takes it out."""
@@ -82,6 +88,9 @@ class Remove(MutationOperator):
         else:
             for block in blocks_inside(site.module):
                 detach(model, f"{STORE}.{block}")
+        if plan.get("stack"):
+            rearrange(model, plan["stack"])
+        elif not plan["inserted"]:
             parent, _, name = site.name.rpartition(".")
             stand_in = PassThrough().train(site.module.training)
             model.get_submodule(parent)._modules[name] = stand_in
@@ -90,6 +99,19 @@ class Remove(MutationOperator):
         gone = sum(count for key, count in before.items() if key not in kept)
         what = type(site.module).__name__
         return Change(f"Removed '{site.name}' ({what}, -{gone:,} parameters).", -gone)
+
+
+def _stack_without(model: nn.Module, site: Site) -> dict[str, Any] | None:
+    """Returns how a block leaves the run of alike blocks that it is in; None where it is in none, or alone."""
+    found = run_of(model, site.name)
+    if found is None or len(found[0].blocks) == 1:
+        return None
+    run, position = found
+    order = [*range(position), *range(position + 1, len(run.blocks))]
+    try:
+        return arrangement(model, run, order)
+    except NotApplicable:  # the model's config has no words for it
+        return None
 
 
 def _held_elsewhere(model: nn.Module, part: nn.Module) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
 from typing import Any, Literal
 
 import torch
@@ -13,16 +12,14 @@ from typing_extensions import Self
 
 from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
+from evolve.operators.arranging import arrangement, rearrange
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.reinit import blend, fresh_values
 from evolve.structure.analysis import analyse
 from evolve.structure.branches import identity_values
-from evolve.structure.depth_settings import DepthSettings, change_depth, depth_settings
-from evolve.structure.depth_settings import Field as Kept
 from evolve.structure.probe import Probe
 from evolve.structure.sites import EVERYWHERE, Site
-from evolve.structure.stacks import Run, find_runs, period, run_at, run_of
-from evolve.surgery.stacking import restack
+from evolve.structure.stacks import Run, find_runs, period, run_of
 
 _TIMES = 2
 
@@ -75,19 +72,8 @@ class Stack(MutationOperator):
         """Settles which blocks are copied to where, what makes them pass their input on, and which numbers follow."""
         stacks = []
         for run, order, new in self._wanted(model, site, probe):
-            settings = depth_settings(model, run, order)
-            stacks.append(
-                {
-                    "container": run.container,
-                    "first": run.first,
-                    "count": len(run.blocks),
-                    "order": order,
-                    "new": new,
-                    "values": self._values(model, run, probe) if self.options.init == "zero" else {},
-                    "counts": [list(astuple(field)) for field in settings.counts],
-                    "lists": [list(astuple(field)) for field in settings.lists],
-                }
-            )
+            values = self._values(model, run, probe) if self.options.init == "zero" else {}
+            stacks.append({**arrangement(model, run, order, new), "values": values})
         return {"stacks": stacks}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
@@ -96,13 +82,10 @@ class Stack(MutationOperator):
         pairs, told = [], []
         # From the last run of a container to the first: so those still to come stand where they stood.
         for stack in sorted(plan["stacks"], key=lambda one: -one["first"]):
-            run = run_at(model, stack["container"], stack["first"], stack["count"])
-            pairs += restack(model, run, stack["order"], stack["new"])
-            settings = [tuple(Kept(*field) for field in stack[key]) for key in ("counts", "lists")]
-            change_depth(model, DepthSettings(*settings), run, stack["order"])
-            grown = run_at(model, stack["container"], stack["first"], len(stack["order"]))
-            self._initialise(model, [grown.blocks[place] for place in stack["new"]], stack["values"])
-            told.append(f"{run.called} {len(run.blocks)} → {len(grown.blocks)}")
+            run, made = rearrange(model, stack)
+            pairs += made
+            self._initialise(model, [run.blocks[place] for place in stack["new"]], stack["values"])
+            told.append(f"{run.called} {stack['count']} → {len(run.blocks)}")
         after = {id(parameter): name for name, parameter in model.named_parameters()}
         copies = {after[id(new)]: before[id(old)] for new, old in pairs}
         added = sum(model.get_parameter(name).numel() for name in copies)

@@ -133,6 +133,24 @@ def test_blocks_of_evolve_inside_are_copied_along():
     assert torch.allclose(second(x) - first(x), 2 * x, atol=1e-5)
 
 
+def test_remove_takes_blocks_out_again_and_config_and_numbers_follow():
+    subject = ZOO["layered"]
+    model, x = subject.build(), subject.inputs()
+    before, keys = model(x), list(model.state_dict())
+    assert evolve.mutate(model, "stack", example_inputs=x, strict=True)
+    last = model.layers[2]
+    assert (model.config.num_layers, last.layer_idx) == (4, 2)
+    assert model.config.layer_kinds == ["near", "near", "far", "far"]
+    optimizer = torch.optim.Adam([{"params": [p]} for p in model.parameters()])
+    groups = {id(group["params"][0]): group for group in optimizer.param_groups}
+    for site in ("layers.1", "layers.2"):
+        evolve.mutate(model, "remove", site=site, preserves="exact", optimizer=optimizer, example_inputs=x, strict=True)
+        assert all(groups[id(p)]["params"] == [p] for p in model.parameters())
+    assert (model.config.num_layers, last.layer_idx, model.config.layer_kinds) == (2, 1, ["near", "far"])
+    assert list(model.state_dict()) == keys
+    assert torch.equal(model(x)["logits"], before["logits"])
+
+
 def test_what_blocks_share_stays_shared():
     model = gpt()
     model.blocks[1].mlp[0].weight = model.blocks[0].mlp[0].weight
@@ -149,6 +167,10 @@ def test_fresh_copies_are_drawn_anew_and_zero_is_declined_where_the_sum_is_norma
     assert evolve.mutate(model, "stack", site="layers.1", init="fresh", example_inputs=x)
     one, two = model.layers[1].project.weight, model.layers[2].project.weight
     assert not torch.isclose(one, two).any()
+    model._init_weights = lambda layer: isinstance(layer, nn.Linear) and nn.init.constant_(layer.weight, 0.5)
+    assert evolve.mutate(model, "stack", site="layers.1", init="fresh", example_inputs=x)
+    assert bool((model.layers[2].project.weight == 0.5).all())
+    assert not bool((model.layers[1].project.weight == 0.5).any())
 
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
     x = torch.randn(2, 5, 8)
