@@ -135,7 +135,7 @@ def test_blocks_of_evolve_inside_are_copied_along():
 
 def test_remove_takes_blocks_out_again_and_config_and_numbers_follow():
     subject = ZOO["layered"]
-    model, x = subject.build(), subject.inputs()
+    model, x = subject.build().eval(), subject.inputs()
     before, keys = model(x), list(model.state_dict())
     assert evolve.mutate(model, "stack", example_inputs=x, strict=True)
     last = model.layers[2]
