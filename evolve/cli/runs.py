@@ -80,7 +80,7 @@ def validate(
         searches = any(did_you_mean(key, ["search"]) for key in raw if key not in RunConfig.model_fields)
         load = load_search if searches else load_config
         load(file, overrides or [])
-        typer.echo(f"{file}: valid.")
+        typer.echo(f"{file}: valid. Whether data and model are there and fit is seen when it runs.")
 
 
 @commands.command(epilog="Example: evolve schema > evolve.schema.json")

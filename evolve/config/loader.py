@@ -200,6 +200,8 @@ def _compose(text: str, file: str) -> yaml.Node | Fault:
             problem = "a tab stands where YAML wants spaces; indent with spaces"
         elif problem == "but found another document":
             problem = "a second document starts here; a file may hold only one"
+        elif problem == "mapping values are not allowed here":
+            problem = "a colon stands where a value goes on: indent this line as its neighbours are, or quote the value"
         return Fault((), Place(file, line), f"{problem}.")
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1

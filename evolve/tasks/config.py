@@ -116,7 +116,7 @@ def build_task(source: TaskSource | None, loss: Loss | None = None) -> tuple[Tas
         made = f": make one, {source.__name__}()" if isinstance(source, type) and issubclass(source, Task) else ""
         raise EvolveError(
             f"A task is an instance of evolve.tasks.Task, a TaskConfig, a name, or a function (model, batch) -> loss; "
-            f"found {source!r}{made}."
+            f"found {source!r}{made}. Metrics: TaskConfig(metrics=[...])."
         )
     task = source if isinstance(source, Task) else FunctionTask(source)
     if loss is not None:

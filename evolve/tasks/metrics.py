@@ -30,7 +30,7 @@ class MetricConfig(Named):
     """A metric: one of torchmetrics by name (`f1`, `rmse`, `JaccardIndex`), or an import path.
 
     An import path names a torchmetrics class of your own, or a function `(predictions, targets) -> number`, which is
-    averaged over the batches by their samples.
+    averaged over the batches by their samples. In Python the function or class itself will do.
 
     Attributes:
         label: What it is called in the run: `val_<label>`; the name if null.
@@ -39,6 +39,15 @@ class MetricConfig(Named):
 
     label: str | None = Field(default=None, min_length=1, pattern=r"^\w+$")
     mode: Literal["min", "max"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_function(cls, value: Any) -> Any:
+        if callable(value):
+            return {"name": _import_path(value)}
+        if isinstance(value, dict) and callable(value.get("name")):
+            return {**value, "name": _import_path(value["name"])}
+        return value
 
     @model_validator(mode="after")
     def _known(self, info: ValidationInfo) -> Self:
@@ -65,6 +74,14 @@ class MetricConfig(Named):
     def build(self) -> Metric:
         """Returns the metric."""
         return Metric(self.called, self.name, dict(self.options), self.mode)
+
+
+def _import_path(metric: Callable[..., Any]) -> str:
+    """Returns by what a metric is found, in a run that goes on too."""
+    name = getattr(metric, "__qualname__", "<locals>")
+    if "<" in name:
+        raise ValueError(f"{metric!r} has no import path: define a function at the top level of a module or notebook.")
+    return f"{metric.__module__}:{name}"
 
 
 def _usual_label(name: str) -> str:

@@ -17,6 +17,10 @@ BROKEN = {
         edit("  name: small_resnet", "  name: small_resnet\n  widht: 3"),
         [(3, "model.widht", "Known here: name, options")],
     ),
+    "indented too far": (
+        edit("  name: small_resnet", "  name: small_resnet\n    width: 3"),
+        [(3, "a colon stands where a value goes on: indent this line as its neighbours are")],
+    ),
     "unknown key in data": (
         edit("batch_size: 32", "batchsize: 32"),
         [(6, "data.batchsize", "Did you mean 'batch_size'?")],

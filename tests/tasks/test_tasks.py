@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from helpers.task_misfits import OwnLoss
+from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 from torchmetrics.functional import classification as counted
@@ -343,6 +344,18 @@ def test_several_numbers(metric, names):
     mean = next(found[name] for name in ("mean", "mine_mean") if name in found)
     assert mean == pytest.approx(float(LOGITS.sum() / 6))
     assert 6.0 in found.values()
+
+
+def shifted(predictions, targets):
+    return 1 + (predictions.argmax(1) == targets).double().mean().item()
+
+
+def test_a_function_in_the_place_of_its_import_path():
+    task, metrics = made("classification", shifted, {"name": shifted, "label": "again"})
+    right = 1 + float((LOGITS.argmax(1) == CLASSES).double().mean())
+    assert measured(task, metrics, in_two(LOGITS, CLASSES, 4)) == pytest.approx({"shifted": right, "again": right})
+    with pytest.raises(ValidationError, match="has no import path: define a function at the top level"):
+        TaskConfig(metrics=[lambda predictions, targets: 1.0])
 
 
 def test_names_that_meet():
