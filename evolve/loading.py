@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from evolve.config import ConfigError, apply_overrides
+from evolve.config import ConfigError, apply_overrides, load_yaml
 from evolve.errors import CheckpointError, EvolveError, UnknownNameError, did_you_mean
 from evolve.evolver.run_config import ModelConfig, load_config
 from evolve.evolver.saved_config import saved_model_config, saved_probe
@@ -21,6 +21,7 @@ from evolve.lineage import Record
 from evolve.models import build_model, models
 from evolve.models.libraries import usual_shape
 from evolve.plugins import is_import_path
+from evolve.population.config import load_search
 from evolve.population.folder import INDEX, MODELS, is_search
 from evolve.runtime.generators import preserved_rng
 from evolve.training.checkpoint import load_model
@@ -172,8 +173,8 @@ def open_model(
             )
         return _open_saved(*saved, device, trust)
     if target not in models and (path.is_file() or path.suffix in {".yaml", ".yml"}):
-        config = load_config(path, [f"model.options.{option}" for option in options])
-        return Opened(_build_on(device, config.model.name, config.model.options))
+        config = _model_of_file(path, [f"model.options.{option}" for option in options])
+        return Opened(_build_on(device, config.name, config.options))
     if target not in models and path.name != target:
         raise EvolveError(f"There is no file or folder '{target}'. Looked from {Path.cwd()}.")
     arguments, _, faults = apply_overrides({}, {}, options)
@@ -238,6 +239,17 @@ def probe_batch(opened: Opened, *, trust: bool = False) -> tuple[Any, str]:
         return None, ""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator) for shape in opened.shapes], "noise"
+
+
+def _model_of_file(path: Path, overrides: Sequence[str]) -> ModelConfig:
+    """Returns the model of a run, or the first model of a search, that a YAML file describes."""
+    raw, _, _ = load_yaml(path)
+    if "search" not in raw:
+        return load_config(path, overrides).model
+    model = load_search(path, overrides).model
+    if model is None:
+        raise EvolveError(f"'{path}' describes a search in a space of its own (search.space), and names no model.")
+    return model
 
 
 def _build_on(device: torch.device | None, name: str, options: Mapping[str, Any]) -> nn.Module:

@@ -419,9 +419,10 @@ def test_what_a_model_prints_is_not_part_of_the_answer(own):
     assert "called\n" in result.stderr
 
 
-def test_a_configuration(tmp_path):
+@pytest.mark.parametrize("more", ["", "search: {operators: [widen], budget: {evaluations: 9}}\n"])
+def test_a_configuration_of_a_run_or_a_search(tmp_path, more):
     file = tmp_path / "config.yaml"
-    file.write_text("model: {name: simple_cnn, options: {num_classes: 7}}\ndata: digits\n")
+    file.write_text(f"model: {{name: simple_cnn, options: {{num_classes: 7}}}}\ndata: digits\n{more}")
     found = as_json(str(file), "--option", "in_channels=1")
     assert found["modules"][0]["outputs"] == [[2, 7]]
     assert found["inputs"] == [[2, 1, 32, 32]]
