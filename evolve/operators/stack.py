@@ -70,10 +70,15 @@ class Stack(MutationOperator):
 
     def plan(self, model: nn.Module, site: Site, probe: Probe) -> dict[str, Any]:
         """Settles which blocks are copied to where, what makes them pass their input on, and which numbers follow."""
-        stacks = []
+        stacks, faults = [], []
         for run, order, new in self._wanted(model, site, probe):
             values = self._values(model, run, probe) if self.options.init == "zero" else {}
-            stacks.append({**arrangement(model, run, order, new), "values": values})
+            try:
+                stacks.append({**arrangement(model, run, order, new), "values": values})
+            except NotApplicable as fault:
+                faults.append(fault)
+        if not stacks:
+            raise faults[0]
         return {"stacks": stacks}
 
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:

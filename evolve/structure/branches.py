@@ -18,6 +18,14 @@ _SAME = {"view", "_unsafe_view", "clone", "contiguous", "_to_copy", "alias", "de
 _RECTIFIERS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp", "clamp_", "clamp_min", "clamp_min_"}
 # What makes zero of zero.
 _KEEPS_ZERO = {"gelu", "gelu_", "silu", "silu_", "tanh", "div", "div_", "sum", "mean", "neg", "roll"}
+_KEEPS_ZERO |= {
+    "avg_pool2d",
+    "max_pool2d",
+    "max_pool2d_with_indices",
+    "_adaptive_avg_pool2d",
+    "mean",
+    "constant_pad_nd",
+}
 _SUMS = {"add", "add_", "sub", "sub_"}
 _PRODUCTS = {"mul", "mul_", "mm", "bmm", "matmul"}
 # Products plus a bias: positions among the arguments of the factors, of which one has to be zero, and of the bias.

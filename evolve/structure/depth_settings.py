@@ -11,7 +11,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -65,15 +64,11 @@ def change_depth(model: nn.Module, settings: DepthSettings, run: Run, order: Seq
     changed: dict[int, dict[str, Any]] = {}
     seen: set[tuple[int, str, int | None]] = set()  # modules share configs
     for field in (*settings.counts, *settings.lists):
-        module = model.get_submodule(field.module)
-        *inside, name = field.path.split(".")
-        holder: Any = module
-        for step in inside:
-            holder = fields_of(holder)[step]
+        holder, name = _holder(model, field), _last(field)
         if (key := (id(holder), name, field.position)) in seen:
             continue
         seen.add(key)
-        table = changed.setdefault(id(holder), {}) if inside else vars(module)
+        table = vars(holder) if isinstance(holder, nn.Module) else changed.setdefault(id(holder), {})
         old = table.get(name, fields_of(holder)[name])
         table[name] = _spliced(old, run, order) if field in settings.lists else _counted(old, field.position, more)
     if changed:
@@ -86,28 +81,87 @@ def depth_settings(model: nn.Module, run: Run, order: Sequence[int]) -> DepthSet
     Raises:
         NotApplicable: If the model is built from a config that has no words for what it is to become.
     """
-    own = _in_modules(model, run)
     candidates = list(_in_configs(model, run))
-    if not candidates:
-        return DepthSettings(own)
-    before = _built(model, DepthSettings(), run, order)
+    before = _built(model, DepthSettings(), run, order) if candidates else None
     if before is None or _form(before) != _form(model):
-        named = [fields for fields in candidates if _COUNTS.search(fields[0].path.rpartition(".")[2])]
-        return DepthSettings((*own, *(named[0] if named else ())), _lists(model, run, hinted=True))
+        named = [fields for fields in candidates if _COUNTS.search(_last(fields[0]))][:1]
+        counts = (*_in_modules(model, run), *(field for fields in named for field in fields))
+        return DepthSettings(counts, _lists(model, run, counts, hinted=True))
     wanted = _form(model, run, order)
-    for fields, lists in product(candidates, (_lists(model, run, hinted=True), (), _lists(model, run, hinted=False))):
-        tried = DepthSettings(fields, lists)
-        built = _built(model, tried, run, order)
-        if built is not None and _form(built) == wanted:
-            return DepthSettings((*own, *fields), lists)
+    for fields in candidates:
+        ways = [_lists(model, run, fields, hinted=True), (), _lists(model, run, fields, hinted=False)]
+        for lists in dict.fromkeys(ways):
+            built = _built(model, DepthSettings(fields, lists), run, order)
+            if built is not None and _form(built) == wanted:
+                return _that_differ(model, run, order, before, built)
     raise NotApplicable(
         f"The config of a {type(model).__name__} has no words for these blocks in {run.called}: a model that is built "
         "from it would differ. Stack all blocks of the container, or as many as their settings take turns."
     )
 
 
+def _that_differ(
+    model: nn.Module, run: Run, order: Sequence[int], before: nn.Module, after: nn.Module
+) -> DepthSettings:
+    """Returns the numbers and lists that have followed in a model that was built with another number of blocks."""
+    more, children = len(order) - len(run.blocks), len(own_children(model.get_submodule(run.container)))
+    others = dict(after.named_modules())
+    own = tuple(f"{name}." for name in run.names)
+    counts, lists = [], []
+    seen = set()
+    for name, module in before.named_modules():
+        if f"{name}.".startswith(own) or name not in others:
+            continue
+        for field, old in _kept_by(module, name):
+            holder = _holder(model, field)
+            if (id(holder), _last(field)) in seen:  # modules share configs
+                continue
+            seen.add((id(holder), _last(field)))
+            new = _value(after, field)
+            if type(old) in (list, tuple) and type(new) is type(old):
+                if new != old and _length(old) == children and new == _spliced(old, run, order):
+                    lists.append(field)
+                pairs = enumerate(zip(old, new, strict=True)) if len(new) == len(old) else ()
+                counts += [Field(name, field.path, at) for at, (one, two) in pairs if _grew(one, two, more)]
+            elif _grew(old, new, more):
+                counts.append(field)
+    return DepthSettings(tuple(counts), tuple(lists))
+
+
+def _grew(old: Any, new: Any, more: int) -> bool:
+    return type(old) is int and type(new) is int and new - old == more
+
+
+def _kept_by(module: nn.Module, name: str) -> Iterator[tuple[Field, Any]]:
+    """Yields the numbers that a module keeps, and the fields of its configs."""
+    for key, value in vars(module).items():
+        if type(value) is int:
+            yield Field(name, key), value
+    for path, config in configs_in(vars(module)):
+        yield from _fields(name, path, config, _DEPTH)
+
+
+def _holder(module: nn.Module, field: Field) -> Any:
+    """Returns what a field is of: a module of a model, or a config that it holds."""
+    holder: Any = module.get_submodule(field.module)
+    for step in field.path.split(".")[:-1]:
+        holder = fields_of(holder)[step]
+    return holder
+
+
+def _value(model: nn.Module, field: Field) -> Any:
+    try:
+        return fields_of(_holder(model, field)).get(_last(field))
+    except KeyError:
+        return None
+
+
+def _last(field: Field) -> str:
+    return field.path.rpartition(".")[2]
+
+
 def _in_modules(model: nn.Module, run: Run) -> tuple[Field, ...]:
-    """Returns the number of blocks as the container or the nearest module around it keeps it."""
+    """Returns the number of blocks as the container, or the module that it is a part of, keeps it."""
     for name in reversed(_around(run)):
         module = model.get_submodule(name)
         found = [
@@ -115,7 +169,7 @@ def _in_modules(model: nn.Module, run: Run) -> tuple[Field, ...]:
             for key, value in vars(module).items()
             if type(value) is int and value in _sizes(model, run) and _COUNTS.search(key)
         ]
-        if found:
+        if found or (name != run.container and not isinstance(module, nn.ModuleDict)):
             return tuple(found)
     return ()
 
@@ -126,23 +180,22 @@ def _in_configs(model: nn.Module, run: Run) -> Iterator[tuple[Field, ...]]:
     for field, value in _config_fields(model, run):
         for position, item in enumerate(value) if type(value) in (list, tuple) else [(None, value)]:
             if type(item) is int and item in _sizes(model, run):
-                found.setdefault((field.path.rpartition(".")[2], position), []).append(
-                    Field(field.module, field.path, position)
-                )
+                found.setdefault((_last(field), position), []).append(Field(field.module, field.path, position))
     stages = [int(step) for step in run.container.split(".") if step.isdigit()]
     ranked = sorted(found, key=lambda key: (not _COUNTS.search(key[0]), key[1] is not None and key[1] not in stages))
     for key in ranked:
         yield tuple(found[key])
 
 
-def _lists(model: nn.Module, run: Run, *, hinted: bool) -> tuple[Field, ...]:
-    """Returns the lists that have one item for each child of the container."""
+def _lists(model: nn.Module, run: Run, counts: Sequence[Field], *, hinted: bool) -> tuple[Field, ...]:
+    """Returns the lists that have one item for each child of the container, those left out that count blocks."""
+    counting = {(field.module, field.path) for field in counts}
     count = len(own_children(model.get_submodule(run.container)))
     return tuple(
         field
         for field, value in _config_fields(model, run)
-        if type(value) in (list, tuple) and len(value) == count
-        if not hinted or _LISTS.search(field.path.rpartition(".")[2])
+        if type(value) in (list, tuple) and _length(value) == count and (field.module, field.path) not in counting
+        if not hinted or _LISTS.search(_last(field))
     )
 
 
@@ -180,7 +233,21 @@ def _counted(old: Any, position: int | None, more: int) -> Any:
     return type(old)(item + more if at == position else item for at, item in enumerate(old))
 
 
+def _length(value: Sequence[Any]) -> int:
+    return sum(len(items) * times for items, times in value) if _repeats(value) else len(value)
+
+
+def _repeats(value: Sequence[Any]) -> bool:
+    """Whether a list says how many times items come, as in GPT-Neo's `[[["global", "local"], 6]]`."""
+    return bool(value) and all(
+        type(one) in (list, tuple) and [type(part) for part in one] == [list, int] for one in value
+    )
+
+
 def _spliced(old: Any, run: Run, order: Sequence[int]) -> Any:
+    if _repeats(old):
+        whole = [item for items, times in old for item in items * times]
+        return [[_spliced(whole, run, order), 1]]
     middle = [old[run.first + at] for at in order]
     return type(old)([*old[: run.first], *middle, *old[run.first + len(run.blocks) :]])
 
