@@ -1,9 +1,10 @@
 """The models that `stack.py` makes deeper: families of transformers and timm, tiny, from configurations."""
 
+# ruff: noqa: E501 - the table of models is easier to read in long lines
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ class Subject:
         inputs: Makes the arguments of a forward pass.
         sites: Containers of its blocks.
         exact: Whether its blocks can start as the identity.
-        library: "hf", "timm" or "evolve".
+        library: "hf" or "timm".
         generates: Whether it generates text with a cache.
+        before: Blocks of another form in front of them, in the same container.
     """
 
     name: str
@@ -33,7 +35,7 @@ class Subject:
     exact: bool = True
     library: str = "hf"
     generates: bool = False
-    options: dict[str, Any] = field(default_factory=dict)
+    before: int = 0
 
 
 def tokens() -> dict[str, Tensor]:
@@ -46,11 +48,19 @@ def images(side: int = 32) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
+def quiet() -> None:
+    """Lets transformers say nothing of what it loads and saves."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def subjects(only: str = "") -> list[Subject]:
-    """Returns the families whose names contain one of some words; all where there is none."""
+    """Returns the families of some names, between commas; all where there is none."""
     words = [word.strip() for word in only.split(",") if word.strip()]
     every = [*_languages(), *_others(), *_timm()]
-    return [one for one in every if not words or any(word == one.name for word in words)]
+    return [one for one in every if not words or one.name in words]
 
 
 def _languages() -> list[Subject]:
@@ -112,7 +122,9 @@ def _others() -> list[Subject]:
     picture = {**usual, "image_size": 32, "patch_size": 8}
     sequences = {"vocab_size": VOCABULARY, "d_model": WIDTH, "pad_token_id": 0, "decoder_start_token_id": 0}
 
-    def of(cls: str, config: str, options: dict[str, Any], layers: str = "num_hidden_layers") -> Callable[[int], nn.Module]:
+    def of(
+        cls: str, config: str, options: dict[str, Any], layers: str = "num_hidden_layers"
+    ) -> Callable[[int], nn.Module]:
         return lambda depth: getattr(t, cls)(getattr(t, config)(**options, **dict.fromkeys(layers.split(), depth)))
 
     def pair() -> dict[str, Tensor]:
@@ -150,7 +162,9 @@ def _timm() -> list[Subject]:
         return lambda depth: timm.create_model(name, pretrained=False, num_classes=5, depth=depth, **options)
 
     def staged(name: str, **options: Any) -> Callable[[int], nn.Module]:
-        return lambda depth: timm.create_model(name, pretrained=False, num_classes=5, depths=(1, depth, 1, 1), **options)
+        return lambda depth: timm.create_model(
+            name, pretrained=False, num_classes=5, depths=(1, depth, 1, 1), **options
+        )
 
     def staged2(name: str, **options: Any) -> Callable[[int], nn.Module]:
         return lambda depth: timm.create_model(name, pretrained=False, num_classes=5, depths=(2, depth), **options)
@@ -158,7 +172,9 @@ def _timm() -> list[Subject]:
     def metaformer(depth: int) -> nn.Module:
         from timm.models.metaformer import GroupNorm1, MetaFormer, Pooling
 
-        made: nn.Module = MetaFormer(depths=(1, depth), dims=(8, 16), num_classes=5, token_mixers=Pooling, norm_layers=GroupNorm1)
+        made: nn.Module = MetaFormer(
+            depths=(1, depth), dims=(8, 16), num_classes=5, token_mixers=Pooling, norm_layers=GroupNorm1
+        )
         return made
 
     def mixed(name: str, **options: Any) -> Callable[[int], nn.Module]:
@@ -178,12 +194,12 @@ def _timm() -> list[Subject]:
         Subject(
             "resnet_timm",
             lambda depth: timm.create_model("resnet18", pretrained=False, num_classes=5, layers=[1, depth + 1, 1, 1], channels=(8, 16, 16, 16)),
-            images, ("layer2",), library="timm",
+            images, ("layer2",), library="timm", before=1,
         ),
         Subject(
             "resnet50_timm",
             lambda depth: timm.create_model("resnet50", pretrained=False, num_classes=5, layers=[1, depth + 1, 1, 1], channels=(8, 16, 16, 16)),
-            images, ("layer2",), library="timm",
+            images, ("layer2",), library="timm", before=1,
         ),
         Subject(
             "swin_timm",
