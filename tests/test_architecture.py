@@ -205,6 +205,7 @@ def test_no_test_file_imports_another():
 
 def test_operators_do_not_know_each_other():
     shared = {"arranging", "base", "gradmax", "past", "regroup", "reinit", "shapes", "slots", "__init__"}
+    shared |= {"costs", "criteria", "members", "ranking", "target"}
     for path in (ROOT / "operators").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -85,6 +85,7 @@ def mutate(
     example_inputs: Any = None,
     seed: int | None = None,
     loss: OutputLoss | None = None,
+    loss_batches: Iterable[tuple[Any, OutputLoss]] | None = None,
     limits: Limits | None = None,
     strict: bool = False,
     note: Mapping[str, Any] | None = None,
@@ -106,7 +107,9 @@ def mutate(
             is made up for the model's first layer with weights.
         seed: Of everything the operator draws; drawn from torch's generator, which is left alone, if None.
         loss: Makes a scalar of the model's outputs on `example_inputs`, for operators that look at gradients
-            (`widen` with init gradmax, `narrow` with criterion taylor).
+            (`widen` with init gradmax, `narrow` with criterion taylor or hessian).
+        loss_batches: More batches for them (`narrow` with batches): pairs of example inputs and a loss of the outputs
+            on them. Each look goes through them from the beginning.
         limits: Caps; a mutation past one is refused with the figure.
         strict: Raise where the answer would be `(False, message)`; an operator's own error as it was.
         note: `epoch`, `step`, `metrics_before`, `reason` and `choice` for the record.
@@ -121,7 +124,7 @@ def mutate(
         MutationError: With `strict`, if the mutation was refused.
     """
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
-    check_call(model, site, seed, loss, limits, strict)
+    check_call(model, site, seed, loss, loss_batches, limits, strict)
     acting = create_operator(operator, options)
     optimizer = as_optimizers(optimizer)
     given = {**opened(acting, note), "operator": operator, "time": moment.isoformat(timespec="milliseconds")}
@@ -137,7 +140,7 @@ def mutate(
         # Tensors that are made in inference mode could never be trained.
         with torch.inference_mode(False), Transaction(model, optimizer), no_exit(operator):
             message, change = carry_out(
-                model, acting, site, optimizer, example_inputs, loss, limits, attempt, closely=closely
+                model, acting, site, optimizer, example_inputs, loss, loss_batches, limits, attempt, closely=closely
             )
             return applied(given, attempt, message), change
 

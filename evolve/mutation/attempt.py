@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -50,6 +50,7 @@ def carry_out(
     optimizer: Optimizers | None,
     example_inputs: Any,
     loss: OutputLoss | None,
+    loss_batches: Iterable[tuple[Any, OutputLoss]] | None,
     limits: Limits | None,
     attempt: Attempt,
     *,
@@ -64,7 +65,7 @@ def carry_out(
     if inputs is not None:
         attempt.inputs = [TensorSpec(shape=list(t.shape), dtype=str(t.dtype)[6:]) for t in inputs.tensors]
     gradients = Gradients(model)
-    before = first_look(model, inputs, attempt.seed, loss, operator)
+    before = replace(first_look(model, inputs, attempt.seed, loss, operator), loss_batches=loss_batches)
     attempt.flops_before = structure_of(model, before).flops({}) if operator.on_groups else before.flops
     site = _find_site(model, operator, site_name, before)
     attempt.site = site.name

@@ -51,7 +51,7 @@ def as_records(records: Any) -> list[Record]:
     )
 
 
-def check_call(model: Any, site: Any, seed: Any, loss: Any, limits: Any, strict: Any) -> None:
+def check_call(model: Any, site: Any, seed: Any, loss: Any, batches: Any, limits: Any, strict: Any) -> None:
     """Checks the arguments of `mutate`.
 
     Raises:
@@ -64,6 +64,11 @@ def check_call(model: Any, site: Any, seed: Any, loss: Any, limits: Any, strict:
         raise EvolveError(f"seed: expected an int from -2**63 to 2**64 - 1, or None. Found {_shown(seed)}.")
     if loss is not None and not callable(loss):
         raise EvolveError(f"loss: expected a function of the model's outputs, or None. Found {_shown(loss)}.")
+    if batches is not None and (isinstance(batches, Iterator) or not isinstance(batches, Iterable)):
+        raise EvolveError(
+            "loss_batches: expected a sequence of pairs (example_inputs, loss), or None; an iterator can be gone "
+            f"through only once. Found {_shown(batches)}."
+        )
     if limits is not None and not isinstance(limits, Limits):
         raise EvolveError(
             f"limits: expected evolve.Limits({', '.join(f'{name}=...' for name in Limits.model_fields)}), or None. "

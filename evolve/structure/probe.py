@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,8 @@ class Probe:
         outputs: What the model gave in eval mode, taken apart.
         loss: Makes a scalar of the model's outputs on the probe batch, for operators that look at gradients; None where
             none was given.
+        loss_batches: More batches to look at gradients on: what the model is called with, and the loss of its outputs
+            on that; None where none were given.
         found: What has been found out about the model since, for whoever needs it again.
     """
 
@@ -64,6 +66,7 @@ class Probe:
     flops: int | None
     outputs: Sequence[Part] = ()
     loss: OutputLoss | None = None
+    loss_batches: Iterable[tuple[Any, OutputLoss]] | None = None
     found: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def reached(self, site: Site) -> bool:
