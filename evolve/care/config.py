@@ -26,8 +26,20 @@ class RewarmConfig(Section):
     scope: Literal["new", "all"] = "new"
 
 
+class SparsityConfig(Section):
+    """What lets the members of groups that matter least go to zero before `narrow` takes them out.
+
+    Attributes:
+        strength: Of what is added to the gradients; 5e-4 in the paper, for SGD.
+        until_narrowed: It ends when so many mutations by `narrow` have been applied.
+    """
+
+    strength: Annotated[float, Field(gt=0)] = 5e-4
+    until_narrowed: Annotated[int, Field(ge=1)] = 1
+
+
 class CareConfig(Section):
-    """Care after a mutation.
+    """Care before, during and after mutations.
 
     Attributes:
         shrink: Options of `shrink_perturb`, which follows each growth then; null for none.
@@ -36,6 +48,7 @@ class CareConfig(Section):
         decay_grace: Optimizer steps in which what is new has no weight decay.
         batchnorm: Batches that the running statistics of BatchNorm are taken from anew after a mutation.
         watch: Optimizer steps after which new units that have had no gradient are told; 0 for never.
+        sparsity: A regulariser before the model is narrowed; null for none.
     """
 
     shrink: ShrinkPerturb.Options | None = None
@@ -44,3 +57,4 @@ class CareConfig(Section):
     decay_grace: Steps = 0
     batchnorm: Steps = 0
     watch: Steps = 10
+    sparsity: SparsityConfig | None = None

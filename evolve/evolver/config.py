@@ -66,6 +66,9 @@ class EvolutionConfig(Section):
             raise OptionFaults([(("policy", "options", *path), message) for path, message in faults])
         if self.schedule is not None and not self.operators:
             raise OptionFaults([(("operators",), "is empty: a schedule needs operators, such as [{name: residual}].")])
+        needed = self.schedule.build().needs_operator if self.schedule is not None else ""
+        if self.schedule is not None and needed and needed not in {operator.name for operator in self.operators}:
+            raise OptionFaults([(("operators",), f"lacks {needed}, which the schedule {self.schedule.name} looks at.")])
         return self
 
     def watched(self, monitor: Monitor | None = None) -> list[tuple[KeyPath, Watched]]:

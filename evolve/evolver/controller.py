@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evolve.care import NewParameters
+from evolve.care import GroupSparsity, NewParameters
 from evolve.errors import EvolveError, NonFiniteLossError
 from evolve.evolver.arguments import check_arguments, numbers, one_value, saved_records
 from evolve.evolver.blame import WayBack, non_finite, one_line
@@ -86,6 +86,7 @@ class MutationController:
         self.history: list[dict[str, Any]] = []
         self.events = events or EventStream(callbacks)
         self.new_parameters = NewParameters(config.care, loop.optimizers)
+        self.sparsity = GroupSparsity(config.care.sparsity, loop.example) if config.care.sparsity else None
         self.proposer = Proposer(config, loop, self.lineage, self.new_parameters, self._stopping)
         self.probation = Probation(config.probation, loop) if config.probation else None
         self._timing = Timing(config.schedule.build() if config.schedule else None, loop.monitor)
@@ -123,6 +124,8 @@ class MutationController:
 
     def before_step(self) -> None:
         """To be called when the gradients are complete, on their own scale, right before the optimizers step."""
+        if self.sparsity is not None:
+            self.sparsity.add(self.model, sum(record.operator == "narrow" for record in self.lineage.applied))
         self.new_parameters.before_step(self.model)
 
     def after_step(self, outcome: float | Tensor | Exception, metrics: Mapping[str, Any] | None = None) -> bool:
@@ -156,8 +159,8 @@ class MutationController:
         if measured is not None:
             self.end_epoch(measured)
         if self._timing.asks(measured is not None) and not self.loop.over:
-            clock = Clock(self.loop.epoch, self.loop.step, measured is not None, self.history, self.loop.progress)
-            self._timing.ask(clock)
+            at = (self.loop.epoch, self.loop.step, measured is not None, self.history, self.loop.progress)
+            self._timing.ask(Clock(*at, self.proposer.leaving))
             self._timing.due = self.loop.devices.agreed(self._timing.due)
         return self.probation is not None and self._carry_out(self.probation.verdict())
 

@@ -22,7 +22,13 @@ def check_loop(config: EvolutionConfig, loop: Loop, schedule: Schedule | None) -
         )
     if config.probation and not loop.evaluates:
         raise EvolveError("evolution.probation judges by held-out data. Give the Loop `evaluate=`.")
-    if schedule is not None and not loop.knows_progress and getattr(schedule.options, "progress", None) is not None:
+    batches = max((entry.options.get("batches", 1) for entry in config.operators if entry.name == "narrow"), default=1)
+    if batches > 1 and type(loop).loss_batches is Loop.loss_batches:
+        raise EvolveError(
+            f"narrow with batches: {batches} reads training batches. Subclass evolve.Loop and write its method "
+            "`loss_batches`."
+        )
+    if schedule is not None and not loop.knows_progress and schedule.needs_progress:
         raise EvolveError(
             f"The schedule '{schedule.name}' counts parts of the training. Tell the Loop how long it is: steps=..."
         )

@@ -214,6 +214,13 @@ class Loop:
             raise EvolveError("Scores look at gradients. Give the Loop `loss=`, a function of the model's outputs.")
         return self.example, self.loss
 
+    def loss_batches(self) -> Iterable[tuple[Any, OutputLoss]] | None:
+        """Returns the training batches that are next, as `mutate` takes them: inputs, and the loss of outputs on them.
+
+        None where the loop cannot look ahead.
+        """
+        return None
+
     def batches(self, count: int) -> Iterable[Any]:
         """Yields the inputs of the training batches that are next, on the model's device.
 

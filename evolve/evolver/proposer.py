@@ -19,6 +19,8 @@ from evolve.evolver.loop import Loop
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
 from evolve.mutation.limits import Limits
+from evolve.mutation.preview import preview
+from evolve.operators.regroup import taken_out
 from evolve.policies import Candidate, Choice, Policy
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.parts import ParametersBefore
@@ -196,6 +198,25 @@ class Proposer:
             found += [Candidate(operator.name, place, operator.options, entry) for place in places]
         return found
 
+    def leaving(self) -> dict[str, list[int]]:
+        """Returns what `narrow`, as it is configured, would take out of the model as it stands: positions by group."""
+        loop = self._loop
+        narrow = [candidate for candidate in self.candidates(loop.model) if candidate.operator == "narrow"]
+        found: dict[str, list[int]] = {}
+        for candidate in narrow:
+            plan = preview(
+                loop.model,
+                candidate.operator,
+                candidate.site or EVERYWHERE,
+                example_inputs=loop.example,
+                seed=self.seed,
+                loss=loop.loss,
+                loss_batches=loop.loss_batches(),
+                **candidate.options,
+            )
+            found |= taken_out(plan) if plan else {}
+        return found
+
     @property
     def seed(self) -> int:
         """The seed of the next attempt."""
@@ -211,6 +232,7 @@ class Proposer:
             example_inputs=loop.example,
             seed=seed,
             loss=loop.loss,
+            loss_batches=loop.loss_batches(),
             limits=self._repaid()[0],
             note=note,
             **chosen.options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -137,6 +137,10 @@ class RunLoop(Loop):
             found = place(state, state.task.join(list(islice(self._coming(), batches))))
         return state.task.arguments(state.model, found), state.task.loss_of(state.model, found)
 
+    def loss_batches(self) -> Iterable[tuple[Any, OutputLoss]]:
+        """Returns the training batches that are next: inputs, and the loss of outputs on them."""
+        return _LossBatches(self)
+
     def batches(self, count: int) -> Iterable[Any]:
         """Yields what the model is called with on the training batches of an epoch, from its beginning."""
         for batch in islice(self._train.onward(self.state.epoch, 0), count):
@@ -196,6 +200,23 @@ class RunLoop(Loop):
 
     def _coming(self) -> Iterable[Batch]:
         return self._train.onward(self.state.epoch, self.state.batch)
+
+
+class _LossBatches:
+    """What a model is called with on the training batches that are next, and its loss; without an end, anew each time.
+
+    Args:
+        loop: Of the training.
+    """
+
+    def __init__(self, loop: RunLoop) -> None:
+        self._loop = loop
+
+    def __iter__(self) -> Iterator[tuple[Any, OutputLoss]]:
+        state = self._loop.state
+        for batch in self._loop._coming():
+            found = place(state, batch)
+            yield state.task.arguments(state.model, found), state.task.loss_of(state.model, found)
 
 
 def _of_one_batch(state: TrainState, name: str, found: Evaluated) -> float:

@@ -85,8 +85,14 @@ class Narrow(MutationOperator):
 
         @model_validator(mode="after")
         def _with_a_target(self) -> Self:
-            if self.target is None and (alone := sorted(self.model_fields_set & set(_OF_TARGET))):
-                raise ValueError(f"{alone[0]} says how a target is met: give a target, such as {{flops: 0.5}}")
+            fields = type(self).model_fields
+            said = [
+                name
+                for name in _OF_TARGET
+                if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+            ]
+            if self.target is None and said:
+                raise ValueError(f"{said[0]} says how a target is met: give a target, such as {{flops: 0.5}}")
             if self.target is not None and self.criterion == "redundant":
                 raise ValueError("criterion: redundant takes what the function can do without, and knows no target")
             if self.target is not None and self.steps > 1 and not self.target.relative:

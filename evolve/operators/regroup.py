@@ -281,6 +281,12 @@ def _cut(
     )
 
 
+def taken_out(plan: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Returns the members that a plan of one step takes out of each group."""
+    kept = {group["name"]: (group["size"], set(group["steps"][0]["source"])) for group in plan["groups"]}
+    return {name: [member for member in range(size) if member not in left] for name, (size, left) in kept.items()}
+
+
 def told(plan: Mapping[str, Any]) -> str:
     """Returns what a plan does to its groups, for a message."""
     told = _growth(plan)

@@ -12,8 +12,9 @@ from evolve.schedules.counting import At, Every
 from evolve.schedules.gain import Gain
 from evolve.schedules.gap import Gap
 from evolve.schedules.plateau import Plateau
+from evolve.schedules.settled import Settled
 
-__all__ = ["At", "Clock", "Every", "Gain", "Gap", "Plateau", "Schedule", "ScheduleConfig", "schedules"]
+__all__ = ["At", "Clock", "Every", "Gain", "Gap", "Plateau", "Schedule", "ScheduleConfig", "Settled", "schedules"]
 
 
 class ScheduleConfig(Named):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from evolve.config.options import Watching
@@ -20,6 +20,8 @@ class Clock(NamedTuple):
         epoch_end: Whether this step was the last of its epoch.
         history: One mapping of metrics for each finished epoch.
         progress: Which part of the run's budget is spent, from 0 to 1.
+        leaving: Returns what `narrow` would take out of the model as it stands: positions by group. None where nobody
+            can tell.
     """
 
     epoch: int
@@ -27,6 +29,7 @@ class Clock(NamedTuple):
     epoch_end: bool
     history: Sequence[Mapping[str, Any]] = ()
     progress: float = 0.0
+    leaving: Callable[[], Mapping[str, Sequence[int]]] | None = None
 
     def lacks(self, name: str) -> bool:
         """Whether the last finished epoch was not evaluated, so that it has no such metric."""
@@ -57,15 +60,22 @@ class Schedule(Watching, Registered, ABC):
         name: Registered name.
         Options: Typed options.
         needs_flops: Whether it can do nothing for a model whose FLOPs cannot be counted.
+        needs_operator: The operator without which it has nothing to look at; "" for none.
         at_epoch_ends: Whether a mutation can be due at the end of an epoch alone; it need not be asked in between then.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
     needs_flops: ClassVar[bool] = False
+    needs_operator: ClassVar[str] = ""
     at_epoch_ends: bool = False
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)
+
+    @property
+    def needs_progress(self) -> bool:
+        """Whether it asks how much of the budget is spent."""
+        return getattr(self.options, "progress", None) is not None
 
     @abstractmethod
     def due(self, clock: Clock) -> str | None:

@@ -169,6 +169,18 @@ def test_what_does_not_harm_is_kept(tmp_path):
     assert "Kept after" in (tmp_path / "run" / "lineage.jsonl").read_text()
 
 
+def test_a_cut_to_a_target_goes_back_bit_for_bit(plain):
+    narrow = [{"name": "narrow", "sites": ["*"], "options": {"target": {"params": 0.6}, "criterion": "fpgm"}}]
+    evolver = run_of(evolution=evolution("narrow", 3, [6], operators=narrow))
+    evolver.controller.probation.verdict = _always_bad(evolver.controller.probation)
+    seen = []
+    evolver.events.listen(lambda event: seen.append(sum(p.numel() for p in evolver.model.parameters())))
+    evolver.run()
+    assert [record.status for record in evolver.lineage] == ["rolled_back"]
+    assert min(seen) <= 0.6 * max(seen)  # it had been smaller
+    assert without_log(evolver) == plain
+
+
 def test_growth_and_shrinking_go_back_together():
     wide = [{"name": "widen", "sites": ["features.0"], "options": {"factor": 2.0}}]
     evolver = run_of(evolution=evolution("widen", 2, [5], operators=wide, care={"shrink": {}}))

@@ -114,7 +114,7 @@ def test_the_evolver_hands_over_its_loss(tmp_path):
             schedule={"name": "every", "options": {"epochs": 1}},
             operators=[
                 {"name": "widen", "sites": ["0"], "options": {"init": "gradmax", "add": 4}},
-                {"name": "narrow", "sites": ["0"], "options": {"criterion": "taylor", "remove": 2}},
+                {"name": "narrow", "sites": ["0"], "options": {"criterion": "taylor", "batches": 2, "remove": 2}},
             ],
         ),
         progress=False,

@@ -161,7 +161,7 @@ def test_refusals_say_why_and_touch_nothing(operator, options, words):
         ("widen", {"factor": 2.0, "add": 1}, "give factor or add, not both"),
         ("widen", {"factor": 1.0}, "factor"),
         ("widen", {"wider": 2}, "there is no option 'wider'"),
-        ("narrow", {"factor": 0.5, "remove": 1}, "give one of factor, remove and indices"),
+        ("narrow", {"factor": 0.5, "remove": 1}, "give one of factor, remove, target and indices"),
         ("narrow", {"criterion": "indices"}, "go together"),
         ("narrow", {"indices": [1]}, "go together"),
     ],

@@ -20,7 +20,12 @@ VARIANTS = {
     "branch": [{"kernel": 1, "ratio": 2.0}],
     "shrink_perturb": [{"keep": "auto"}, {"keep": 0.0}],
     "widen": [{"add": 3}, {"factor": 1.5, "multiple_of": 8}, {"add": 1, "init": "twins"}],
-    "narrow": [{"criterion": "indices", "indices": [0]}, {"remove": 1, "multiple_of": 2}],
+    "narrow": [
+        {"criterion": "indices", "indices": [0]},
+        {"remove": 1, "multiple_of": 2},
+        {"target": {"flops": 0.8}},
+        {"target": {"params": 0.8}, "ranking": "isomorphic"},
+    ],
 }
 # Where these apply, the zoo has nothing that tells: each has a test of its own in test_operators.py.
 ELSEWHERE = {
