@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from torch import nn
 
@@ -12,6 +13,8 @@ from evolve.errors import NotApplicable, described
 from evolve.operators.regroup import Regrouping, regroup, regroup_plan
 from evolve.structure.analysis import Analysis
 from evolve.structure.latency import latency
+
+_TURNS, _REPETITIONS = 3, 3  # of a measurement
 
 Cost = Callable[[Sequence[Regrouping]], float]
 
@@ -43,8 +46,11 @@ def params_cost(model: nn.Module, analysis: Analysis) -> Cost:
 def seconds_cost(model: nn.Module, analysis: Analysis) -> Cost:
     """Returns what measures a copy with other sizes: the seconds of a forward pass over those of the model.
 
-    Both are measured one right after the other, so that a machine that is slow for a while is slow for both.
+    Both are measured in turns, so that a machine that is slow for a while is slow for both; the median of some turns.
     """
+
+    def seconds(one: nn.Module) -> float:
+        return latency(one, analysis.inputs, repetitions=_REPETITIONS, modules=False)[""]
 
     def cost(changes: Sequence[Regrouping]) -> float:
         changed = [change for change in changes if change.size != change.group.size]
@@ -52,7 +58,7 @@ def seconds_cost(model: nn.Module, analysis: Analysis) -> Cost:
             return 1.0
         narrow = _copied(model)
         regroup(narrow, regroup_plan(model, analysis, changed))
-        return latency(narrow, analysis.inputs, modules=False)[""] / latency(model, analysis.inputs, modules=False)[""]
+        return median(seconds(narrow) / seconds(model) for _ in range(_TURNS))
 
     return cost
 

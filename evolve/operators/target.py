@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -18,8 +18,15 @@ from evolve.registry import TypedOptions
 from evolve.structure.analysis import Analysis
 from evolve.structure.axes.groups import Group
 
+
+def _part_or_number(value: float) -> float:
+    if value <= 0 or (value >= 1 and value != int(value)):
+        raise ValueError(f"give a part below 1, such as 0.5, or a whole number; found {value:g}")
+    return value
+
+
 Part = Annotated[float, Field(gt=0, lt=1)]
-Goal = Part | Annotated[int, Field(ge=1)]
+Goal = Annotated[float | int, AfterValidator(_part_or_number)]
 _NAMES = {"flops": "FLOPs", "params": "parameters", "seconds": "seconds"}
 _FINE = 64  # what is measured is measured for so many cuts at most
 

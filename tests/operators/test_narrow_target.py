@@ -238,7 +238,7 @@ def test_what_changes_together_goes_together():
 
 def test_seconds_are_measured(monkeypatch):
     """By a stand-in that takes a model's parameters for its seconds."""
-    monkeypatch.setattr("evolve.operators.costs.latency", lambda model, inputs, modules: {"": float(params(model))})
+    monkeypatch.setattr("evolve.operators.costs.latency", lambda model, *_, **__: {"": float(params(model))})
     model = evolve.build_model("simple_cnn")
     before = params(model)
     result = narrow(model, IMAGES, target={"seconds": 0.5})
@@ -270,7 +270,8 @@ def test_refusals(options, words):
     ("options", "words"),
     [
         ({"target": {"flops": 0.5, "params": 0.5}}, "give one of flops, params and seconds"),
-        ({"target": {"flops": 1.5}}, "option 'target.flops"),
+        ({"target": {"flops": 1.5}}, "option 'target.flops': give a part below 1, such as 0.5, or a whole number"),
+        ({"target": {"params": 0}}, "option 'target.params': give a part below 1"),
         ({"target": {"flop": 0.5}}, "target.flop"),
         ({"target": {"seconds": 2}}, "target.seconds"),
         ({"target": {"flops": 0.5}, "factor": 0.5}, "give one of factor, remove, target and indices"),
