@@ -2,14 +2,15 @@
 
 For each family: 2, 4 and 8 layers with `init: zero` (`copy` and `fresh` where a block cannot be the identity), bit for
 bit in eval and train mode, at the container and at every block; training that goes on with the moments that there were;
-replay with weights and optimizer; `save_pretrained` and transformers' own `from_pretrained`; `generate` with a cache; a
-step of training over one of the model that its class builds with so many layers, and over a second one of these
-(control).
+replay with weights and optimizer; `save_pretrained` and transformers' own `from_pretrained`; `generate` with a cache;
+the modules, tensors and operations of the model that its class builds with so many layers, and a step of training over
+one of that model. A second copy of that model is a control: its ratio shows what the machine's noise does.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from structure import taking_turns
 from timing import Took, arguments, ratios, seconds, told, write_json
 from torch import Tensor, nn
 
-from evolve import mutate, replay
+from evolve import analyse, mutate, replay
 from evolve.lineage import Record
 
 DEPTH = 2
@@ -115,7 +116,7 @@ def check(subject: Subject, deepest: int = 8, *, blocks: bool = True) -> dict[st
     found["trains"] = all(not torch.equal(kept[n], p) for n, p in model.named_parameters() if p in optimizer.state)
     found["replay"] = resumes(base, model, optimizer, records, inputs)
     found["saved"] = saved(model, inputs)
-    found["as built"] = as_built(model, subject, depth)
+    found["as built"] = as_built(model, subject, inputs)
     return found
 
 
@@ -174,12 +175,17 @@ def saved(model: nn.Module, inputs: Any) -> bool:
         return torch.equal(outputs(loaded, inputs), outputs(whole, inputs))
 
 
-def as_built(model: nn.Module, subject: Subject, depth: int) -> bool:
-    """Whether the model has the modules and tensors of one that was built with so many layers."""
+def as_built(model: nn.Module, subject: Subject, inputs: Any) -> bool:
+    """Whether the model has the modules and tensors of one that was built with so many layers, and runs as that does.
+
+    The operations of a forward pass are compared one by one, with the modules that they belong to.
+    """
     other = by_hand(subject, model)
     shapes = [{name: tuple(tensor.shape) for name, tensor in one.state_dict().items()} for one in (model, other)]
     kinds = [[(name, type(module)) for name, module in one.named_modules()] for one in (model, other)]
-    return shapes[0] == shapes[1] and kinds[0] == kinds[1]
+    tapes = [analyse(one.eval(), inputs).tapes[0] for one in (model, other)]
+    ran = [[(op.name, tape.modules_of(op)) for op in tape.ops] for tape in tapes]
+    return shapes[0] == shapes[1] and kinds[0] == kinds[1] and ran[0] == ran[1]
 
 
 def by_hand(subject: Subject, model: nn.Module) -> nn.Module:
@@ -201,13 +207,16 @@ def step_time(subject: Subject, repetitions: int) -> dict[str, Any]:
         return lambda: seconds(partial(train, one, optimizer, inputs, _STEPS))
 
     arms = {name: block(one, torch.optim.AdamW(one.parameters(), lr=1e-4)) for name, one in models.items()}
+    gc.collect()
+    gc.freeze()  # what there is by now is not looked through before every block
     rounds = taking_turns(arms, repetitions)
+    gc.unfreeze()
     return {name: ratios([(took[name], took["by hand"]) for took in rounds]) for name in ("ours", "control")}
 
 
 def main() -> None:
     """Prints a line for each family."""
-    parser = arguments(str(__doc__), repetitions=20)
+    parser = arguments(str(__doc__), repetitions=30)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

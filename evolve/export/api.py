@@ -17,7 +17,7 @@ from safetensors.torch import save_model
 from torch import nn
 
 from evolve.errors import MisfitError, UnknownNameError, did_you_mean
-from evolve.export.base import Base, base_by_callable, base_by_name, base_by_object
+from evolve.export.base import Base, as_deep_as, base_by_callable, base_by_name, base_by_object
 from evolve.export.comparing import inputs_for
 from evolve.export.graphs import write_onnx, write_torch_export
 from evolve.export.module_file import WEIGHTS
@@ -144,7 +144,7 @@ def _write(
         save_model(model, str(folder / WEIGHTS))
         return None
     if to == "python":
-        return write_python(model, folder, base, inputs).max_abs_diff
+        return write_python(model, folder, as_deep_as(base, model) if base else None, inputs).max_abs_diff
     if to == "huggingface":
         writer = importlib.import_module("evolve.export.huggingface")  # imports transformers
         difference: float | None = writer.write_huggingface(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from evolve.errors import EvolveError, MisfitError
+from evolve.export.depth import same_depth
 from evolve.export.layers import alike, base_class, kind
 from evolve.export.module_file import imported_as
 from evolve.export.source import Call, call, is_name, literal, quoted
@@ -104,6 +106,21 @@ def base_by_object(model: nn.Module) -> Base | None:
         raise MisfitError(_unknown(cls, f"{name}({', '.join(options)}) gives another model."))
     assert base is not None, module
     return base
+
+
+def as_deep_as(base: Base, evolved: nn.Module) -> Base:
+    """Returns the base model of transformers with as many layers as the evolved one has, where these are more or less.
+
+    Its config tells more than a copied block does: the kind of each layer.
+
+    Args:
+        base: How the base model is built.
+        evolved: As it became.
+    """
+    cls, config = base_class(evolved), getattr(evolved, "config", None)
+    if not hasattr(config, "to_diff_dict") or not same_depth(copy.deepcopy(base.model), evolved):
+        return base
+    return _by_config(cls, config)
 
 
 def _unknown(cls: type, why: str) -> str:

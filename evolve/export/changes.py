@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from evolve.blocks.pass_through import PassThrough
 from evolve.errors import MisfitError
+from evolve.export.depth import same_depth
 from evolve.export.layers import base_class, differing, kind
 from evolve.export.parts import Writer, links_of, takes_one
 from evolve.export.source import Call, Origins, access, access_own, attribute, below, call, literal, quoted
@@ -41,6 +42,7 @@ class Changes:
                 f"The base model is a {type(base).__qualname__}, but the evolved one is a "
                 f"{base_class(evolved).__qualname__}. Say how the base model of this run is built."
             )
+        self.statements += same_depth(base, evolved)
         self._module("", base, evolved)
         self._configs(base, evolved)
 

@@ -23,6 +23,7 @@ _NAMES = {
     "Sequence": "from collections.abc import Sequence",
     "Path": "from pathlib import Path",
     "Any": "from typing import Any",
+    "copy": "import copy",
     "torch": "import torch",
     "load_file": "from safetensors.torch import load_file",
     "load_model": "from safetensors.torch import load_model",
@@ -134,7 +135,7 @@ class ModuleFile:
                 f"{name} as {other}" if (other := imported_as(name)) != name else name for name in names - {""}
             ):
                 lines.add(f"from {module} import {', '.join(named)}")
-        standard = {_NAMES["Sequence"], _NAMES["Path"], _NAMES["Any"]}
+        standard = {_NAMES[name] for name in ("copy", "Sequence", "Path", "Any")}
         blocks = [sorted(lines & standard, key=_order), sorted(lines - standard, key=_order)]
         return "\n\n".join("\n".join(block) for block in blocks if block)
 

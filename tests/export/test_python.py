@@ -35,7 +35,12 @@ CASES = {
     "gpt": (
         ("gpt", {"width": 8, "depth": 2, "heads": 2, "context": 6, "vocab_size": 11}),
         (2, 6),
-        [("widen", "blocks.0.mlp.0", {}), ("attention", "blocks.1", {}), ("residual", "head", {})],
+        [
+            ("stack", "blocks.0", {}),
+            ("widen", "blocks.1.mlp.0", {}),
+            ("attention", "blocks.2", {}),
+            ("residual", "head", {}),
+        ],
     ),
     "chain": (
         ("zoo_models.images:Chain", {}),
@@ -43,6 +48,12 @@ CASES = {
         [("narrow", "features.0", {"factor": 0.5}), ("branch", "features.4", {}), ("dropout", "features", {})],
     ),
     "named_alike": (("zoo_models.images:Residual", {}), IMAGES, [("deepen", "body.0", {}), ("widen", "stem", {})]),
+    "deeper": (
+        ("zoo_models.images:staged", {}),
+        IMAGES,
+        [("residual", "2:4", {}), ("stack", "*", {}), ("widen", "4.conv1", {}), ("stack", "2", {})],
+    ),
+    "shallower": (("zoo_models.images:staged", {}), IMAGES, [("stack", "3", {}), ("remove", "2", {"preserves": "no"})]),
     "past": (
         ("zoo_models.tokens:Causal", {}),
         (2, 3, 8),
