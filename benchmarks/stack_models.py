@@ -89,7 +89,10 @@ def _languages() -> list[Subject]:
         language("qwen3", "Qwen3Config", {**grouped, "head_dim": 8}, "model.layers"),
         language("gemma", "GemmaConfig", {**grouped, "head_dim": 8}, "model.layers"),
         language("gemma2", "Gemma2Config", {**grouped, "head_dim": 8, "sliding_window": 4}, "model.layers"),
-        language("gemma3", "Gemma3TextConfig", {**grouped, "head_dim": 8, "sliding_window": 4}, "model.layers"),
+        language(
+            "gemma3", "Gemma3TextConfig", {**grouped, "head_dim": 8, "sliding_window": 4}, "model.layers",
+            varying={"layer_types": lambda n: ["sliding_attention", "full_attention"] * (n // 2)},
+        ),
         language("gpt2", "GPT2Config", {**old, "n_embd": WIDTH, "n_head": 4, "n_positions": 64}, "transformer.h", "n_layer"),
         language(
             "gpt_neo", "GPTNeoConfig",

@@ -84,17 +84,20 @@ class Stack(MutationOperator):
     def apply(self, model: nn.Module, site: Site, plan: Mapping[str, Any]) -> Change:
         """Puts the copies in."""
         before = {id(parameter): name for name, parameter in model.named_parameters()}
-        pairs, told = [], []
+        pairs = []
+        told: dict[str, list[int]] = {}
         # From the last run of a container to the first: so those still to come stand where they stood.
         for stack in sorted(plan["stacks"], key=lambda one: -one["first"]):
             run, made = rearrange(model, stack)
             pairs += made
             self._initialise(model, [run.blocks[place] for place in stack["new"]], stack["values"])
-            told.append(f"{run.called} {stack['count']} → {len(run.blocks)}")
+            counts = told.get(run.called, [0, 0])
+            told[run.called] = [counts[0] + stack["count"], counts[1] + len(run.blocks)]
         after = {id(parameter): name for name, parameter in model.named_parameters()}
         copies = {after[id(new)]: before[id(old)] for new, old in pairs}
         added = sum(model.get_parameter(name).numel() for name in copies)
-        return Change(f"Stacked blocks: {', '.join(reversed(told))} (+{added:,} parameters).", added, copies=copies)
+        where = ", ".join(f"{name} {old} → {new}" for name, (old, new) in sorted(told.items()))
+        return Change(f"Stacked blocks: {where} (+{added:,} parameters).", added, copies=copies)
 
     @torch.no_grad()
     def _initialise(self, model: nn.Module, blocks: Sequence[nn.Module], values: Mapping[str, float]) -> None:
@@ -111,29 +114,36 @@ class Stack(MutationOperator):
 
     def _wanted(self, model: nn.Module, site: Site, probe: Probe) -> Iterator[tuple[Run, list[int], list[int]]]:
         """Yields the runs that the site asks for, with the order of their blocks, and which of these are copies."""
-        block = run_of(model, site.name) if site.span is None and site.part is None else None
-        if block is not None:
-            run, position = block
-            if (fault := self._fault(model, run, probe)) is not None:
-                raise fault
-            more = self._count(1) - 1
-            order = [*range(position + 1), *[position] * more, *range(position + 1, len(run.blocks))]
-            first = position if self.options.where == "start" else position + 1
-            yield run, order, list(range(first, first + more))
-            return
+        if site.span is not None or site.part is not None:
+            raise NotApplicable(f"'{site.name}' is a part of a container; name a block, a container or '*'.")
         runs = [run for run in find_runs(model) if site.name in (EVERYWHERE, run.container)]
-        if not runs or site.span is not None or site.part is not None:
-            raise NotApplicable(
-                f"'{site.name}' holds no blocks that could be stacked, and is none. Blocks stand in an nn.ModuleList "
-                "or nn.Sequential under numbered names, and are more than one of PyTorch's layers."
-            )
         faults = {run: self._fault(model, run, probe) for run in runs}
-        for run in _apart([run for run, fault in faults.items() if fault is None]):
+        fitting = _apart([run for run, fault in faults.items() if fault is None])
+        for run in fitting:
             count = len(run.blocks)
             yield run, *_ordered(count, self._count(count) - count, self.options.where, period(run.blocks))
+        if fitting:
+            return
+        block = run_of(model, site.name)
+        if block is not None:
+            yield self._beside(model, probe, *block)
+            return
         declined = [fault for fault in faults.values() if fault is not None]
-        if len(declined) == len(runs):
+        if declined:
             raise declined[0]
+        raise NotApplicable(
+            f"'{site.name}' holds no blocks that could be stacked, and is none. Blocks stand in an nn.ModuleList or "
+            "nn.Sequential under numbered names, and are more than one of PyTorch's layers."
+        )
+
+    def _beside(self, model: nn.Module, probe: Probe, run: Run, position: int) -> tuple[Run, list[int], list[int]]:
+        """Returns a run with copies of one block behind it, or before it."""
+        if (fault := self._fault(model, run, probe)) is not None:
+            raise fault
+        more = self._count(1) - 1
+        order = [*range(position + 1), *[position] * more, *range(position + 1, len(run.blocks))]
+        first = position if self.options.where == "start" else position + 1
+        return run, order, list(range(first, first + more))
 
     def _count(self, count: int) -> int:
         """Returns how many blocks there are to be in the place of so many."""

@@ -61,10 +61,11 @@ def identity_values(model: nn.Module, analysis: Analysis, block: str) -> Ends:
         NotApplicable: If the block cannot pass its input on; says why.
     """
     tape = analysis.tapes[0]
-    calls = [call for call in tape.calls if call.module == block]
-    if len(calls) != 1:
-        raise NotApplicable(f"a forward pass runs it {len(calls)} times")
-    found = _Walk(tape, calls[0], {name for name, _ in model.named_parameters()}).ends()
+    parameters = {name for name, _ in model.named_parameters()}
+    each = [_Walk(tape, call, parameters).ends() for call in tape.calls if call.module == block]
+    if not each or any(ends != each[0] for ends in each):
+        raise NotApplicable("it does something else each time it runs" if each else "no forward pass runs it")
+    found = each[0]
     own = {f"{block}.{name}": name for name, _ in model.get_submodule(block).named_parameters()}
     outside = [name for name in found if name not in own]
     if outside:

@@ -160,8 +160,9 @@ def plain_settings(module: nn.Module) -> tuple[tuple[str, Any], ...]:
     """Returns what a module keeps in words and whole numbers, but for the number of the block that it is in."""
     found = []
     for name, value in vars(module).items():
-        items = value if isinstance(value, tuple) else (value,)
         passing = name[0] == "_" or name == "training" or _INDEX.search(name)
-        if not passing and all(isinstance(item, _PLAIN) for item in items):
+        kinds, items = (int, value) if isinstance(value, list) else (_PLAIN, value)
+        items = items if isinstance(items, tuple | list) else (items,)
+        if not passing and all(isinstance(item, kinds) for item in items):
             found.append((name, value))
     return tuple(found)

@@ -194,6 +194,33 @@ def test_a_stage_of_a_resnet_grows_behind_the_block_that_halves_it():
     assert "maps (2, 64, 8, 8) to (2, 128, 4, 4)" in refused.message
 
 
+def test_a_stage_that_is_a_block_and_a_container_is_a_container():
+    model = evolve.build_model("torchvision:swin_t", num_classes=3).eval()
+    x = torch.randn(1, 3, 32, 32)
+    before = model(x)
+    result = evolve.mutate(model, "stack", site="features.3", example_inputs=x, strict=True)
+    assert "'features.3' 2 → 4" in result.message
+    shifts = [block.attn.shift_size for block in model.features[3]]
+    assert shifts == [[0, 0], [3, 3]] * 2  # pairs stay pairs
+    assert torch.equal(model(x), before)
+
+
+def test_a_block_that_runs_twice_can_start_as_the_identity():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = gpt()
+
+        def forward(self, tokens):
+            return self.inner(tokens) + self.inner(tokens.flip(1))
+
+    model = Twice()
+    before = model(TOKENS)
+    stacked(model)
+    assert len(model.inner.blocks) == 4
+    assert torch.equal(model(TOKENS), before)
+
+
 def test_wrong_requests_say_what_is_there():
     model = gpt()
     with pytest.raises(EvolveError, match="drop one"):
