@@ -35,7 +35,9 @@ CHANGES = {
     "branch, mlp": ("grouped_queries", "branch", "gate", {}),
     "dropout": ("chain", "dropout", "features", {}),
     "shrink_perturb": ("chain", "shrink_perturb", "*", {}),
+    "stack": ("staged", "stack", "*", {}),
     "remove": ("chain", "remove", "features.1", {"preserves": "no"}),
+    "remove, of several": ("staged", "remove", "3", {"preserves": "no"}),
 }
 
 
