@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import evolve
 from evolve.care.ema import EMA
 from evolve.errors import EvolveError
+from evolve.surgery.parts import renamed_keys
 from evolve.testing import ZOO
 
 TOKENS = torch.arange(24).reshape(3, 8) % 19
@@ -109,13 +110,16 @@ def test_records_of_before_and_after_rebuild_the_model_with_its_average():
     ]
     records = [type(record).model_validate_json(record.model_dump_json()) for record in records]
     marked = base.get_parameter("blocks.1.norm1.bias")
-    average.shadow["blocks.1.norm1.bias"].fill_(7)
+    for name in ("norm1.bias", "mlp.0.bias"):
+        average.shadow[f"blocks.1.{name}"].fill_(7)
     optimizer = torch.optim.Adam(base.parameters())
     evolve.replay(base, records, optimizer, average)
     assert {k: v.shape for k, v in base.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert base.blocks[3].norm1.bias is marked
     assert bool((average.shadow["blocks.3.norm1.bias"] == 7).all())
-    assert average.shadow["blocks.3.mlp.0.weight"].shape == model.blocks[3].mlp[0].weight.shape
+    widened = average.shadow["blocks.3.mlp.0.bias"]
+    assert len(widened) == model.blocks[3].mlp[0].out_features > 64
+    assert bool((widened == 7).all())
     assert not bool((average.shadow["blocks.1.norm1.bias"] == 7).any())
     base.load_state_dict(model.state_dict())
     assert torch.equal(base(TOKENS), model(TOKENS))
@@ -149,6 +153,11 @@ def test_remove_takes_blocks_out_again_and_config_and_numbers_follow():
     assert (model.config.num_layers, last.layer_idx, model.config.layer_kinds) == (2, 1, ["near", "far"])
     assert list(model.state_dict()) == keys
     assert torch.equal(model(x)["logits"], before["logits"])
+
+
+def test_a_name_that_another_parameter_takes_over_is_that_ones():
+    assert renamed_keys({"b": 2, "a": 1}, {"b": "a"}) == {"a": 2}
+    assert renamed_keys({"a": 1}, {"b": "a"}) == {}
 
 
 def test_what_blocks_share_stays_shared():
