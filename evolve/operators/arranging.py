@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 from torch import nn
 
 from evolve.structure.depth_settings import DepthSettings, Field, change_depth, depth_settings
-from evolve.structure.stacks import Run, run_at
+from evolve.structure.gradients import without_gradients
+from evolve.structure.isolation import undisturbed
+from evolve.structure.probe import Probe, recorded_calls
+from evolve.structure.stacks import Run, own_children, run_at
 from evolve.surgery.stacking import restack
+
+logger = logging.getLogger(__name__)
 
 Copies = list[tuple[nn.Parameter, nn.Parameter]]
 
@@ -53,3 +59,36 @@ def rearrange(model: nn.Module, plan: Mapping[str, Any]) -> tuple[Run, Copies]:
     settings = [tuple(Field(*field) for field in plan[key]) for key in ("counts", "lists")]
     change_depth(model, DepthSettings(*settings), run, plan["order"])
     return run_at(model, plan["container"], plan["first"], len(plan["order"])), copies
+
+
+def all_run(model: nn.Module, plan: Mapping[str, Any], probe: Probe) -> bool:
+    """Whether a model runs with other blocks in a container, and all of these with it; it is left as it was.
+
+    A forward may call each block by its number.
+
+    Args:
+        model: The model.
+        plan: By `arrangement`.
+        probe: Of the model; without a batch nothing is tried.
+    """
+
+    def running(calls: Mapping[str, Any]) -> int:
+        container = plan["container"]
+        children = own_children(model.get_submodule(container))
+        return sum(f"{container}.{name}".removeprefix(".") in calls for name in children)
+
+    def run() -> bool:
+        with undisturbed(model, seed=0):
+            rearrange(model, plan)
+            with recorded_calls(model) as calls:
+                probe.inputs.run(model.eval())  # type: ignore[union-attr]
+            return bool(running(calls) - before == len(plan["order"]) - plan["count"])
+
+    before = running(probe.calls)
+    if probe.inputs is None:
+        return True
+    try:
+        return without_gradients(model, run)
+    except Exception as error:  # whatever a user's forward raises
+        logger.debug("%s does not run with other blocks in '%s': %s", type(model), plan["container"], error)
+        return False

@@ -10,7 +10,7 @@ from torch import nn
 from evolve.blocks.pass_through import PassThrough
 from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
-from evolve.operators.arranging import arrangement, rearrange
+from evolve.operators.arranging import all_run, arrangement, rearrange
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.structure.probe import Probe
 from evolve.structure.sites import STORE, Site
@@ -66,8 +66,10 @@ class Remove(MutationOperator):
                     f"'{site.name}' is a part of a block; '{'.'.join(names[:2])}' can be removed whole."
                 )
             return {"inserted": True}
-        stack = _stack_without(model, site)
-        if stack is None or not probe.reached(site):
+        stack = _stack_without(model, site) if probe.reached(site) else None
+        if stack is not None and not _runs(model, stack, probe):
+            stack = None
+        if stack is None:
             shapes = probe.shapes(site)
             if shapes is None or shapes[0] != shapes[1]:
                 told = "is not reached by the probe batch" if shapes is None else f"maps {shapes[0]} to {shapes[1]}"
@@ -102,8 +104,8 @@ class Remove(MutationOperator):
 
 
 def _stack_without(model: nn.Module, site: Site) -> dict[str, Any] | None:
-    """Returns how a block leaves the run of alike blocks that it is in; None where it is in none, or alone."""
-    found = run_of(model, site.name)
+    """Returns how a block leaves the run of its kind that it is in; None where it is in none, or alone."""
+    found = run_of(model, site.name, of_one_class=True)
     if found is None or len(found[0].blocks) == 1:
         return None
     run, position = found
@@ -112,6 +114,14 @@ def _stack_without(model: nn.Module, site: Site) -> dict[str, Any] | None:
         return arrangement(model, run, order)
     except NotApplicable:  # the model's config has no words for it
         return None
+
+
+def _runs(model: nn.Module, stack: Mapping[str, Any], probe: Probe) -> bool:
+    """Whether a model runs with one block less in a container; found out once for each run of blocks."""
+    key = f"runs with one less in '{stack['container']}' from {stack['first']}"
+    if key not in probe.found:
+        probe.found[key] = all_run(model, stack, probe)
+    return bool(probe.found[key])
 
 
 def _held_elsewhere(model: nn.Module, part: nn.Module) -> str | None:

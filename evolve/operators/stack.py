@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from evolve.errors import NotApplicable
 from evolve.lineage import Preserves
-from evolve.operators.arranging import arrangement, rearrange
+from evolve.operators.arranging import all_run, arrangement, rearrange
 from evolve.operators.base import Change, MutationOperator, OperatorOptions, operators
 from evolve.operators.reinit import blend, fresh_values
 from evolve.structure.analysis import analyse
@@ -74,9 +74,17 @@ class Stack(MutationOperator):
         for run, order, new in self._wanted(model, site, probe):
             values = self._values(model, run, probe) if self.options.init == "zero" else {}
             try:
-                stacks.append({**arrangement(model, run, order, new), "values": values})
+                stack = arrangement(model, run, order, new)
             except NotApplicable as fault:
                 faults.append(fault)
+                continue
+            # Of one that is exact the outputs tell.
+            if self.options.init == "zero" or all_run(model, stack, probe):
+                stacks.append({**stack, "values": values})
+            else:
+                faults.append(
+                    NotApplicable(f"With {len(order)} blocks in {run.called} the model does not run all of them.")
+                )
         if not stacks:
             raise faults[0]
         return {"stacks": stacks}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,21 +52,25 @@ class Run:
         return [self.name(position) for position in range(len(self.blocks))]
 
 
-def find_runs(model: nn.Module) -> list[Run]:
+def find_runs(model: nn.Module, *, of_one_class: bool = False) -> list[Run]:
     """Returns all runs of a model, outermost first; a block that is alone among others of its kind is one, too.
 
     A block has parameters and modules inside it, or a forward of its own: one of PyTorch's layers is none.
+
+    Args:
+        model: The model.
+        of_one_class: Let blocks of one class be alike whatever is in them, such as layers of other widths.
     """
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and name.partition(".")[0] != STORE:
-            found += list(_runs_in(name, module))
+            found += list(_runs_in(name, module, _kind if of_one_class else _form))
     return found
 
 
-def run_of(model: nn.Module, block: str) -> tuple[Run, int] | None:
+def run_of(model: nn.Module, block: str, *, of_one_class: bool = False) -> tuple[Run, int] | None:
     """Returns the run that a block belongs to, by its dotted name, and its position in it; None where it is in none."""
-    for run in find_runs(model):
+    for run in find_runs(model, of_one_class=of_one_class):
         if block in run.names:
             return run, run.names.index(block)
     return None
@@ -93,11 +97,11 @@ def own_children(container: nn.Module) -> dict[str, nn.Module]:
     return {name: child for name, child in container._modules.items() if name != STORE and child is not None}
 
 
-def _runs_in(name: str, container: nn.Module) -> Iterator[Run]:
+def _runs_in(name: str, container: nn.Module, form: Callable[[nn.Module], Any]) -> Iterator[Run]:
     children = list(own_children(container).items())
     start = 0
     for end in range(1, len(children) + 1):
-        if end < len(children) and _follows(children[end - 1], children[end]):
+        if end < len(children) and _follows(children[end - 1], children[end], form):
             continue
         match = NUMBERED.fullmatch(children[start][0])
         if match is not None and _is_block(children[start][1]):
@@ -106,18 +110,23 @@ def _runs_in(name: str, container: nn.Module) -> Iterator[Run]:
         start = end
 
 
-def _follows(one: tuple[str, nn.Module], other: tuple[str, nn.Module]) -> bool:
+def _follows(one: tuple[str, nn.Module], other: tuple[str, nn.Module], form: Callable[[nn.Module], Any]) -> bool:
     names = NUMBERED.fullmatch(one[0]), NUMBERED.fullmatch(other[0])
     if names[0] is None or names[1] is None:
         return False
     counts_on = names[0][1] == names[1][1] and int(names[0][2]) + 1 == int(names[1][2])
-    return counts_on and one[1] is not other[1] and _form(one[1]) == _form(other[1])
+    return counts_on and one[1] is not other[1] and form(one[1]) == form(other[1])
 
 
 def _is_block(module: nn.Module) -> bool:
     if next(module.parameters(), None) is None or isinstance(module, nn.ModuleList | nn.ModuleDict):
         return False
     return bool(module._modules) or not type(module).__module__.startswith("torch.nn.modules")
+
+
+def _kind(block: nn.Module) -> type:
+    kind: type = getattr(type(block), "_evolve_base", type(block))
+    return kind
 
 
 def _form(block: nn.Module) -> tuple[Any, ...]:
@@ -134,11 +143,12 @@ def index_attributes(blocks: Sequence[nn.Module]) -> dict[tuple[str, str], int]:
     """
     found = {}
     told = _INDEX if len(blocks) > 1 else _CERTAIN
+    inside = [dict(block.named_modules()) for block in blocks]
     for path, module in blocks[0].named_modules():
         for name, value in vars(module).items():
             if type(value) is not int or not told.search(name):
                 continue
-            values = [vars(block.get_submodule(path)).get(name) for block in blocks]
+            values = [vars(modules[path]).get(name) if path in modules else None for modules in inside]
             if values == list(range(value, value + len(blocks))):
                 found[path, name] = value
     return found

@@ -155,6 +155,35 @@ def test_remove_takes_blocks_out_again_and_config_and_numbers_follow():
     assert torch.equal(model(x)["logits"], before["logits"])
 
 
+def test_remove_leaves_a_stand_in_where_the_forward_calls_blocks_by_number():
+    class Numbered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(3))
+
+        def forward(self, x):
+            return self.layers[2](self.layers[1](self.layers[0](x)))
+
+    model, x = Numbered(), torch.randn(2, 4)
+    assert evolve.mutate(model, "remove", site="layers.1", preserves="no", example_inputs=x, strict=True)
+    assert [type(layer).__name__ for layer in model.layers] == ["Sequential", "PassThrough", "Sequential"]
+    refused = evolve.mutate(model, "stack", site="layers.0", init="copy", example_inputs=x)
+    assert refused.status == "not_applicable"
+    assert "does not run all of them" in refused.message
+
+
+def test_layers_that_differ_leave_their_container_too():
+    subject = ZOO["layered"]
+    model, x = subject.build().eval(), subject.inputs()
+    for operator, site in {"widen": "layers.1.mlp.0", "residual": "layers.0.project"}.items():
+        evolve.mutate(model, operator, site=site, example_inputs=x, strict=True)
+    stays = model.layers[1]
+    evolve.mutate(model, "remove", site="layers.0", preserves="no", example_inputs=x, strict=True)
+    assert list(model.layers) == [stays]
+    assert (stays.layer_idx, model.config.num_layers, model.config.layer_kinds) == (0, 1, ["far"])
+    assert not hasattr(model, "evolved")
+
+
 def test_a_name_that_another_parameter_takes_over_is_that_ones():
     assert renamed_keys({"b": 2, "a": 1}, {"b": "a"}) == {"a": 2}
     assert renamed_keys({"a": 1}, {"b": "a"}) == {}
