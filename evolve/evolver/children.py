@@ -7,11 +7,12 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from evolve.errors import NonFiniteLossError
-from evolve.evolver.loop import Loop
+from evolve.evolver.loop import Loop, Stretch
 from evolve.mutation import MutationResult
 from evolve.policies import Candidate
 from evolve.runtime.generators import preserved_rng
@@ -21,6 +22,9 @@ from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_
 logger = logging.getLogger(__name__)
 
 Mutate = Callable[[Loop, Candidate, int], MutationResult]
+_Made = TypeVar("_Made")
+
+_STEPS_OF_A_GLANCE = 8  # of a race, for each held-out batch that is looked at after it
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,15 @@ class Child:
         loop: Its model and optimizers.
         seed: That of its mutation, so that the same one can be made again.
         steps: Optimizer steps that it was trained for.
-        score: The monitored metric on the held-out data.
+        score: The monitored metric on the held-out data; of a child that raced, the loss on a part of them.
+        stretch: Of a child that raced: what the race was like. Where it becomes the model, the run goes on behind it.
     """
 
     loop: Loop
     seed: int
     steps: int
     score: float
+    stretch: Stretch | None = None
 
 
 class ChildTrainer:
@@ -70,9 +76,27 @@ class ChildTrainer:
             candidate: The mutation; None for a copy that is not mutated.
             steps: Optimizer steps.
         """
+        return self._surviving(candidate, lambda: self._raise(candidate, steps))
+
+    def raced(self, candidate: Candidate, steps: int) -> tuple[Child, Child] | None:
+        """Trains a copy that is not mutated and a child on the same batches; None if either came to nothing.
+
+        As `raised`, but at the present learning rate, so that the losses are those of the run going on.
+
+        Args:
+            candidate: The child's mutation.
+            steps: Optimizer steps of each.
+        """
+        made = self._surviving(candidate, lambda: self._made(candidate))
+        own = None if made is None else self._surviving(None, lambda: self._race(self._made(None), steps))
+        child = None if own is None else self._surviving(candidate, lambda: self._race(made, steps))
+        return None if own is None or child is None else (own, child)
+
+    def _surviving(self, candidate: Candidate | None, act: Callable[[], _Made | None]) -> _Made | None:
+        """Returns what `act` does; None where memory or a finite value give out."""
         with preserved_rng(self._seed):
             try:
-                return self._raise(candidate, steps)
+                return act()
             except (NonFiniteLossError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, NonFiniteLossError) and not out_of_memory(error):
                     raise
@@ -80,15 +104,32 @@ class ChildTrainer:
         free_memory()
         return None
 
-    def _raise(self, candidate: Candidate | None, steps: int) -> Child | None:
+    def _made(self, candidate: Candidate | None) -> Loop | None:
+        """Returns a copy with a candidate's mutation; None where it is refused."""
         loop = self._copy()
+        if loop is None or candidate is None:
+            return loop
+        answer = self._mutate(loop, candidate, self._seed)
+        if not answer:
+            return None
+        loop.mutated([answer])
+        return loop
+
+    def _race(self, loop: Loop | None, steps: int) -> Child | None:
         if loop is None:
             return None
-        if candidate is not None:
-            answer = self._mutate(loop, candidate, self._seed)
-            if not answer:
-                return None
-            loop.mutated([answer])
+        loop.spend(self.loop)  # what others have spent since it was copied
+        try:
+            stretch = loop.race(steps, self._stopping)
+            score = loop.glance(steps // _STEPS_OF_A_GLANCE + 1)
+        finally:
+            self.loop.spend(loop)
+        return None if stretch is None else Child(loop, self._seed, steps, score, stretch)
+
+    def _raise(self, candidate: Candidate | None, steps: int) -> Child | None:
+        loop = self._made(candidate)
+        if loop is None:
+            return None
         try:
             trained = loop.train(steps, self._stopping)
         finally:
@@ -112,8 +153,11 @@ class ChildTrainer:
     def adopt(self, child: Child) -> None:
         """Gives the run's model, which has been mutated as the child was, the child's weights and optimizer state.
 
-        The model, its parameters and the optimizers stay the objects they are; learning rates stay the run's.
+        The model, its parameters and the optimizers stay the objects they are; learning rates stay the run's. Where the
+        child has raced, the run goes on behind the batches of the race.
         """
+        if child.stretch is not None:
+            self.loop.advance(child.steps)
         model, learned = self.loop.model, child.loop.model
         model.load_state_dict(learned.state_dict())
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -11,6 +11,7 @@ from typing_extensions import Self
 from evolve.care import CareConfig
 from evolve.config import KeyPath, Named, OptionFaults, Section
 from evolve.config.options import Monitor, Watched, Watching, check_options
+from evolve.evolver.presets import with_preset
 from evolve.evolver.probation import ProbationConfig
 from evolve.mutation.limits import Limits
 from evolve.operators import operators
@@ -36,6 +37,8 @@ class OperatorConfig(Named):
 class EvolutionConfig(Section):
     """When, what and how far to mutate.
 
+    `auto`, or `{preset: auto, ...}` with what is to differ, stands for the preset of `evolve.evolver.presets`.
+
     Attributes:
         schedule: When a mutation is due; null for never.
         policy: Which operator, and where.
@@ -58,6 +61,11 @@ class EvolutionConfig(Section):
     probation: ProbationConfig | None = None
     attempts: Annotated[int, Field(ge=1)] = 3
     probe: Annotated[int, Field(ge=2)] = 8
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, value: Any) -> Any:
+        return with_preset(value)
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> Self:

@@ -12,8 +12,9 @@ from evolve.config.options import Monitor
 from evolve.errors import NotApplicable
 from evolve.evolver.children import Child, ChildTrainer
 from evolve.evolver.loop import Loop
+from evolve.evolver.loss_curve import LossCurve
 from evolve.lineage import Record
-from evolve.policies import Candidate, Promise
+from evolve.policies import Candidate, Promise, Race, Racer
 from evolve.runtime.generators import preserved_rng
 from evolve.scores import Evidence, addition, collect, scores
 from evolve.structure.analysis import analyse
@@ -33,6 +34,8 @@ class RunContext:
         history: One mapping of metrics for each finished epoch.
         trainer: Makes children and trains them.
         tried: Candidates that were refused since the mutation was due.
+        curve: The training losses.
+        ahead: Steps that the model has made as a copy of itself.
     """
 
     loop: Loop
@@ -42,7 +45,10 @@ class RunContext:
     tried: list[Candidate] = field(default_factory=list)
     _evidence: dict[int, Evidence] = field(default_factory=dict)
     _promises: dict[tuple[Any, ...], Promise] = field(default_factory=dict)
+    curve: LossCurve = field(default_factory=LossCurve)
+    ahead: int = 0
     _best: tuple[Candidate, Child] | None = None
+    _own: Child | None = None
 
     @property
     def monitor(self) -> Monitor:
@@ -94,6 +100,35 @@ class RunContext:
             self._best = candidate, child
         return child.score
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+        return self.loop.step
+
+    @property
+    def progress(self) -> float:
+        """Which part of the budget is spent."""
+        return self.loop.progress
+
+    def losses(self, since: float) -> list[tuple[float, float, float]]:
+        """Returns the training losses since a step: steps of each stretch, mean logarithm of the step, mean loss."""
+        return self.curve.points(since)
+
+    def race(self, candidate: Candidate, steps: int) -> Race | None:
+        """Trains a copy of the model and a mutated one on the next batches; None if it came to nothing."""
+        raced = self.trainer.raced(candidate, steps)
+        if raced is None:
+            return None
+        self._own, child = raced
+        self._best = candidate, child
+        return Race(*(_racer(one) for one in raced))
+
+    def keep_own(self) -> None:
+        """Lets the run go on from the copy that was not mutated in the last race, behind its batches."""
+        if self._own is not None:
+            self.trainer.adopt(self._own)
+            self.ahead = self._own.steps
+
     def seed_of(self, candidate: Candidate, otherwise: int) -> int:
         """Returns the seed that a candidate's child was made with, or another one where it has none."""
         child = self._child_of(candidate)
@@ -109,3 +144,8 @@ class RunContext:
 
     def _child_of(self, candidate: Candidate) -> Child | None:
         return self._best[1] if self._best is not None and self._best[0] == candidate else None
+
+
+def _racer(child: Child) -> Racer:
+    losses, price = child.stretch or ((), 0.0)
+    return Racer(losses, price, child.score)

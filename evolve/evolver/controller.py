@@ -29,6 +29,7 @@ from evolve.training.events import (
     EpochEnded,
     Event,
     EventStream,
+    ForecastMade,
     MutationTried,
     Run,
     VerdictGiven,
@@ -154,6 +155,7 @@ class MutationController:
             return self._survive(fault)
         self.new_parameters.after_step()
         self.loop.count(measured is not None)
+        self.proposer.watch(loss)
         if not self.testing:
             self._back = None  # the first step after a mutation went well
         if measured is not None:
@@ -196,7 +198,8 @@ class MutationController:
             self.proposer.policy.load_state(policy)
             self._timing.due = reason
         records = self.lineage.records[first:]
-        self.events.emit(*(MutationTried(self._run, record) for record in records))
+        told = (ForecastMade(self._run, *one) for one in self.proposer.policy.news())
+        self.events.emit(*told, *(MutationTried(self._run, record) for record in records))
         return records
 
     def _attempt(self, reason: str) -> str | None:
@@ -275,7 +278,8 @@ class MutationController:
 
     def decisions(self) -> dict[str, Any]:
         """Returns what schedule and policy have to remember, as JSON values."""
-        return {**self._timing.state(), "policy": named_state(self.proposer.policy)}
+        proposer = self.proposer
+        return {**self._timing.state(), "policy": named_state(proposer.policy), "losses": proposer.curve.state()}
 
     def load_decisions(self, state: Mapping[str, Any]) -> None:
         """Takes up what `decisions` returned.
@@ -285,6 +289,7 @@ class MutationController:
         """
         self._timing.load_state(state)
         load_named_state(self.proposer.policy, state["policy"], "evolution.policy")
+        self.proposer.curve.load_state(state["losses"])
 
     def state(self, keep: bool = False) -> dict[str, Any]:
         """Returns what a training that is taken up again needs, as plain values and tensors.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.evolver import Evolver
 from evolve.evolver.going_on import Start
 from evolve.evolver.output import RunResult
@@ -63,7 +64,7 @@ def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
         lines.append(_row("Next", f"evolve {'report' if result.finished else 'resume'} {result.folder}"))
     schedule = evolver.evolution.schedule
     if schedule is not None and result.finished and not result.applied:
-        lines += _without_mutation(schedule.name, list(evolver.lineage))
+        lines += _without_mutation(evolver.evolution, list(evolver.lineage))
     return lines
 
 
@@ -79,8 +80,11 @@ def _row(name: str, value: str) -> str:
     return f"{name:<19} {value}"
 
 
-def _without_mutation(schedule: str, refused: Sequence[Record]) -> list[str]:
+def _without_mutation(evolution: EvolutionConfig, refused: Sequence[Record]) -> list[str]:
     """Says that a run that was to mutate its model never did, and why."""
+    schedule = evolution.schedule.name if evolution.schedule else ""
+    if not refused and evolution.policy.name == "forecast":
+        return ["", "The model was not changed: no larger one was forecast to end better (forecasts.jsonl)."]
     if not refused:
         return ["", f"No mutation was tried: the schedule '{schedule}' was never due, or no operator had a site."]
     reasons = Counter(f"{record.operator} at '{record.site}': {record.message}" for record in refused)

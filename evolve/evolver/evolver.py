@@ -267,8 +267,7 @@ class Evolver:
             self._keep_best()
         if self.state.batch == 0 and self.state.epoch % self.output.checkpoint_every == 0 and not self.finished:
             self._save()  # before a mutation, which has yet to come through its first step
-        self._evolve()
-        return True
+        return self._evolve()
 
     def _tick(self, loss: float) -> dict[str, Any] | None:
         """After an optimizer step: returns the line of metrics where it was the last of its epoch, or of the run."""
@@ -290,8 +289,9 @@ class Evolver:
         if self.history:
             self._meter.bring_up_to_date(self.history[-1])
 
-    def _evolve(self) -> None:
-        """Makes a mutation where one is due, once all devices know whether the run is to stop."""
+    def _evolve(self) -> bool:
+        """Makes a mutation where one is due; False where a copy became the model, which has seen further batches."""
+        step = self.state.step
         self.world.agree_to_stop(self._asked_to_stop)
         if self.controller.due:
             if self.controller.probation:
@@ -299,6 +299,7 @@ class Evolver:
             self.controller.mutate()
             self.state.finite.look(self.model)
             self.world.agree_to_stop(self._asked_to_stop)
+        return step == self.state.step
 
     def _keep_best(self) -> None:
         """Saves the epoch that has just ended if none did better."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evolve.errors import EvolveError
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.loop import Loop
+from evolve.policies import policies
 from evolve.schedules import Schedule
 
 
@@ -19,6 +20,11 @@ def check_loop(config: EvolutionConfig, loop: Loop, schedule: Schedule | None) -
     if config.repay and type(loop).limit_flops is Loop.limit_flops:
         raise EvolveError(
             "evolution.repay needs a budget. Subclass evolve.Loop and write its method `limit_flops`, or leave it out."
+        )
+    if policies.get(config.policy.name).needs_losses and type(loop).race is Loop.race:
+        raise EvolveError(
+            f"The policy '{config.policy.name}' races copies of the model. Subclass evolve.Loop and write its method "
+            "`race`."
         )
     if config.probation and not loop.evaluates:
         raise EvolveError("evolution.probation judges by held-out data. Give the Loop `evaluate=`.")

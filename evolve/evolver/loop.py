@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,18 @@ class Score:
 
     value: float
     values: Sequence[float]
+
+
+class Stretch(NamedTuple):
+    """Some steps of training.
+
+    Attributes:
+        losses: The training loss of each.
+        price: Part of the run's budget that one takes.
+    """
+
+    losses: Sequence[float]
+    price: float
 
 
 class Loop:
@@ -254,8 +266,26 @@ class Loop:
             "Subclass evolve.Loop and write its method `train`."
         )
 
+    def race(self, steps: int, stopping: Callable[[], bool]) -> Stretch | None:
+        """Trains `self.model` as `train` does, but at the present learning rate; None where it is broken off.
+
+        Raises:
+            EvolveError: If the loop cannot train copies of its model.
+        """
+        raise EvolveError(
+            "The policy 'forecast' races copies of the model. Subclass evolve.Loop and write its method `race`."
+        )
+
+    def glance(self, batches: int) -> float:
+        """Returns the loss on the first held-out batches, or on all of the held-out data."""
+        return self.score("val_loss").value
+
+    def advance(self, steps: int) -> None:
+        """Takes note that the model has made steps, on the batches that were next: those behind them are next now."""
+        self._step += steps
+
     def spend(self, child: Self) -> None:
-        """Adds what the training of a child has spent to what this loop has."""
+        """Takes over what another loop has spent, which went on from what this one had."""
 
     def limit_flops(self, epochs: float) -> int | None:
         """Returns the most FLOPs a sample of a model that the rest of the budget trains for so many epochs.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from evolve.care import NewParameters, after_mutation, grown
 from evolve.evolver.children import ChildTrainer
@@ -16,6 +16,7 @@ from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.context import RunContext
 from evolve.evolver.devices import Round
 from evolve.evolver.loop import Loop
+from evolve.evolver.loss_curve import LossCurve
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
 from evolve.mutation.limits import Limits
@@ -34,6 +35,7 @@ class Proposer:
     Attributes:
         policy: Which operator, and where.
         lineage: Takes the records.
+        curve: The training losses of the model as it is, where the policy looks at them.
         ahead: Steps that the model made as a child, where the last round let it take up what a child had learned.
 
     Args:
@@ -55,6 +57,7 @@ class Proposer:
         self.policy: Policy = config.policy.build()
         self.policy.follow(loop.monitor)
         self.lineage = lineage
+        self.curve = LossCurve()
         self.ahead = 0
         self._config = config
         self._loop = loop
@@ -62,6 +65,11 @@ class Proposer:
         self._stopping = stopping
         if config.repay and loop.flops_per_sample == 0:
             logger.warning("evolution.repay says nothing about this model: its FLOPs cannot be counted.")
+
+    def watch(self, loss: float | Tensor) -> None:
+        """Takes note of the loss of a step; its value is waited for only where the policy looks at it."""
+        if self.policy.needs_losses:
+            self.curve.add(self._loop.step, float(loss))
 
     def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.
@@ -81,6 +89,7 @@ class Proposer:
             self.ahead = done.ahead
             applied = [answer for answer in done.answers if answer]
             if applied:
+                self.curve.restart()
                 care = self._config.care
                 after_mutation(
                     care,
@@ -107,7 +116,7 @@ class Proposer:
         if answers and (shrink := self._shrinking(answers[-1])):
             answers.append(self._log(shrink, self.seed, {**note, "reason": "care.shrink after a growth"}))
         if chosen is None:
-            return Round(answers)
+            return Round(answers, context.ahead)
         loop.mutated([answer for answer in answers if answer])
         return Round(answers, context.adopt(chosen))
 
@@ -152,7 +161,7 @@ class Proposer:
     def context(self, history: Sequence[Mapping[str, Any]]) -> RunContext:
         """Returns what the policy can ask about the run as it stands."""
         trainer = ChildTrainer(self._loop, self._bred, self.seed, self._stopping)
-        return RunContext(self._loop, self.lineage.records, history, trainer)
+        return RunContext(self._loop, self.lineage.records, history, trainer, curve=self.curve)
 
     def _bred(self, loop: Loop, candidate: Candidate, seed: int) -> MutationResult:
         """Makes a child of a copy: the candidate's mutation, and the shrinking that would follow it."""

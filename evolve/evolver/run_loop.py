@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,12 +13,13 @@ from typing import Any
 
 from typing_extensions import Self
 
+from evolve.budget import FORWARD_AND_BACKWARD
 from evolve.data import Batches
 from evolve.data.trees import Batch
 from evolve.distributed.world import World
 from evolve.errors import EvolveError, MisfitError
 from evolve.evolver.devices import Devices
-from evolve.evolver.loop import Loop, OutputLoss, Score, detached
+from evolve.evolver.loop import Loop, OutputLoss, Score, Stretch, detached
 from evolve.evolver.together import SeveralDevices
 from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
@@ -171,22 +174,63 @@ class RunLoop(Loop):
 
         It ends early where a budget of FLOPs or seconds is spent, or the run is to stop.
         """
-        state = self.state
-        rates = [float(group["lr"]) for group in state.optimizer.param_groups]
+        groups = self.state.optimizer.param_groups
+        rates = [float(group["lr"]) for group in groups]
         coming = self._coming()
         for step in range(steps):
             share = (1 + math.cos(math.pi * step / steps)) / 2
-            for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+            for group, rate in zip(groups, rates, strict=True):
                 group["lr"] = rate * share
-            train_step(state, list(islice(coming, state.config.accumulate)))
-            state.count_time()
-            spent = state.config.budget.unit in ("flops", "seconds") and state.progress >= 1
-            if spent or stopping():
+            self._step_of_child(coming)
+            if self._spent or stopping():
                 return False
         return True
 
+    def race(self, steps: int, stopping: Callable[[], bool]) -> Stretch | None:
+        """Trains for some steps at the present learning rate; None where a budget is spent, or the run is to stop."""
+        coming, losses, seconds = self._coming(), [], []
+        for _ in range(steps):
+            began = time.perf_counter()
+            losses.append(self._step_of_child(coming))
+            seconds.append(time.perf_counter() - began)
+            if self._spent or stopping():
+                return None
+        return Stretch(losses, self._price(statistics.median(seconds)))
+
+    def _step_of_child(self, coming: Iterable[Batch]) -> float:
+        loss = train_step(self.state, list(islice(coming, self.state.config.accumulate))).loss
+        self.state.count_time()
+        return loss
+
+    @property
+    def _spent(self) -> bool:
+        return self.state.config.budget.unit in ("flops", "seconds") and self.state.progress >= 1
+
+    def _price(self, seconds: float) -> float:
+        """Part of the budget that an optimizer step takes, of so many seconds."""
+        state, budget = self.state, self.state.config.budget
+        flops = FORWARD_AND_BACKWARD * state.flops_per_sample * state.epoch_samples / state.epoch_steps
+        prices = {"epochs": 1 / state.epoch_steps, "steps": 1.0, "seconds": seconds, "flops": flops}
+        return prices[budget.unit] / budget.amount
+
+    def glance(self, batches: int) -> float:
+        """Returns the mean loss on the first held-out batches."""
+        meter = EvaluationMeter(self.state)
+        with preserved_rng(self.state.config.seed):
+            for found in evaluated(self.state, islice(self._val.epoch(0), batches)):
+                meter.add(found)
+        self.state.count_time()
+        return meter.compute()["loss"]
+
+    def advance(self, steps: int) -> None:
+        """Moves the run on behind the batches that were next."""
+        state = self.state
+        state.step += steps
+        epochs, state.batch = divmod(state.batch + steps * state.config.accumulate, len(self._train))
+        state.epoch += epochs
+
     def spend(self, child: Self) -> None:
-        """Adds FLOPs and seconds of a child's training to what the run has spent."""
+        """Takes over the FLOPs and seconds that another loop has spent, which went on from what this one had."""
         self.state.flops, self.state.seconds, self.state.lap = child.state.flops, child.state.seconds, child.state.lap
 
     def limit_flops(self, epochs: float) -> int | None:

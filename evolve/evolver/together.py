@@ -85,7 +85,7 @@ class SeveralDevices(Devices):
         except Exception as error:  # the others hear of it
             fault = error
         self._compare(lineage, fault, held=False)
-        if any(done.answers):
+        if any(done.answers) or done.ahead:
             self._take_over(optimizer=done.ahead > 0)
         return done
 

@@ -1,7 +1,8 @@
 """Which operator is tried, and where. Importing this package files the built-in policies."""
 
 from evolve.policies.bandit import Bandit
-from evolve.policies.base import Candidate, Choice, Policy, PolicyConfig, PolicyContext, Promise, policies
+from evolve.policies.base import Candidate, Choice, Policy, PolicyConfig, PolicyContext, Promise, Race, Racer, policies
+from evolve.policies.forecast import Forecast
 from evolve.policies.gradient import Gradient
 from evolve.policies.hill_climb import HillClimb
 from evolve.policies.plain import Fixed, Random, RoundRobin
@@ -11,12 +12,15 @@ __all__ = [
     "Candidate",
     "Choice",
     "Fixed",
+    "Forecast",
     "Gradient",
     "HillClimb",
     "Policy",
     "PolicyConfig",
     "PolicyContext",
     "Promise",
+    "Race",
+    "Racer",
     "Random",
     "RoundRobin",
     "policies",

@@ -72,6 +72,29 @@ class Choice:
     region: str = ""
 
 
+@dataclass(frozen=True)
+class Racer:
+    """A copy of a model in training that was trained some steps further.
+
+    Attributes:
+        losses: The training loss of each step, before it was made.
+        price: Part of the run's budget that a step takes.
+        held_out: Loss on held-out data at the end.
+    """
+
+    losses: Sequence[float]
+    price: float
+    held_out: float
+
+
+@dataclass(frozen=True)
+class Race:
+    """A model's own copy and a mutated one, trained on the same batches."""
+
+    own: Racer
+    child: Racer
+
+
 class PolicyContext(Protocol):
     """What a policy may ask about the run. What costs time is worked out when it is asked for.
 
@@ -92,6 +115,31 @@ class PolicyContext(Protocol):
     @property
     def monitor(self) -> Monitor:
         """The metric that decisions look at."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps made."""
+
+    @property
+    def progress(self) -> float:
+        """Which part of the budget is spent, from 0 to 1."""
+
+    def losses(self, since: float) -> Sequence[tuple[float, float, float]]:
+        """Returns the training losses since a step: steps of each stretch, mean logarithm of the step, mean loss."""
+
+    def race(self, candidate: Candidate, steps: int) -> Race | None:
+        """Trains a copy of the model and a mutated one on the next batches, at the present learning rate.
+
+        None if the mutation is refused, or one of them was given up. Where the candidate is chosen then, the mutated
+        copy becomes the model, and the run goes on behind those batches.
+
+        Args:
+            candidate: The mutation.
+            steps: Optimizer steps.
+        """
+
+    def keep_own(self) -> None:
+        """Lets the run go on from the copy that was not mutated in the last race, behind its batches."""
 
     def promise(self, candidate: Candidate, score: str, batches: int) -> Promise:
         """Returns what a score says of a candidate, from the next `batches` of the training data; nothing is built."""
@@ -117,9 +165,11 @@ class Policy(Watching, Registered, ABC):
     Attributes:
         name: Registered name.
         Options: Typed options.
+        needs_losses: Whether it looks at the training losses of single steps.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
+    needs_losses: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
         self.options: Any = self.Options.read(options)
@@ -127,6 +177,10 @@ class Policy(Watching, Registered, ABC):
     @abstractmethod
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns what to try next, or None for nothing. `candidates` is never empty."""
+
+    def news(self) -> list[tuple[str, dict[str, Any]]]:
+        """Returns what it has looked ahead to since it was last asked: a sentence and figures (JSON values) of each."""
+        return []
 
     def faults(self, operators: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
         """Returns what in the policy's options does not go with the operators it may choose from, and where."""

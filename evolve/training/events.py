@@ -103,6 +103,19 @@ class MutationTried(Event):
 
 
 @dataclass(frozen=True)
+class ForecastMade(Event):
+    """A policy has looked ahead to the end of the budget, whether a mutation follows or not.
+
+    Attributes:
+        text: What it expects and what it does, in a sentence.
+        facts: The figures, as JSON values; those of the policy `forecast` are in `evolve.policies.projection.Foreseen`.
+    """
+
+    text: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class VerdictGiven(Event):
     """A mutation has come to the end of its probation.
 

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from evolve.budget import Budget
 from evolve.training.eta import Eta
-from evolve.training.events import EpochEnded, Event, MutationTried, RunBegun, StepMade
+from evolve.training.events import EpochEnded, Event, ForecastMade, MutationTried, RunBegun, StepMade
 from evolve.training.lines import epoch_lines, mutation_lines, run_time, where
 
 
@@ -32,7 +32,7 @@ class Progress:
         self._live = sys.stdout.isatty()
         self._bar: Any = None
         self._eta = Eta()
-        self.hears = (RunBegun, EpochEnded, MutationTried, *((StepMade,) if self._live else ()))
+        self.hears = (RunBegun, EpochEnded, ForecastMade, MutationTried, *((StepMade,) if self._live else ()))
 
     def __enter__(self) -> Self:
         if self._live:
@@ -57,6 +57,8 @@ class Progress:
         elif isinstance(event, EpochEnded):
             self._eta.see(event.metrics["progress"])  # with the evaluation
             self._write(epoch_lines(event.metrics, self._budget, left=self._eta.left))
+        elif isinstance(event, ForecastMade):
+            self._write([event.text])
         elif isinstance(event, MutationTried):
             self._write(mutation_lines(event.record))
 

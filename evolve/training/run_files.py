@@ -9,14 +9,14 @@ from typing import Any
 from evolve.lineage import Record
 from evolve.training.architecture import Architecture, module_lines
 from evolve.training.environment import named_devices, note_session
-from evolve.training.events import EpochEnded, Event, MutationTried, RunBegun, RunFinished, VerdictGiven
+from evolve.training.events import EpochEnded, Event, ForecastMade, MutationTried, RunBegun, RunFinished, VerdictGiven
 from evolve.training.folder import append_text, read_file, replace_text
 
-METRICS, ARCHITECTURE = "metrics.jsonl", "architecture.json"
+METRICS, ARCHITECTURE, FORECASTS = "metrics.jsonl", "architecture.json", "forecasts.jsonl"
 
 
 class RunFiles:
-    """Keeps `lineage.jsonl`, `metrics.jsonl`, `environment.json` and `architecture.json` of a run up to date.
+    """Keeps the JSON files of a run up to date: lineage, metrics, forecasts, environment and architecture.
 
     Args:
         folder: Of the run.
@@ -26,7 +26,7 @@ class RunFiles:
         CheckpointError: When called, if a file cannot be written.
     """
 
-    HEARS = (RunBegun, RunFinished, EpochEnded, MutationTried, VerdictGiven)
+    HEARS = (RunBegun, RunFinished, EpochEnded, MutationTried, ForecastMade, VerdictGiven)
 
     def __init__(self, folder: Path, inputs: Any) -> None:
         self._folder, self._inputs = folder, inputs
@@ -39,7 +39,9 @@ class RunFiles:
         if isinstance(event, RunBegun):
             self._written = None  # another process may have gone on and been killed since
             self._begin(event)
-        if isinstance(event, MutationTried):
+        if isinstance(event, ForecastMade):
+            append_text(self._folder / FORECASTS, json.dumps(event.facts) + "\n")
+        elif isinstance(event, MutationTried):
             self._log(event.run.lineage.records)
         elif isinstance(event, self.HEARS):
             self._log(event.run.lineage.records)

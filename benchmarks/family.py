@@ -1,0 +1,267 @@
+"""A family of fixed networks under `wsd`: what each of them reaches at each budget, for the benchmarks of growth.
+
+A budget is counted in FLOPs of training steps. As the learning rate is held until the last part of the budget, one run
+passes through the stable phases of all budgets: at each of them a copy of network and optimizer is set aside and
+cooled down, which gives the very run that this budget alone would have been. Runs are kept, a line of JSON each, and
+not made twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from timing import Timer, spread, told
+from torch import Tensor, nn
+
+from evolve import EvolutionConfig, Evolver, TrainingConfig
+from evolve.training.events import ForecastMade
+from evolve.training.lr_schedule import LrScheduleConfig
+
+WARM = 20  # steps in which the learning rate rises
+DECAY = 0.2  # part of the budget in which it falls, as 1 - sqrt(x)
+EVOLVED = "evolved"
+
+
+class Run(NamedTuple):
+    """What is trained."""
+
+    task: str
+    arm: str
+    budget: float
+    lr: float
+    seed: int
+
+
+@dataclass
+class Workload:
+    """A family of networks and what they are trained on.
+
+    Attributes:
+        name: Of the workload, or of one of its data sets.
+        members: Networks by name, from small to large.
+        rates: Peak learning rates that each fixed member is tuned over; the first is the evolved arm's.
+        budgets: In steps of the member `unit`.
+        unit: Name of that member.
+        make: A new network of a member.
+        optimizer: Its optimizer.
+        batches: Endless training batches of a seed.
+        loss: The loss of a network on a batch.
+        size: Name of the member that a network is, or of the next smaller one.
+        flops: FLOPs of a training step of a network.
+        evolver: The evolver of a network, a seed and keyword arguments for it: data and task.
+        scores: Figures on `val`, by which learning rates are chosen, and on `test`, which decides nothing.
+        better: Whether a `min` or a `max` of `val` is the best.
+    """
+
+    name: str
+    members: Sequence[str]
+    rates: Sequence[float]
+    budgets: Sequence[float]
+    unit: str
+    make: Callable[[str], nn.Module]
+    optimizer: Callable[[nn.Module, float], torch.optim.Optimizer]
+    batches: Callable[[int], Iterator[Any]]
+    loss: Callable[[nn.Module, Any], Tensor]
+    flops: Callable[[nn.Module], int]
+    size: Callable[[nn.Module], str]
+    scores: Callable[[nn.Module], dict[str, float]]
+    evolver: Callable[[nn.Module, int, dict[str, Any]], Evolver]
+    better: str = "min"
+    _unit_flops: dict[str, int] = field(default_factory=dict)
+
+    def allowance(self, budget: float) -> float:
+        """Returns a budget in FLOPs."""
+        if self.unit not in self._unit_flops:
+            self._unit_flops[self.unit] = self.flops(self.make(self.unit))
+        return budget * self._unit_flops[self.unit]
+
+
+class Store:
+    """Runs that are done, in a file of JSON lines."""
+
+    def __init__(self, path: Path, better: str = "min") -> None:
+        self.path, self.better = path, better
+        self.rows: dict[Run, dict[str, Any]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            row = json.loads(line)
+            self.rows[Run(*(row[name] for name in Run._fields))] = row
+
+    def add(self, run: Run, figures: Mapping[str, Any]) -> None:
+        """Keeps the figures of a run."""
+        self.rows[run] = {**run._asdict(), **figures}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[run]) + "\n")
+
+    def best_lr(self, task: str, arm: str, budget: float) -> float | None:
+        """Returns the learning rate that was best on the `val` figure of the first seed."""
+        tried = {r.lr: row["val"] for r, row in self.rows.items() if r[:3] == (task, arm, budget) and r.seed == 0}
+        choose = min if self.better == "min" else max
+        return choose(tried, key=lambda lr: tried[lr]) if tried else None
+
+    def figures(self, task: str, arm: str, budget: float, key: str) -> list[float]:
+        """Returns one figure of all seeds at the best learning rate."""
+        lr = self.best_lr(task, arm, budget)
+        return [row[key] for run, row in sorted(self.rows.items()) if run[:4] == (task, arm, budget, lr)]
+
+    def mean(self, task: str, arm: str, budget: float, key: str) -> float:
+        """Returns the mean of a figure over the seeds at the best learning rate."""
+        return statistics.fmean(self.figures(task, arm, budget, key))
+
+
+def wsd(progress: float, steps: int) -> float:
+    """Returns the factor of the learning rate after a part of the budget and so many steps."""
+    if steps < WARM:
+        return (steps + 1) / (WARM + 1)
+    return 1.0 if progress <= 1 - DECAY else 1 - float(((progress - 1 + DECAY) / DECAY) ** 0.5)
+
+
+@dataclass
+class _Training:
+    """A network on its way, with the next batch it will see."""
+
+    work: Workload
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    price: int
+    lr: float
+    spent: float = 0.0
+    cpu: float = 0.0
+    steps: int = 0
+
+    def until(self, flops: float, factor: Callable[[float, int], float], batches: Iterator[Any]) -> None:
+        """Trains until so many FLOPs are spent."""
+        timer = Timer()
+        while self.spent < flops:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * factor(self.spent, self.steps)
+            batch = next(batches)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.work.loss(self.model, batch).backward()
+            self.optimizer.step()
+            self.spent += self.price
+            self.steps += 1
+        self.cpu += timer.read().cpu
+
+
+def fixed(
+    work: Workload, member: str, lr: float, seed: int, budgets: Sequence[float]
+) -> Iterator[tuple[Run, dict[str, Any]]]:
+    """Trains one member through the stable phases of all budgets, and cools a copy down at each; yields the runs."""
+    torch.manual_seed(seed)
+    model = work.make(member).train()
+    trunk = _Training(work, model, work.optimizer(model, lr), work.flops(model), lr)
+    batches = work.batches(seed)
+    for budget in sorted(budgets):
+        whole = work.allowance(budget)
+        trunk.until((1 - DECAY) * whole, lambda spent, steps: wsd(0.0, steps), batches)
+        branch = copy.copy(trunk)
+        branch.model, branch.optimizer = copy.deepcopy((trunk.model, trunk.optimizer))
+        batches, coming = itertools.tee(batches)
+        branch.model.train()
+        branch.until(whole, lambda spent, steps, whole=whole: wsd(spent / whole, steps), coming)
+        del coming
+        stable = work.scores(trunk.model)["val"]
+        trunk.model.train()
+        spent = {"cpu": branch.cpu, "flops": branch.spent, "steps": branch.steps}
+        figures = {**spent, "stable": stable, **work.scores(branch.model)}
+        yield Run(work.name, member, budget, lr, seed), figures
+
+
+def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, Any]]:
+    """Makes the evolved run: the smallest member and `evolution: auto`, at the first learning rate."""
+    torch.manual_seed(seed)
+    model, lr = work.make(work.members[0]), work.rates[0]
+    forecasts: list[Mapping[str, Any]] = []
+    evolver = work.evolver(
+        model,
+        seed,
+        {
+            "optimizer": work.optimizer(model, lr),
+            "lr_schedule": LrScheduleConfig(name="wsd", warmup=WARM, options={"decay": DECAY}),
+            "training": TrainingConfig(epochs=None, flops=work.allowance(budget), seed=seed),
+            "evolution": EvolutionConfig.model_validate("auto"),
+            "progress": False,
+        },
+    )
+    evolver.events.listen(lambda event: forecasts.append(event.facts), ForecastMade)
+    timer = Timer()
+    evolver.run()
+    figures = {
+        "cpu": timer.read().cpu,
+        "flops": evolver.state.flops,
+        "steps": evolver.state.step,
+        "forecasts": forecasts,
+    }
+    return Run(work.name, EVOLVED, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(model)}
+
+
+def sweep(work: Workload, store: Store, seeds: int) -> None:
+    """Makes the runs of all fixed members: the learning rates at the first seed, the best of them at the others."""
+    for lr in work.rates:
+        for member in work.members:
+            _fill(work, store, member, lr, 0, work.budgets)
+    for seed in range(seeds):
+        for budget in work.budgets:
+            if Run(work.name, EVOLVED, budget, work.rates[0], seed) not in store.rows:
+                _keep(store, *evolved(work, budget, seed))
+    for seed in range(1, seeds):
+        for member in work.members:
+            best: dict[float, list[float]] = {}
+            for budget in work.budgets:
+                best.setdefault(store.best_lr(work.name, member, budget) or work.rates[0], []).append(budget)
+            for lr, budgets in best.items():
+                _fill(work, store, member, lr, seed, budgets)
+
+
+def _fill(work: Workload, store: Store, member: str, lr: float, seed: int, budgets: Sequence[float]) -> None:
+    missing = [b for b in budgets if Run(work.name, member, b, lr, seed) not in store.rows]
+    if missing:
+        for run, figures in fixed(work, member, lr, seed, missing):
+            _keep(store, run, figures)
+
+
+def _keep(store: Store, run: Run, figures: Mapping[str, Any]) -> None:
+    store.add(run, figures)
+    print(json.dumps(store.rows[run]), flush=True)
+
+
+def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
+    """Tells, budget by budget, where the evolved run ends beside the envelope of the fixed members; returns the cases."""
+    cases = []
+    for budget in work.budgets:
+        fixed_ones = [member for member in work.members if store.figures(work.name, member, budget, "test")]
+        if not fixed_ones or not store.figures(work.name, EVOLVED, budget, "test"):
+            continue
+        means = {member: store.mean(work.name, member, budget, "test") for member in fixed_ones}
+        best = (min if work.better == "min" else max)(means, key=lambda member: means[member])
+        ours = store.figures(work.name, EVOLVED, budget, "test")
+        regret = statistics.fmean(ours) - means[best] if work.better == "min" else means[best] - statistics.fmean(ours)
+        runs = [run for run in store.rows if run.task == work.name and run.budget == budget]
+        sizes = [store.rows[run]["size"] for run in runs if run.arm == EVOLVED]
+        case = {
+            "name": f"{work.name}, budget {budget:g}",
+            "evolved": spread(ours),
+            "sizes": sizes,
+            "best_fixed": best,
+            "means": means,
+            "seeds": {member: len(store.figures(work.name, member, budget, "test")) for member in fixed_ones},
+            "regret": regret,
+            "regret_percent": 100 * regret / abs(means[best]),
+            "sweep": len({(run.arm, run.lr) for run in runs if run.arm != EVOLVED}),
+            "cpu": store.mean(work.name, EVOLVED, budget, "cpu") / store.mean(work.name, best, budget, "cpu"),
+        }
+        cases.append(case)
+        print(
+            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(sizes)}), best fixed {best} {means[best]:.3f}: "
+            f"regret {regret:+.3f} ({case['regret_percent']:+.2f} %); {case['cpu']:.2f} times the CPU seconds of that "
+            f"run, in place of a sweep of {case['sweep']} runs"
+        )
+    return cases

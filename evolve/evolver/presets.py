@@ -1,0 +1,42 @@
+"""Whole `evolution` sections by one word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evolve.errors import did_you_mean
+
+# `auto`: one look early, when the loss has a slope that says something and growing still pays; one more for a second
+# growth, or where the first was close. Copies of blocks where a model has blocks that are alike, else wider layers.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "auto": {
+        "schedule": {"name": "at", "options": {"progress": [0.06, 0.15]}},
+        "policy": {"name": "forecast"},
+        "operators": [
+            {"name": "stack", "options": {"init": "copy"}},
+            {"name": "widen", "sites": ["*"], "options": {"factor": 2.0}},
+        ],
+        "attempts": 1,
+    }
+}
+
+
+def with_preset(value: Any) -> Any:
+    """Returns a section with its preset written out; what stands beside the preset's name takes the place of its own.
+
+    Args:
+        value: The section: a preset's name, or a mapping that may have a key `preset`.
+
+    Raises:
+        ValueError: If there is no such preset.
+    """
+    beside = {"preset": value} if isinstance(value, str) else value
+    if not isinstance(beside, Mapping) or "preset" not in beside:
+        return value
+    name, rest = beside["preset"], {key: part for key, part in beside.items() if key != "preset"}
+    if not isinstance(name, str) or name not in _PRESETS:
+        raise ValueError(
+            f"unknown preset {name!r}.{did_you_mean(str(name), list(_PRESETS))} Known: {', '.join(_PRESETS)}."
+        )
+    return {**_PRESETS[name], **rest}

@@ -1,0 +1,146 @@
+"""`forecast`: the size that the rest of the budget wants, by a race of a few steps and what it says of the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from evolve.lineage import Weighed
+from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Race, policies
+from evolve.policies.projection import NORMAL, Estimate, Foreseen, Outlook, lead, outlook, slope
+from evolve.registry import TypedOptions
+
+logger = logging.getLogger(__name__)
+
+_FEWEST = 40  # steps of a run before which nothing is said of its end
+_HOPELESS = 0.7  # of the lead that is needed
+_SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
+
+
+@policies.register("forecast")
+class Forecast(Policy):
+    """Grows where the larger model is forecast to end better within the budget that is left.
+
+    Model and mutated copy are trained on the same batches, the next ones, for a part of the steps so far. That gives
+    the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget: FLOPs or
+    seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one ends lower, the
+    copy becomes the model, with what it has learned. Else the model goes on from its own copy, so that only the other
+    one's steps were in vain. What races may cost in all is bounded.
+
+    The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
+    which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
+    mutation is in its record too.
+    """
+
+    needs_losses = True
+
+    class Options(TypedOptions):
+        """Length of a race, and what all of them may cost.
+
+        Attributes:
+            look: Steps of a race, as a part of the steps so far.
+            most: Part of the budget that races may take from the training.
+        """
+
+        look: Annotated[float, Field(gt=0, le=1)] = 0.35
+        most: Annotated[float, Field(gt=0, lt=1)] = 0.09
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._settled = False  # a larger model is so far from paying that no further race is worth its cost
+        self._spent = 0.0  # part of the budget that went into copies which came to nothing
+        self._news: list[tuple[str, dict[str, Any]]] = []
+
+    def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
+        """Returns the growth that is forecast to pay, None where none is."""
+        steps = self._steps(context)
+        if context.tried or self._settled or steps is None:
+            return None
+        firsts = {candidate.entry: candidate for candidate in reversed(candidates)}
+        for _, candidate in sorted(firsts.items()):
+            began = context.progress
+            race = context.race(candidate, steps)
+            if race is not None:
+                return self._decide(candidate, race, context, began)
+        return None
+
+    def _steps(self, context: PolicyContext) -> int | None:
+        """Returns how long a race may be; None where there is none to be had."""
+        step = context.step
+        if step < _FEWEST or not context.progress:
+            return None
+        price = context.progress / step
+        most = (self.options.most - self._spent) / (2 * price)  # the larger one is taken to be twice as dear
+        steps = int(min(self.options.look * step, most))
+        if steps < max(_SHORTEST * step, 8):
+            logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
+            return None
+        return steps
+
+    def _decide(self, candidate: Candidate, race: Race, context: PolicyContext, began: float) -> Choice | None:
+        found = _outlook(race, context)
+        if found is None:
+            return None
+        kept, grown = found.ends[:2]
+        grows = grown.value < kept.value and race.child.held_out < race.own.held_out + found.lead.error
+        foreseen = Foreseen(
+            step=context.step,
+            progress=began,
+            operator=candidate.operator,
+            steps=len(race.own.losses),
+            cost=race.child.price / race.own.price,
+            slope=(found.slope.value, found.slope.error),
+            lead=(found.lead.value, found.lead.error),
+            needed=found.needed,
+            ends=[(end.value, end.error) for end in found.ends],
+            grows=grows,
+        )
+        self._news.append((foreseen.told(), foreseen.model_dump()))
+        self._spent += len(race.own.losses) * (race.own if grows else race.child).price
+        if not grows:
+            self._settled = found.lead.value + found.lead.error < _HOPELESS * found.needed
+            context.keep_own()
+            return None
+        others = [
+            Weighed(operator=candidate.operator if growths else "", value=end.value, note=_told(growths, end))
+            for growths, end in enumerate(found.ends)
+            if growths != 1
+        ]
+        return Choice(candidate, "loss at the end of the budget", grown.value, _told(1, grown), others)
+
+    def news(self) -> list[tuple[str, dict[str, Any]]]:
+        """Returns the races since it was last asked."""
+        told, self._news = self._news, []
+        return told
+
+    def state(self) -> dict[str, Any]:
+        """Returns what races have cost, and whether there is to be another."""
+        return {"settled": self._settled, "spent": self._spent}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` returned."""
+        self._settled, self._spent = state["settled"], state["spent"]
+
+
+def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
+    """What a race says of the end; None where the curve is too short for a slope."""
+    own, start, steps = race.own, context.step, len(race.own.losses)
+    raced = [(1.0, math.log(start + i + 1), loss) for i, loss in enumerate(own.losses)]
+    present = slope([*context.losses(start / 2), *raced])
+    if present is None:
+        return None
+    half = steps // 2
+    level = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
+    level -= present.value * math.log((start + steps) / (start + (steps + half) / 2))
+    left = 1 - context.progress  # the race is counted in it
+    extra = lead(start, own.losses, race.child.losses)
+    return outlook(level, present, extra, start + steps, left / own.price, race.child.price / own.price)
+
+
+def _told(growths: int, end: Estimate) -> str:
+    what = "as it is" if growths == 0 else f"{growths} growths" if growths > 1 else "grown once"
+    return f"{what}: {end.value:.4g} ± {NORMAL * end.error:.2g}"
