@@ -234,7 +234,7 @@ def _keep(store: Store, run: Run, figures: Mapping[str, Any]) -> None:
 
 
 def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
-    """Tells, budget by budget, where the evolved run ends beside the envelope of the fixed members; returns the cases."""
+    """Tells, budget by budget, where the evolved run ends beside the best fixed member; returns the cases."""
     cases = []
     for budget in work.budgets:
         fixed_ones = [member for member in work.members if store.figures(work.name, member, budget, "test")]
@@ -260,8 +260,8 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
         }
         cases.append(case)
         print(
-            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(sizes)}), best fixed {best} {means[best]:.3f}: "
-            f"regret {regret:+.3f} ({case['regret_percent']:+.2f} %); {case['cpu']:.2f} times the CPU seconds of that "
+            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(sizes)}), best fixed {best} "
+            f"{means[best]:.3f}: regret {regret:+.3f} ({case['regret_percent']:+.2f} %); {case['cpu']:.2f} times the CPU seconds of that "
             f"run, in place of a sweep of {case['sweep']} runs"
         )
     return cases

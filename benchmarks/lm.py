@@ -27,7 +27,7 @@ from evolve.models.gpt import GPT
 
 WIDTH, HEADS, CONTEXT, BATCH = 64, 4, 64, 16
 DEPTHS = (1, 2, 3, 4, 6, 8)
-RATES = (5e-3, 2.5e-3, 1e-2)
+RATES = (2.5e-3, 1.25e-3, 5e-3)
 BUDGETS = (200.0, 400.0, 800.0, 1600.0, 3200.0)
 HELD_OUT = 512  # windows that decide, and as many that tell
 

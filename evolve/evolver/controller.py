@@ -18,7 +18,7 @@ from evolve.evolver.fit import check_loop
 from evolve.evolver.loop import Loop
 from evolve.evolver.probation import Probation
 from evolve.evolver.proposer import Proposer
-from evolve.evolver.timing import Timing, load_named_state, named_state
+from evolve.evolver.timing import Timing
 from evolve.lineage import Lineage, Record, Verdict
 from evolve.runtime.memory import free_memory, out_of_memory
 from evolve.schedules import Clock
@@ -278,8 +278,7 @@ class MutationController:
 
     def decisions(self) -> dict[str, Any]:
         """Returns what schedule and policy have to remember, as JSON values."""
-        proposer = self.proposer
-        return {**self._timing.state(), "policy": named_state(proposer.policy), "losses": proposer.curve.state()}
+        return {**self._timing.state(), **self.proposer.state()}
 
     def load_decisions(self, state: Mapping[str, Any]) -> None:
         """Takes up what `decisions` returned.
@@ -288,8 +287,7 @@ class MutationController:
             CheckpointError: If it is of another schedule or another policy.
         """
         self._timing.load_state(state)
-        load_named_state(self.proposer.policy, state["policy"], "evolution.policy")
-        self.proposer.curve.load_state(state["losses"])
+        self.proposer.load_state(state)
 
     def state(self, keep: bool = False) -> dict[str, Any]:
         """Returns what a training that is taken up again needs, as plain values and tensors.

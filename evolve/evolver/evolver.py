@@ -117,7 +117,7 @@ class Evolver:
         more = {"lr_schedule": lr_schedule, "task": task, "loss": loss, "callbacks": list(callbacks)}
         told = config_text or describe_run(self, {**given, **more})
         self._folder = run_folder(self.world, self.output, told, bool(config_text))
-        self.events = EventStream(heard_by(callbacks, self.world.first))
+        self.events, self._interrupt = EventStream(heard_by(callbacks, self.world.first)), Interrupt()
         self._meter, self._patience = Meter(self.state), Patience(self.monitor, self.training.patience)
         self.events.listen(self._patience, EpochEnded)
         loop = RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter])
@@ -132,8 +132,7 @@ class Evolver:
             self.events.listen(RunFiles(self.output.folder, loop.example), *RunFiles.HEARS)
         if self._display:
             self.events.listen(self._display, *self._display.hears)
-        self._params_from = count_parameters(model)
-        self._begun, self._stop, self._interrupt = False, False, Interrupt()
+        self._params_from, self._begun, self._stop = count_parameters(model), False, False
 
     @classmethod
     def from_config(cls, config: RunConfig | str | Path, overrides: tuple[str, ...] = ()) -> Evolver:

@@ -17,6 +17,7 @@ from evolve.evolver.context import RunContext
 from evolve.evolver.devices import Round
 from evolve.evolver.loop import Loop
 from evolve.evolver.loss_curve import LossCurve
+from evolve.evolver.timing import load_named_state, named_state
 from evolve.lineage import Lineage, Reasons, Weighed
 from evolve.mutation.api import MutationResult, mutate, sites
 from evolve.mutation.limits import Limits
@@ -225,6 +226,19 @@ class Proposer:
             )
             found |= taken_out(plan) if plan else {}
         return found
+
+    def state(self) -> dict[str, Any]:
+        """Returns what the policy has to remember and the losses that it looks at, as JSON values."""
+        return {"policy": named_state(self.policy), "losses": self.curve.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` returned.
+
+        Raises:
+            CheckpointError: If it is of another policy.
+        """
+        load_named_state(self.policy, state["policy"], "evolution.policy")
+        self.curve.load_state(state["losses"])
 
     @property
     def seed(self) -> int:
