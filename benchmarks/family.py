@@ -258,10 +258,11 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
             "sweep": len({(run.arm, run.lr) for run in runs if run.arm != EVOLVED}),
             "cpu": store.mean(work.name, EVOLVED, budget, "cpu") / store.mean(work.name, best, budget, "cpu"),
         }
-        cases.append(case)
+        sizes, against = ", ".join(case["sizes"]), f"best fixed {best} {means[best]:.3f}"
         print(
-            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(sizes)}), best fixed {best} "
-            f"{means[best]:.3f}: regret {regret:+.3f} ({case['regret_percent']:+.2f} %); {case['cpu']:.2f} times the CPU seconds of that "
-            f"run, in place of a sweep of {case['sweep']} runs"
+            f"{case['name']}: evolved {told(case['evolved'])} ({sizes}), {against}: regret {regret:+.3f} "
+            f"({case['regret_percent']:+.2f} %); {case['cpu']:.2f} times the CPU seconds of that run, in place of a "
+            f"sweep of {case['sweep']} runs"
         )
+        cases.append(case)
     return cases

@@ -1,7 +1,7 @@
 """One run instead of a sweep, on a language model over bytes: the sources of Python's standard library.
 
-The family is a GPT of width 64 over 64 bytes, of 1 to 8 layers, each trained for each budget at three learning rates. The
-evolved run begins with one layer and has `evolution: auto`, and nothing else that is chosen for a budget.
+The family is a GPT of width 64 over 64 bytes, of 1 to 8 layers, each trained for each budget at three learning rates.
+The evolved run begins with one layer and has `evolution: auto`, and nothing else that is chosen for a budget.
 
     python benchmarks/lm.py --threads 1 --runs lm.jsonl
     python benchmarks/lm.py --summary --runs lm.jsonl
