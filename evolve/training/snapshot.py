@@ -51,10 +51,10 @@ class Snapshot:
         """Puts everything back; gradients are cleared. May be called once or more often."""
         for optimizer in self._optimizers:
             optimizer.zero_grad()
-        for parameter in self._root.parameters():
-            parameter.grad = None
         self._model.restore()
         self._state.restore()
+        for parameter in self._root.parameters():  # of those too that were out of the model until now
+            parameter.grad = None
         for thing, remembered in self._also:
             thing.load_state_dict(_copied(remembered))
             if isinstance(thing, torch.amp.GradScaler):  # one that was stopped within a step could not begin another

@@ -12,6 +12,7 @@ from evolve.care.ema import EMA
 from evolve.errors import EvolveError
 from evolve.surgery.parts import renamed_keys
 from evolve.testing import ZOO
+from evolve.training.snapshot import Snapshot
 
 TOKENS = torch.arange(24).reshape(3, 8) % 19
 
@@ -170,6 +171,25 @@ def test_remove_leaves_a_stand_in_where_the_forward_calls_blocks_by_number():
     refused = evolve.mutate(model, "stack", site="layers.0", init="copy", example_inputs=x)
     assert refused.status == "not_applicable"
     assert "does not run all of them" in refused.message
+
+
+def test_a_snapshot_goes_back_past_blocks_that_came_and_went():
+    model = gpt()
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    objects = [id(parameter) for parameter in model.parameters()]
+    snapshot = Snapshot(model, [optimizer])
+    stacked(model, optimizer=optimizer)
+    train(model, optimizer)
+    there = {"optimizer": optimizer, "example_inputs": TOKENS, "strict": True}
+    evolve.mutate(model, "remove", site="blocks.0", preserves="no", **there)
+    train(model, optimizer)
+    snapshot.restore()
+    assert [id(parameter) for parameter in model.parameters()] == objects
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(objects)
 
 
 def test_layers_that_differ_leave_their_container_too():
