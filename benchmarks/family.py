@@ -57,7 +57,7 @@ class Workload:
         size: Name of the member that a network is, or of the next smaller one.
         flops: FLOPs of a training step of a network.
         evolver: The evolver of a network, a seed and keyword arguments for it: data and task.
-        scores: Figures on `val`, by which learning rates are chosen, and on `test`, which decides nothing.
+        scores: Figures of a seed and a network on `val`, which chooses the learning rate, and on `test`, which tells.
         better: Whether a `min` or a `max` of `val` is the best.
     """
 
@@ -72,7 +72,7 @@ class Workload:
     loss: Callable[[nn.Module, Any], Tensor]
     flops: Callable[[nn.Module], int]
     size: Callable[[nn.Module], str]
-    scores: Callable[[nn.Module], dict[str, float]]
+    scores: Callable[[int, nn.Module], dict[str, float]]
     evolver: Callable[[nn.Module, int, dict[str, Any]], Evolver]
     better: str = "min"
     _unit_flops: dict[str, int] = field(default_factory=dict)
@@ -168,10 +168,10 @@ def fixed(
         branch.model.train()
         branch.until(whole, lambda spent, steps, whole=whole: wsd(spent / whole, steps), coming)
         del coming
-        stable = work.scores(trunk.model)["val"]
+        stable = work.scores(seed, trunk.model)["val"]
         trunk.model.train()
         spent = {"cpu": branch.cpu, "flops": branch.spent, "steps": branch.steps}
-        figures = {**spent, "stable": stable, **work.scores(branch.model)}
+        figures = {**spent, "stable": stable, **work.scores(seed, branch.model)}
         yield Run(work.name, member, budget, lr, seed), figures
 
 
@@ -200,7 +200,7 @@ def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, An
         "steps": evolver.state.step,
         "forecasts": forecasts,
     }
-    return Run(work.name, EVOLVED, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(model)}
+    return Run(work.name, EVOLVED, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(seed, model)}
 
 
 def sweep(work: Workload, store: Store, seeds: int) -> None:
