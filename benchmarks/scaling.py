@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from structure import mutated, taking_turns, with_momentum
-from timing import arguments, machine, seconds, spread, told, write_json
+from structure import mutated, with_momentum
+from timing import arguments, machine, seconds, spread, taking_turns, told, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 from stack_models import Subject, quiet, subjects
-from structure import taking_turns
-from timing import Took, arguments, ratios, seconds, told, write_json
+from timing import Took, arguments, ratios, seconds, taking_turns, told, write_json
 from torch import Tensor, nn
 
 from evolve import analyse, mutate, replay

@@ -15,8 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from structure import taking_turns
-from timing import Took, arguments, machine, ratios, seconds, spread, told, write_json
+from timing import Took, arguments, machine, ratios, seconds, spread, taking_turns, told, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import VisionTransformer, mobilenet_v2

@@ -8,14 +8,13 @@ carried along. Torch-Pruning knows no optimizer and verifies nothing.
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from peer import build, graph, outcome, prune
-from timing import Took, ratios, seconds, spread, told
+from timing import Took, ratios, seconds, spread, taking_turns, told
 from torch import Tensor, nn
 
 from evolve import mutate
@@ -110,19 +109,6 @@ def mutated(
     if not answers[0]:
         raise RuntimeError(f"{operator} at '{site}' was refused: {answers[0].message}")
     return took
-
-
-def taking_turns(arms: dict[str, Callable[[], Took]], repetitions: int) -> list[dict[str, Took]]:
-    """Runs every arm in every round, each time another one first; the first round warms up and is left out."""
-    names, rounds = list(arms), []
-    for repetition in range(repetitions + 1):
-        turn = repetition % len(names)
-        took = {}
-        for name in names[turn:] + names[:turn]:
-            gc.collect()
-            took[name] = arms[name]()
-        rounds.append(took)
-    return rounds[1:]
 
 
 def figures_of(rounds: list[dict[str, Took]], arm: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -41,6 +42,19 @@ def seconds(action: Callable[[], Any]) -> Took:
     timer = Timer()
     action()
     return timer.read()
+
+
+def taking_turns(arms: dict[str, Callable[[], Took]], repetitions: int) -> list[dict[str, Took]]:
+    """Runs every arm in every round, each time another one first; the first round warms up and is left out."""
+    names, rounds = list(arms), []
+    for repetition in range(repetitions + 1):
+        turn = repetition % len(names)
+        took = {}
+        for name in names[turn:] + names[:turn]:
+            gc.collect()
+            took[name] = arms[name]()
+        rounds.append(took)
+    return rounds[1:]
 
 
 def ratios(pairs: Sequence[tuple[Took, Took]]) -> dict[str, dict[str, float]]:

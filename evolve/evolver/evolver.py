@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from evolve.data import as_batches
 from evolve.data.trees import Batch
 from evolve.distributed.joining import join_ranks
+from evolve.evolver.assembly import set_up
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.configured import arguments_of, heard_by
 from evolve.evolver.controller import MutationController
@@ -26,7 +27,6 @@ from evolve.evolver.output import OutputConfig, RunResult, result_of
 from evolve.evolver.preflight import check_run
 from evolve.evolver.run_config import RunConfig
 from evolve.evolver.run_loop import RunLoop
-from evolve.evolver.setup import set_up
 from evolve.evolver.shared_folder import run_folder
 from evolve.evolver.together import check_same
 from evolve.lineage import Lineage

@@ -84,6 +84,7 @@ class Forecast(Policy):
     def _decide(self, candidate: Candidate, race: Race, context: PolicyContext, began: float) -> Choice | None:
         found = _outlook(race, context)
         if found is None:
+            context.keep_own()
             return None
         kept, grown = found.ends[:2]
         grows = grown.value < kept.value and race.child.held_out < race.own.held_out + found.lead.error

@@ -33,6 +33,8 @@ def checked(path: Path, mode: str) -> sqlite3.Connection:
     """
     if not path.is_file():
         raise EvolveError(f"There is no search in '{path.parent}': it has no {path.name}. Check the folder's name.")
+    if not path.stat().st_size:
+        raise EvolveError(f"The search in '{path.parent}' has written nothing yet. Try again once it has begun.")
     connection = connected(path, mode)
     try:
         (application,) = connection.execute("PRAGMA application_id").fetchone()

@@ -19,9 +19,9 @@ from evolve.config import explain
 from evolve.config.faults import key_text
 from evolve.data import Data, map_tensors
 from evolve.errors import EvolveError, MisfitError, NonFiniteLossError, NonFiniteModelError, described
+from evolve.evolver.assembly import set_up
 from evolve.evolver.config import EvolutionConfig
 from evolve.evolver.preflight import site_faults
-from evolve.evolver.setup import set_up
 from evolve.lineage import Record
 from evolve.mutation import replay
 from evolve.population.config import PopulationConfig, SearchConfig

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from evolve.errors import EvolveError
 from evolve.lineage import Lineage, Record
+from evolve.policies.projection import Foreseen
+from evolve.report.forecasts import read_forecasts
 from evolve.training.architecture import Architecture
 from evolve.training.environment import ENVIRONMENT, Environment
 from evolve.training.folder import read_file
@@ -37,6 +39,7 @@ class RunData:
         environment: With what it was trained; without sessions where that was not written down.
         architecture: What the model was before and after; empty where that was not written down.
         config: The text of its configuration, "" where there is none.
+        forecasts: What it expected of the end of the budget.
     """
 
     folder: Path
@@ -48,6 +51,7 @@ class RunData:
     environment: Environment = field(default_factory=Environment)
     architecture: Architecture = field(default_factory=Architecture)
     config: str = ""
+    forecasts: list[Foreseen] = field(default_factory=list)
 
     @property
     def watched(self) -> str | None:
@@ -96,6 +100,7 @@ def read_run(folder: Path, modes: Mapping[str, str] = MODES, monitor: str | None
         environment=read_file(folder / ENVIRONMENT, Environment) or Environment(),
         architecture=read_file(folder / ARCHITECTURE, Architecture) or Architecture(),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        forecasts=read_forecasts(folder),
     )
 
 

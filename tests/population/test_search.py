@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -97,11 +98,11 @@ def test_a_killed_search_loses_nothing(tmp_path, searched):
     file = search_config(tmp_path)
     command = [sys.executable, "-m", "evolve", "search", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    archive = tmp_path / "search" / ARCHIVE
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
-        if archive.is_file() and len(history(tmp_path / "search")) >= 3:
-            break
+        with suppress(EvolveError):  # it is not there yet, or is being made just now
+            if len(history(tmp_path / "search")) >= 3:
+                break
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -110,6 +111,12 @@ def test_a_killed_search_loses_nothing(tmp_path, searched):
     after = history(tmp_path / "search")
     assert after[: len(before)] == before
     assert after == history(folder / "search")
+
+
+def test_a_search_that_has_just_begun_is_told_from_none(tmp_path):
+    (tmp_path / ARCHIVE).touch()  # as it is until the tables are made
+    with pytest.raises(EvolveError, match="has written nothing yet"):
+        Archive.read(tmp_path / ARCHIVE)
 
 
 def test_several_processes_come_to_as_many_evaluations(tmp_path):

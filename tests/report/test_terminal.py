@@ -162,3 +162,14 @@ def test_several_runs_are_a_table(tmp_path):
     rows = [line.split() for line in ended.output.splitlines()]
     assert [row[0].rpartition("/")[2] for row in rows[1:]] == ["one", "two"]
     assert rows[1][1:] == ["val_accuracy", "▁", "50.00%", "1", "100", "1", "0"]
+
+
+def test_forecasts_are_told_beside_what_the_run_came_to(tmp_path):
+    folder(tmp_path)
+    facts = {"step": 60, "progress": 0.06, "operator": "stack", "steps": 20, "cost": 1.78, "slope": [0.3, 0.02]}
+    facts |= {"lead": [0.1, 0.01], "needed": 0.05, "grows": True, "ends": [[0.61, 0.02], [0.52, 0.01], [0.7, 0.1]]}
+    (tmp_path / "forecasts.jsonl").write_text(json.dumps(facts) + "\n" + '{"step": 6')  # killed as it wrote
+    text = shown(tmp_path)
+    assert "60   0.1    0.05  0.61 ± 0.026  0.52 ± 0.013  stack, for 1.78 times the cost      0.5" in text
+    (tmp_path / "forecasts.jsonl").write_text(json.dumps(facts | {"grows": False}) + "\n")
+    assert "0.52 ± 0.013  stays" in shown(tmp_path)
