@@ -1,9 +1,9 @@
 """What care after a growth is worth: the evidence behind the defaults of `evolution.care` and of `widen`'s `init`.
 
-One growth, to one and a half times the width after 15 % of the budget, in the recipe of `growth.py`; arms differ in the
-care alone, and share the initial weights, the batches and the augmentation up to the growth. Printed is the accuracy on
-the held-out images at the end, over that of the arm with the defaults, seed by seed: it decides about defaults, so no
-test image is looked at.
+One growth, to one and a half times the width after 15 % of the budget, in the recipe of `growth_cycle.py`; arms differ
+in the care alone, and share the initial weights, the batches and the augmentation up to the growth. Printed is the
+accuracy on the held-out images at the end, over that of the arm with the defaults, seed by seed: it decides about
+defaults, so no test image is looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from cifar import accuracy, add_data, load, network, sample_flops
-from growth import FAMILY, FINAL, evolve, settings
+from growth_cycle import FAMILY, FINAL, evolve, settings
 from timing import arguments, spread, told, write_json
 
 STEPS = 200

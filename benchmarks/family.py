@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Workload:
         evolver: The evolver of a network, a seed and keyword arguments for it: data and task.
         scores: Figures of a seed and a network on `val`, which chooses the learning rate, and on `test`, which tells.
         better: Whether a `min` or a `max` of `val` is the best.
+        near: How far behind the best one, in `val`, a member may be with the first seed to be trained with others too.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Workload:
     scores: Callable[[int, nn.Module], dict[str, float]]
     evolver: Callable[[nn.Module, int, dict[str, Any]], Evolver]
     better: str = "min"
+    near: float = math.inf
     _unit_flops: dict[str, int] = field(default_factory=dict)
 
     def allowance(self, budget: float) -> float:
@@ -100,9 +103,13 @@ class Store:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.rows[run]) + "\n")
 
+    def first(self, task: str, arm: str, budget: float) -> dict[float, float]:
+        """Returns the `val` figures of the first seed by learning rate."""
+        return {r.lr: row["val"] for r, row in self.rows.items() if r[:3] == (task, arm, budget) and r.seed == 0}
+
     def best_lr(self, task: str, arm: str, budget: float) -> float | None:
         """Returns the learning rate that was best on the `val` figure of the first seed."""
-        tried = {r.lr: row["val"] for r, row in self.rows.items() if r[:3] == (task, arm, budget) and r.seed == 0}
+        tried = self.first(task, arm, budget)
         choose = min if self.better == "min" else max
         return choose(tried, key=lambda lr: tried[lr]) if tried else None
 
@@ -204,7 +211,10 @@ def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, An
 
 
 def sweep(work: Workload, store: Store, seeds: int) -> None:
-    """Makes the runs of all fixed members: the learning rates at the first seed, the best of them at the others."""
+    """Makes all runs: fixed members at all learning rates with one seed, those that may be best with the others, too.
+
+    With the other seeds each is trained at its best learning rate.
+    """
     for lr in work.rates:
         for member in work.members:
             _fill(work, store, member, lr, 0, work.budgets)
@@ -216,9 +226,16 @@ def sweep(work: Workload, store: Store, seeds: int) -> None:
         for member in work.members:
             best: dict[float, list[float]] = {}
             for budget in work.budgets:
-                best.setdefault(store.best_lr(work.name, member, budget) or work.rates[0], []).append(budget)
+                if _may_be_best(work, store, member, budget):
+                    best.setdefault(store.best_lr(work.name, member, budget) or work.rates[0], []).append(budget)
             for lr, budgets in best.items():
                 _fill(work, store, member, lr, seed, budgets)
+
+
+def _may_be_best(work: Workload, store: Store, member: str, budget: float) -> bool:
+    sign = 1 if work.better == "min" else -1
+    first = {name: min(sign * val for val in store.first(work.name, name, budget).values()) for name in work.members}
+    return first[member] <= min(first.values()) + work.near
 
 
 def _fill(work: Workload, store: Store, member: str, lr: float, seed: int, budgets: Sequence[float]) -> None:
@@ -234,35 +251,61 @@ def _keep(store: Store, run: Run, figures: Mapping[str, Any]) -> None:
 
 
 def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
-    """Tells, budget by budget, where the evolved run ends beside the best fixed member; returns the cases."""
+    """Tells, budget by budget, where the evolved run ends beside the best fixed member; returns the cases.
+
+    Beside it in FLOPs, and in CPU seconds: against what the fixed members reach in the seconds that the evolved run
+    took, between their budgets interpolated in the logarithm.
+    """
     cases = []
     for budget in work.budgets:
-        fixed_ones = [member for member in work.members if store.figures(work.name, member, budget, "test")]
-        if not fixed_ones or not store.figures(work.name, EVOLVED, budget, "test"):
-            continue
-        means = {member: store.mean(work.name, member, budget, "test") for member in fixed_ones}
-        best = (min if work.better == "min" else max)(means, key=lambda member: means[member])
         ours = store.figures(work.name, EVOLVED, budget, "test")
-        regret = statistics.fmean(ours) - means[best] if work.better == "min" else means[best] - statistics.fmean(ours)
+        means = {
+            member: statistics.fmean(found)
+            for member in work.members
+            if len(found := store.figures(work.name, member, budget, "test")) >= max(len(ours), 1)
+        }
+        if not means or not ours:
+            continue
+        best = (min if work.better == "min" else max)(means, key=lambda member: means[member])
+        cpu = store.mean(work.name, EVOLVED, budget, "cpu")
+        reached = {member: _reached(work, store, member, cpu) for member in work.members}
+        fastest = (min if work.better == "min" else max)(reached, key=lambda member: reached[member])
+        sign = 1 if work.better == "min" else -1
+        regret, regret_cpu = (sign * (statistics.fmean(ours) - value) for value in (means[best], reached[fastest]))
         runs = [run for run in store.rows if run.task == work.name and run.budget == budget]
-        sizes = [store.rows[run]["size"] for run in runs if run.arm == EVOLVED]
         case = {
             "name": f"{work.name}, budget {budget:g}",
             "evolved": spread(ours),
-            "sizes": sizes,
+            "sizes": [store.rows[run]["size"] for run in runs if run.arm == EVOLVED],
             "best_fixed": best,
             "means": means,
-            "seeds": {member: len(store.figures(work.name, member, budget, "test")) for member in fixed_ones},
+            "seeds": len(ours),
             "regret": regret,
             "regret_percent": 100 * regret / abs(means[best]),
-            "sweep": len({(run.arm, run.lr) for run in runs if run.arm != EVOLVED}),
-            "cpu": store.mean(work.name, EVOLVED, budget, "cpu") / store.mean(work.name, best, budget, "cpu"),
+            "best_in_seconds": fastest,
+            "regret_in_seconds": regret_cpu,
+            "regret_in_seconds_percent": 100 * regret_cpu / abs(reached[fastest]),
+            "cpu": cpu,
+            "sweep": sum(store.rows[run]["cpu"] for run in runs if run.arm != EVOLVED and run.seed == 0) / cpu,
         }
-        sizes, against = ", ".join(case["sizes"]), f"best fixed {best} {means[best]:.3f}"
         print(
-            f"{case['name']}: evolved {told(case['evolved'])} ({sizes}), {against}: regret {regret:+.3f} "
-            f"({case['regret_percent']:+.2f} %); {case['cpu']:.2f} times the CPU seconds of that run, in place of a "
-            f"sweep of {case['sweep']} runs"
+            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(case['sizes'])}); best fixed in FLOPs {best} "
+            f"{means[best]:.3f}: regret {regret:+.3f} ({case['regret_percent']:+.2f} %), in CPU seconds {fastest} "
+            f"{reached[fastest]:.3f}: regret {regret_cpu:+.3f} ({case['regret_in_seconds_percent']:+.2f} %); "
+            f"{cpu:.0f} s, the sweep {case['sweep']:.1f} times that"
         )
         cases.append(case)
     return cases
+
+
+def _reached(work: Workload, store: Store, member: str, cpu: float) -> float:
+    """Returns the mean test figure of a member in so many CPU seconds."""
+    points = sorted(
+        (store.mean(work.name, member, budget, "cpu"), store.mean(work.name, member, budget, "test"))
+        for budget in work.budgets
+        if store.figures(work.name, member, budget, "test")
+    )
+    for (start, before), (end, after) in itertools.pairwise(points):
+        if start <= cpu <= end:
+            return before + (after - before) * math.log(cpu / start) / math.log(end / start)
+    return points[0][1] if cpu < points[0][0] else points[-1][1]

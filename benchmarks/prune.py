@@ -33,7 +33,7 @@ import torch
 import torch_pruning
 import yaml
 from cifar import BATCH, Data, accuracy, add_data, endless, load, make_optimizer, one_cycle, sample_flops, step
-from growth import Run, Store
+from growth_cycle import Run, Store
 from timing import Timer, arguments, ratios, seconds, spread, write_json
 from torch import nn
 

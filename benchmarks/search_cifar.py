@@ -2,7 +2,8 @@
 
 9,000 images train, 1,000 decide, and 5,000 others judge what each arm has chosen. The arms:
 
-- `evolution`: `evolve.search` out of the small network of the family of `growth.py`, then training of its best one;
+- `evolution`: `evolve.search` out of the small network of the family of `growth_cycle.py`, then training of its
+  best one;
 - `random`: random networks of the same space from scratch;
 - `asha`: Ray Tune's ASHA over widths and depths of the family;
 - `w8d1` and the other members of the family, each trained for the whole budget. Of these, `fixed, by held-out` is the
@@ -26,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from cifar import Data, add_data, network
-from growth import FAMILY, RATES, SMALL
+from growth_cycle import FAMILY, RATES, SMALL
 from search_arms import Outcome, evolution, fixed, load_split, random_search, seconds_a_step, warm
 from search_asha import asha
 from timing import arguments, write_json
