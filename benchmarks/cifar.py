@@ -182,12 +182,12 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: TensorBatches) -> float:
+def accuracy(model: nn.Module, batches: TensorBatches, bf16: bool = True) -> float:
     """Returns the share of right answers in percent."""
     model.eval()
     hits = 0
     for inputs, targets in batches.epoch(0):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             hits += int((model(inputs.to(memory_format=torch.channels_last)).argmax(1) == targets).sum())
     return 100 * hits / batches.samples
 

@@ -103,6 +103,7 @@ def workload() -> Workload:
         size,
         scores,
         evolver,
+        near=0.03,
     )
 
 

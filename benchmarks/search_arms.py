@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 from cifar import Data, accuracy, endless, load, make_optimizer, network, one_cycle, step
-from growth import FAMILY, SMALL
+from growth_cycle import FAMILY, SMALL
 from inherit import fresh
 from torch import nn
 
