@@ -194,11 +194,11 @@ class MutationController:
             self._records = self._records + applied
         elif applied:
             self._back, self._records = back, applied
-        elif len(self.lineage) == first and self._stopping():  # broken off: a resumed run makes it anew
+        news, records = self.proposer.policy.news(), self.lineage.records[first:]
+        if not records and not self.proposer.ahead and self._stopping():  # broken off: a resumed run makes it anew
             self.proposer.policy.load_state(policy)
-            self._timing.due = reason
-        records = self.lineage.records[first:]
-        told = (ForecastMade(self._run, *one) for one in self.proposer.policy.news())
+            self._timing.due, news = reason, []
+        told = (ForecastMade(self._run, *one) for one in news)
         self.events.emit(*told, *(MutationTried(self._run, record) for record in records))
         return records
 

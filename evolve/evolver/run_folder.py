@@ -17,9 +17,9 @@ from evolve.training.environment import ENVIRONMENT
 from evolve.training.folder import clear_leftovers, remove, replace_text
 from evolve.training.lock import RunLock
 from evolve.training.opening import BEST, CONFIG, FOLDER, PENDING, Checkpoint, newer, open_newest
-from evolve.training.run_files import ARCHITECTURE, METRICS
+from evolve.training.run_files import ARCHITECTURE, FORECASTS, METRICS
 
-_WRITTEN = ("lineage.jsonl", METRICS, ENVIRONMENT, ARCHITECTURE, CONFIG)  # beside the checkpoints
+_WRITTEN = ("lineage.jsonl", METRICS, FORECASTS, ENVIRONMENT, ARCHITECTURE, CONFIG)  # beside the checkpoints
 
 
 class RunFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import statistics
 import time
@@ -25,7 +26,9 @@ from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
 from evolve.training import TrainState, evaluate, place, place_model, train_step
 from evolve.training.snapshot import Stateful
-from evolve.training.step import Evaluated, EvaluationMeter, evaluated
+from evolve.training.step import Evaluated, EvaluationMeter, evaluated, follow_schedule
+
+logger = logging.getLogger(__name__)
 
 
 class RunLoop(Loop):
@@ -176,7 +179,7 @@ class RunLoop(Loop):
         """
         groups = self.state.optimizer.param_groups
         rates = [float(group["lr"]) for group in groups]
-        coming = self._coming()
+        coming = self._windows()
         for step in range(steps):
             share = (1 + math.cos(math.pi * step / steps)) / 2
             for group, rate in zip(groups, rates, strict=True):
@@ -187,8 +190,14 @@ class RunLoop(Loop):
         return True
 
     def race(self, steps: int, stopping: Callable[[], bool]) -> Stretch | None:
-        """Trains for some steps at the present learning rate; None where a budget is spent, or the run is to stop."""
-        coming, losses, seconds = self._coming(), [], []
+        """Trains for some steps at the present learning rate.
+
+        None where a budget is spent, the run is to stop, or has no more than so many steps left.
+        """
+        if self._last_steps(steps):
+            logger.info("No race: its %d steps would be the rest of the run.", steps)
+            return None
+        coming, losses, seconds = self._windows(), [], []
         for _ in range(steps):
             began = time.perf_counter()
             losses.append(self._step_of_child(coming))
@@ -197,10 +206,26 @@ class RunLoop(Loop):
                 return None
         return Stretch(losses, self._price(statistics.median(seconds)))
 
-    def _step_of_child(self, coming: Iterable[Batch]) -> float:
-        loss = train_step(self.state, list(islice(coming, self.state.config.accumulate))).loss
+    def _step_of_child(self, coming: Iterator[list[Batch]]) -> float:
+        loss = train_step(self.state, next(coming)).loss
         self.state.count_time()
         return loss
+
+    def _windows(self) -> Iterator[list[Batch]]:
+        """Yields the batches of each optimizer step that is next; as in the run, none reaches into the next epoch."""
+        epoch, start = self.state.epoch, self.state.batch
+        while True:
+            batches = iter(self._train.epoch(epoch, start))
+            while window := list(islice(batches, self.state.config.accumulate)):
+                yield window
+            epoch, start = epoch + 1, 0
+
+    def _last_steps(self, steps: int) -> bool:
+        """Whether so many steps are all that a budget of steps or epochs has left."""
+        state, budget = self.state, self.state.config.budget
+        then = state.step + steps
+        spent = state.spent._replace(epochs=then / state.epoch_steps, steps=then)
+        return budget.unit in ("epochs", "steps") and budget.progress(spent) >= 1
 
     @property
     def _spent(self) -> bool:
@@ -224,10 +249,10 @@ class RunLoop(Loop):
 
     def advance(self, steps: int) -> None:
         """Moves the run on behind the batches that were next."""
-        state = self.state
-        state.step += steps
-        epochs, state.batch = divmod(state.batch + steps * state.config.accumulate, len(self._train))
-        state.epoch += epochs
+        state, accumulate = self.state, self.state.config.accumulate
+        epochs, done = divmod(math.ceil(state.batch / accumulate) + steps, state.epoch_steps)
+        state.step, state.epoch, state.batch = state.step + steps, state.epoch + epochs, done * accumulate
+        follow_schedule(state, steps, epochs)
 
     def spend(self, child: Self) -> None:
         """Takes over the FLOPs and seconds that another loop has spent, which went on from what this one had."""

@@ -22,6 +22,7 @@ from evolve.policies import Policy
 from evolve.runtime.memory import out_of_memory
 from evolve.surgery.optimizer_names import load_optimizer_by_name, optimizer_by_name
 from evolve.training import TrainState, place_model
+from evolve.training.step import follow_schedule
 
 _SAME = "Start all ranks with the same code, configuration and seed, and give each of them all of the data."
 _REPORT = "An operator that draws or reads what is no part of its plan does that; the run was not saved after it."
@@ -69,7 +70,9 @@ class SeveralDevices(Devices):
             long=True,  # children may take hours
         )
         if not world.first:
+            stood = state.step, state.epoch
             state.take_counts(told["counts"])
+            follow_schedule(state, state.step - stood[0], state.epoch - stood[1])
             policy.load_state(told["policy"])
             lineage.records += [Record.model_validate_json(record) for record in told["records"]]
         world.take_stop(told["stop"])

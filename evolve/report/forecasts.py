@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from evolve.policies.projection import NORMAL, Foreseen
 from evolve.report.printable import one_line
@@ -18,9 +19,10 @@ def read_forecasts(folder: Path) -> list[Foreseen]:
     file, found = folder / FORECASTS, []
     for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
-            found.append(Foreseen.model_validate_json(line))
+            one = Foreseen.model_validate_json(line)
         except ValidationError:  # half a line at the end, of a run that was killed
             continue
+        found += [one] if len(one.ends) > 1 else []
     return found
 
 
@@ -42,7 +44,7 @@ def forecast_table(forecasts: list[Foreseen], came_to: float | None) -> Renderab
             f"{one.needed:.3g}",
             kept,
             grown,
-            one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays"),
+            Text(one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays")),
             "-" if came_to is None else f"{came_to:.4g}",
         )
     return table

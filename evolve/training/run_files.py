@@ -54,9 +54,18 @@ class RunFiles:
     def _begin(self, event: RunBegun) -> None:
         """Notes with what the run is trained from here on, and what it begins with."""
         self._step = event.step
+        self._drop_forecasts(event.step)
         note_session(self._folder, named_devices(event.run.model), event.step)
         begun = Architecture(first=None if event.step else module_lines(event.run.model))
         self._architecture = read_file(self._folder / ARCHITECTURE, Architecture) or begun
+
+    def _drop_forecasts(self, step: int) -> None:
+        """Drops what was forecast after the checkpoint from which the run goes on: it will be again."""
+        file = self._folder / FORECASTS
+        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() and not file.is_symlink() else []
+        kept = [line for line in lines if _made_before(step, line)]
+        if kept != lines:
+            replace_text(file, b"".join(kept).decode())
 
     def _describe(self, event: Event) -> None:
         """Writes what the model is, if it has changed."""
@@ -73,3 +82,11 @@ class RunFiles:
         elif len(records) > len(known):
             append_text(file, "".join(record.model_dump_json() + "\n" for record in records[len(known) :]))
         self._written = list(records)
+
+
+def _made_before(step: int, line: bytes) -> bool:
+    """Whether a forecast is of an earlier step; half a line, of a run that was killed, is none."""
+    try:
+        return bool(json.loads(line)["step"] < step)
+    except (ValueError, LookupError, TypeError):
+        return False

@@ -127,6 +127,20 @@ def advance_schedule(state: TrainState, interval: str, found: Mapping[str, float
         scheduler.step()
 
 
+def follow_schedule(state: TrainState, steps: int, epochs: int) -> None:
+    """Moves the learning rate schedule on by steps that were made elsewhere, as by a copy of the model.
+
+    Args:
+        state: Where the run stands after them.
+        steps: How many.
+        epochs: How many of them ended an epoch.
+    """
+    for _ in range(steps):
+        advance_schedule(state, "step")
+    if epochs:
+        advance_schedule(state, "epoch")
+
+
 def evaluate(state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
     """Returns the mean "loss" and the metrics of the task, with averaged weights where there are any.
 

@@ -173,3 +173,6 @@ def test_forecasts_are_told_beside_what_the_run_came_to(tmp_path):
     assert "60   0.1    0.05  0.61 ± 0.026  0.52 ± 0.013  stack, for 1.78 times the cost      0.5" in text
     (tmp_path / "forecasts.jsonl").write_text(json.dumps(facts | {"grows": False}) + "\n")
     assert "0.52 ± 0.013  stays" in shown(tmp_path)
+    odd = [facts | {"ends": [[0.61, 0.02]]}, facts | {"operator": "[b]mine[/b]", "needed": float("inf")}]
+    (tmp_path / "forecasts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in odd))
+    assert "60   0.1     inf  0.61 ± 0.026  0.52 ± 0.013  [b]mine[/b], for 1.78" in shown(tmp_path)
