@@ -16,6 +16,7 @@ from evolve.config.options import Monitor
 from evolve.errors import EvolveError
 from evolve.evolver.devices import Devices
 from evolve.mutation import MutationResult
+from evolve.structure.gradients import detached
 from evolve.surgery.optimizer import Optimizers, as_optimizers
 from evolve.training.snapshot import Snapshot, Stateful
 
@@ -312,9 +313,3 @@ class Loop:
     def device(self) -> torch.device:
         """The device of the model's first parameter."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
-
-def detached(model: nn.Module) -> dict[int, Any]:
-    """Returns a memo for `copy.deepcopy`: what a forward left behind belongs to a graph, which cannot be copied."""
-    kept = (value for module in model.modules() for value in vars(module).values())
-    return {id(value): value.detach() for value in kept if isinstance(value, Tensor) and not value.is_leaf}

@@ -20,10 +20,11 @@ from evolve.data.trees import Batch
 from evolve.distributed.world import World
 from evolve.errors import EvolveError, MisfitError
 from evolve.evolver.devices import Devices
-from evolve.evolver.loop import Loop, OutputLoss, Score, Stretch, detached
+from evolve.evolver.loop import Loop, OutputLoss, Score, Stretch
 from evolve.evolver.together import SeveralDevices
 from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
+from evolve.structure.gradients import detached
 from evolve.training import TrainState, evaluate, place, place_model, train_step
 from evolve.training.snapshot import Stateful
 from evolve.training.step import Evaluated, EvaluationMeter, evaluated, follow_schedule

@@ -44,7 +44,8 @@ def scores(name: str, groups: Sequence[Members], batches: Iterable[Gradients]) -
     """
     criterion = CRITERIA[name]
     if criterion.weights is not None:
-        return [_or_objection(criterion.weights, group) for group in groups]
+        found = [_or_objection(criterion.weights, group) for group in groups]
+        return [_finite(name, *pair) for pair in zip(groups, found, strict=True)]
     assert criterion.gradients is not None
     sums: list[Tensor | NotApplicable] = []
     count = 0
@@ -52,7 +53,15 @@ def scores(name: str, groups: Sequence[Members], batches: Iterable[Gradients]) -
         found = [_or_objection(criterion.gradients, group, gradients) for group in groups]
         sums = [_added(*pair) for pair in zip(sums, found, strict=True)] if count else found
         count += 1
-    return [one / count if isinstance(one, Tensor) else one for one in sums]
+    means = [one / count if isinstance(one, Tensor) else one for one in sums]
+    return [_finite(name, *pair) for pair in zip(groups, means, strict=True)]
+
+
+def _finite(name: str, group: Members, scores: Tensor | NotApplicable) -> Tensor | NotApplicable:
+    """Returns scores that say who goes; NaN, of weights or gradients that are NaN, would be anybody."""
+    if isinstance(scores, NotApplicable) or scores.isfinite().all():
+        return scores
+    return NotYetApplicable(f"criterion: {name} scores '{group.group.name}' with NaN or infinity, which ranks nobody.")
 
 
 def _or_objection(score: Callable[..., Tensor], *arguments: object) -> Tensor | NotApplicable:

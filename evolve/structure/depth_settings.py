@@ -23,7 +23,8 @@ from evolve.structure.stacks import NUMBERED, Run, own_children, plain_settings
 
 logger = logging.getLogger(__name__)
 
-_COUNTS = re.compile(r"layer|block|depth")
+# What says how many blocks there are, and not how large they are or which is meant.
+_COUNTS = re.compile(r"^(?!.*(size|dim|norm|width|group|channel|head|every|freq|index|idx)).*(layer|block|depth)")
 _LISTS = re.compile(r"layer|block|depth|type|pattern")
 _DEPTH = 2  # configs in configs
 

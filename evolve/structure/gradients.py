@@ -37,6 +37,12 @@ def without_gradients(model: nn.Module, run: Callable[[], T]) -> T:
         return run()
 
 
+def detached(model: nn.Module) -> dict[int, Any]:
+    """Returns a memo for `copy.deepcopy`: what a forward left behind belongs to a graph, which cannot be copied."""
+    kept = (value for module in model.modules() for value in vars(module).values())
+    return {id(value): value.detach() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
+
+
 @contextmanager
 def kept_gradients(model: nn.Module) -> Iterator[None]:
     """Takes the gradients of a model's parameters away, and puts them back at the end."""

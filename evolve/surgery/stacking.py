@@ -11,6 +11,7 @@ from torch import nn
 
 from evolve.errors import NotApplicable, described
 from evolve.structure.containers import SIMPLE
+from evolve.structure.gradients import detached
 from evolve.structure.sites import STORE
 from evolve.structure.stacks import NUMBERED, Run, index_attributes, own_children
 from evolve.surgery.attach import Link, free_key
@@ -64,6 +65,7 @@ def _copied(model: nn.Module, block: nn.Module) -> nn.Module:
             shared |= {id(item): item for item in (value, *items) if type(item) not in SIMPLE}
     for part in parts:
         shared.pop(id(part), None)
+        shared |= detached(part)
     try:
         return copy.deepcopy(block, shared)
     except Exception as error:  # a class may define how it is copied

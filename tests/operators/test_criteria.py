@@ -109,3 +109,16 @@ def test_a_part_that_one_batch_leaves_out_is_scored_by_the_other():
 
 def test_every_criterion_says_what_it_looks_at():
     assert all((one.weights is None) != (one.gradients is None) for one in CRITERIA.values())
+
+
+@pytest.mark.parametrize("name", ["magnitude", "lamp", "fpgm", "taylor", "hessian"])
+def test_scores_that_are_not_finite_rank_nobody(name):
+    model, x = net(), torch.randn(4, 2)
+    with torch.no_grad():
+        model[0].weight[1, 0] = torch.nan
+    options = {"loss": lambda outputs: outputs.sum() * torch.nan}
+    result = evolve.mutate(
+        model, "narrow", site="*", target={"params": 0.5}, criterion=name, example_inputs=x, **options
+    )
+    assert result.status == "not_applicable"
+    assert result.message == f"criterion: {name} scores '0' with NaN or infinity, which ranks nobody."

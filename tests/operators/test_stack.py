@@ -219,6 +219,52 @@ def test_what_blocks_share_stays_shared():
     assert len({id(block.mlp[2].weight) for block in model.blocks}) == 4
 
 
+class Leaving(nn.Module):
+    """Leaves what it made in an attribute, as maps of attention are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.project = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        self.seen = torch.tanh(self.first(x))
+        return x + self.project(self.seen)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("normed", [False, True])
+def test_blocks_that_hold_what_a_forward_made_are_stacked(normed):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), Leaving(), Leaving(), nn.Linear(4, 2)), torch.randn(5, 3)
+    for block in (model[1], model[2]) if normed else ():
+        nn.utils.weight_norm(block.first)
+    before = model(x)
+    before.sum().backward()
+    assert not model[1].seen.is_leaf
+    assert evolve.mutate(model, "stack", example_inputs=x, strict=True)
+    assert torch.equal(model(x), before)
+    model(x).sum().backward()
+    assert all(parameter.grad.any() for parameter in model[2].project.parameters())
+
+
+def test_numbers_that_are_no_counts_of_blocks_stay():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = gpt().blocks
+            self.n_layers = self.num_hidden_layers = self.block_size = self.layer_norm_groups = self.layer_dim = 2
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    model = Model()
+    assert evolve.mutate(model, "stack", example_inputs=torch.randn(2, 8, 16), strict=True)
+    assert len(model.blocks) == model.n_layers == model.num_hidden_layers == 4
+    assert (model.block_size, model.layer_norm_groups, model.layer_dim) == (2, 2, 2)
+
+
 def test_fresh_copies_are_drawn_anew_and_zero_is_declined_where_the_sum_is_normalised():
     subject = ZOO["layered"]
     model, x = subject.build(), subject.inputs()
