@@ -11,13 +11,15 @@ from pydantic import Field
 
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Race, policies
-from evolve.policies.projection import NORMAL, Estimate, Foreseen, Outlook, lead, outlook, slope
+from evolve.policies.projection import NORMAL, Estimate, Foreseen, Outlook, lead, outlook, slope, way
 from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
 
 _FEWEST = 40  # steps of a run before which nothing is said of its end
-_HOPELESS = 0.7  # of the lead that is needed
+_HOPELESS = 0.2  # of what the model as it is has still to gain, by which a larger one would fall short
+_EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
+_AS_GOOD = 0.1  # of the held-out loss, by which a larger model may be behind where steps are not what is short
 _SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
 
 
@@ -25,11 +27,14 @@ _SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
 class Forecast(Policy):
     """Grows where the larger model is forecast to end better within the budget that is left.
 
-    Model and mutated copy are trained on the same batches, the next ones, for a part of the steps so far. That gives
-    the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget: FLOPs or
-    seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one ends lower, the
-    copy becomes the model, with what it has learned. Else the model goes on from its own copy, so that only the other
-    one's steps were in vain. What races may cost in all is bounded.
+    Model and mutated copy are trained on the same batches, the next ones, for a part of the steps so far. That
+    gives the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget:
+    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one
+    ends lower, by more than the standard error, the copy becomes the model, with what it has learned. Where both
+    would come down to zero before the end, it is not steps that are short but data: the larger one is taken unless
+    its held-out loss is higher by a tenth. There, races begin early; else not before a twentieth of the budget is
+    spent. Where it does not grow, the model goes on from its own copy, so that only the other one's steps were in
+    vain. What races may cost in all is bounded.
 
     The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
     which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
@@ -58,7 +63,7 @@ class Forecast(Policy):
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the growth that is forecast to pay, None where none is."""
         steps = self._steps(context)
-        if context.tried or self._settled or steps is None:
+        if context.tried or self._settled or steps is None or (context.progress < _EARLY and not _plenty(context)):
             return None
         firsts = {candidate.entry: candidate for candidate in reversed(candidates)}
         for _, candidate in sorted(firsts.items()):
@@ -87,7 +92,12 @@ class Forecast(Policy):
             context.keep_own()
             return None
         kept, grown = found.ends[:2]
-        grows = grown.value < kept.value and race.child.held_out < race.own.held_out + found.lead.error
+        plenty = max(kept.value, grown.value) <= 0
+        behind = race.child.held_out - race.own.held_out
+        if plenty:
+            grows = behind < _AS_GOOD * abs(race.own.held_out)
+        else:
+            grows = found.gain.value > found.gain.error and behind < found.lead.error
         foreseen = Foreseen(
             step=context.step,
             progress=began,
@@ -103,7 +113,7 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += len(race.own.losses) * (race.own if grows else race.child).price
         if not grows:
-            self._settled = found.lead.value + found.lead.error < _HOPELESS * found.needed
+            self._settled = kept.value > 0 and -found.gain.value > _HOPELESS * found.fall
             context.keep_own()
             return None
         others = [
@@ -131,15 +141,26 @@ def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
     """What a race says of the end; None where the curve is too short for a slope."""
     own, start, steps = race.own, context.step, len(race.own.losses)
     raced = [(1.0, math.log(start + i + 1), loss) for i, loss in enumerate(own.losses)]
-    present = slope([*context.losses(start / 2), *raced])
-    if present is None:
+    present, ahead = slope([*context.losses(start / 2), *raced]), lead(start, own.losses, race.child.losses)
+    if present is None or ahead is None:
         return None
     half = steps // 2
     level = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
     level -= present.value * math.log((start + steps) / (start + (steps + half) / 2))
     left = 1 - context.progress  # the race is counted in it
-    extra = lead(start, own.losses, race.child.losses)
-    return outlook(level, present, extra, start + steps, left / own.price, race.child.price / own.price)
+    return outlook(level, present, *ahead, start + steps, left / own.price, race.child.price / own.price)
+
+
+def _plenty(context: PolicyContext) -> bool:
+    """Whether the training loss of the model as it is would come down to zero within the budget, by its curve alone."""
+    step, points = context.step, context.losses(context.step / 2)
+    present = slope(points)
+    if present is None or context.progress == 0:
+        return False
+    total = math.fsum(count for count, _, _ in points)
+    past = math.fsum(count * (math.log(step) - place) for count, place, _ in points) / total
+    level = math.fsum(count * loss for count, _, loss in points) / total - present.value * past
+    return level <= present.value * way(step, step * (1 - context.progress) / context.progress)
 
 
 def _told(growths: int, end: Estimate) -> str:

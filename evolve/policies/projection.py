@@ -3,13 +3,13 @@
 A loss falls with the steps D as a power of them, L = a + b * D**-x. With the exponent that language models have in the
 data they have seen (0.28: Hoffmann et al. 2022, Training compute-optimal large language models) only the slope
 dL/d(log D) at present has to be measured: a curve that is fitted freely to a tenth of a run says little of its end. A
-larger model has fewer steps left and a steeper slope. Both are known from a race of some steps on the same batches.
+larger model has fewer steps left and a steeper slope. How much steeper shows in a race of some steps on the same
+batches, where the noise of the batches cancels.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +19,8 @@ EXPONENT = 0.3  # with which a loss falls with the steps
 NEXT = 0.8  # what a further growth adds, relative to the one before it
 SIZES = 4  # growths that are looked ahead
 NORMAL = 1.2816  # standard errors within which a value lies in 80 of 100 cases
-_FEWEST = 3  # stretches of a curve from which a slope is taken
+_FEWEST = 3  # points from which a slope is taken
+_BORN = 1 / 3  # of a race, in which a larger model makes up for what its birth cost it
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Outlook:
         slope: How fast the loss of the model as it is falls with the logarithm of the steps.
         lead: How much faster that of the larger one does.
         needed: The lead with which both would end alike.
+        fall: How far the loss of the model as it is still falls.
+        gain: How much lower the larger one ends.
         ends: The losses at the end without growth, after one, two and more; of training batches at the learning rate of
             the race: where the learning rate falls at the end, all of them end lower.
     """
@@ -52,12 +55,9 @@ class Outlook:
     slope: Estimate
     lead: Estimate
     needed: float
+    fall: float
+    gain: Estimate
     ends: Sequence[Estimate]
-
-    @property
-    def best(self) -> int:
-        """Growths with the lowest end."""
-        return min(range(len(self.ends)), key=lambda growths: self.ends[growths].value)
 
 
 class Foreseen(BaseModel):
@@ -96,32 +96,36 @@ class Foreseen(BaseModel):
         )
 
 
-def outlook(level: float, slope: Estimate, lead: Estimate, steps: float, left: float, ratio: float) -> Outlook:
+def outlook(
+    level: float, slope: Estimate, gap: Estimate, lead: Estimate, steps: float, left: float, ratio: float
+) -> Outlook:
     """Follows a model and larger ones to the end of a budget.
 
-    The slope of the model as it is falls off as a power of the steps; the lead of a larger one does not, as what it has
-    over the other still grows where that one no longer learns.
-
     Args:
-        level: Loss at present.
-        slope: Of the model as it is; likewise `lead`, that of the larger one over it.
-        lead: See there.
+        level: Loss of the model as it is, at present.
+        slope: How fast it falls with the logarithm of the steps.
+        gap: How far the larger model is below it at present.
+        lead: How much faster that one falls.
         steps: Made so far.
         left: Steps of the model as it is that the rest of the budget pays for.
         ratio: Cost of a step of the larger one in steps of the model as it is.
     """
 
-    def falls(growths: int) -> tuple[float, float]:
-        more = max(left, 0.0) / ratio**growths / steps
-        return (1 - (1 + more) ** -EXPONENT) / EXPONENT, math.log1p(more)
-
+    ways = [way(steps, left / ratio**growths) for growths in range(SIZES + 1)]
     ends = []
-    for growths in range(SIZES + 1):
-        own, gained = falls(growths)
-        fall = slope.times(own) + lead.times(gained * sum(NEXT**k for k in range(growths)))
+    for growths, far in enumerate(ways):
+        more = sum(NEXT**k for k in range(growths))
+        fall = slope.times(far) + lead.times(more * far) + gap.times(more)
         ends.append(Estimate(level - fall.value, fall.error))
-    missed = slope.value * (falls(0)[0] - falls(1)[0])
-    return Outlook(slope, lead, missed / falls(1)[1] if left > 0 else math.inf, ends)
+    kept, grown = ways[:2]
+    gain = gap + lead.times(grown) + slope.times(grown - kept)
+    needed = (slope.value * (kept - grown) - gap.value) / grown if grown else math.inf
+    return Outlook(slope, lead, needed, slope.value * kept, gain, ends)
+
+
+def way(steps: float, left: float) -> float:
+    """Returns how far a loss with a slope of one falls in the steps that are left."""
+    return float(1 - (1 + max(left, 0.0) / steps) ** -EXPONENT) / EXPONENT
 
 
 def slope(points: Sequence[tuple[float, float, float]]) -> Estimate | None:
@@ -144,20 +148,27 @@ def slope(points: Sequence[tuple[float, float, float]]) -> Estimate | None:
     return Estimate(-rise, math.sqrt(misses / width))
 
 
-def lead(step: int, own: Sequence[float], other: Sequence[float]) -> Estimate:
-    """Returns how much faster than one model another one learns: the difference of their slopes.
+def lead(step: int, own: Sequence[float], other: Sequence[float]) -> tuple[Estimate, Estimate] | None:
+    """Returns how far another model is below one at the end of a race, and how much faster its loss falls.
 
-    They are trained on the same batches from one point on. The second half of the race counts: in the first one a
-    larger model makes up for what its birth cost it.
+    They are trained on the same batches from one point on. It is the line through their differences over the logarithm
+    of the step, without the first third of the race: there a larger model makes up for what its birth cost it.
 
     Args:
         step: Steps that both had made before.
         own: Losses of one in each step of the race.
         other: Losses of the other, of as many steps.
+
+    Returns:
+        Both; None of a race that is too short.
     """
-    half = len(own) // 2
-    gaps = [mine - its for mine, its in zip(own[half:], other[half:], strict=True)]
-    logs = [math.log((step + half + i + 1) / step) for i in range(len(gaps))]
-    length = statistics.fmean(logs)
-    error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.inf
-    return Estimate(statistics.fmean(gaps) / length, error / length)
+    first, last = int(_BORN * len(own)), math.log(step + len(own))
+    gaps = [mine - its for mine, its in zip(own[first:], other[first:], strict=True)]
+    points = [(1.0, math.log(step + first + i + 1) - last, -gap) for i, gap in enumerate(gaps)]
+    found = slope(points)
+    if found is None:
+        return None
+    before_end = -math.fsum(place for _, place, _ in points) / len(points)
+    scatter = found.error * math.sqrt(math.fsum((place + before_end) ** 2 for _, place, _ in points) / len(points))
+    middle = Estimate(math.fsum(gaps) / len(gaps), scatter)
+    return middle + found.times(before_end), found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,28 +25,47 @@ def test_the_slope_is_that_of_the_weighted_line():
     assert slope(points[:2]) is None
 
 
-def test_the_lead_is_the_difference_of_the_slopes():
-    own = [3 - 0.3 * math.log((100 + i + 1) / 100) for i in range(40)]
-    child = [3 - 0.4 * math.log((100 + i + 1) / 100) for i in range(40)]
-    assert lead(100, own, child).value == pytest.approx(0.1, rel=1e-9)
+def test_the_lead_is_the_slope_of_the_gap_behind_the_birth():
+    logs = [math.log((100 + i + 1) / 100) for i in range(60)]
+    own = [3 - 0.3 * x for x in logs]
+    birth = [0.5 * (i < 20) for i in range(60)]  # the loss that a mutation cost at first
+    child = [3.02 - 0.4 * x + more for x, more in zip(logs, birth, strict=True)]
+    gap, found = lead(100, own, child)
+    assert found.value == pytest.approx(0.1, rel=1e-9)
+    assert gap.value == pytest.approx(0.1 * math.log(1.6) - 0.02, rel=1e-9)
+    assert gap.error == pytest.approx(0, abs=1e-9)
+    assert lead(100, own[:3], child[:3]) is None
+
+
+def test_the_errors_of_gap_and_lead_are_those_of_noise():
+    torch.manual_seed(0)
+    noise = (0.05 * torch.randn(400, 2, 300)).tolist()
+    gaps, leads = zip(*(lead(1000, own, child) for own, child in noise), strict=True)
+    for found in (gaps, leads):
+        scatter = torch.tensor([one.value for one in found]).std()
+        assert scatter == pytest.approx(sum(one.error for one in found) / 400, rel=0.15)
 
 
 def test_both_losses_are_followed_to_the_end():
-    found = outlook(2.0, Estimate(0.3, 0.0), Estimate(0.1, 0.01), steps=100, left=900, ratio=2.0)
-    own = 0.3 * (1 - 10**-EXPONENT) / EXPONENT
-    assert found.ends[0].value == pytest.approx(2 - own)
-    grown = 0.3 * (1 - 5.5**-EXPONENT) / EXPONENT + 0.1 * math.log(5.5)
-    assert found.ends[1].value == pytest.approx(2 - grown)
-    assert found.ends[1].error == pytest.approx(0.01 * math.log(5.5))
-    twice = 0.3 * (1 - 3.25**-EXPONENT) / EXPONENT + 0.1 * (1 + NEXT) * math.log(3.25)
-    assert found.ends[2].value == pytest.approx(2 - twice)
+    slope, gap, extra = Estimate(0.3, 0.0), Estimate(0.02, 0.0), Estimate(0.1, 0.01)
+    found = outlook(2.0, slope, gap, extra, steps=100, left=900, ratio=2.0)
+    ways = [(1 - more**-EXPONENT) / EXPONENT for more in (10, 5.5, 3.25)]
+    assert found.ends[0].value == pytest.approx(2 - 0.3 * ways[0])
+    assert found.ends[1].value == pytest.approx(2 - 0.02 - 0.4 * ways[1])
+    assert found.ends[1].error == pytest.approx(0.01 * ways[1])
+    assert found.ends[2].value == pytest.approx(2 - 0.02 * (1 + NEXT) - (0.3 + 0.1 * (1 + NEXT)) * ways[2])
+    assert found.gain.value == pytest.approx(found.ends[0].value - found.ends[1].value)
+    assert found.gain.error == pytest.approx(found.ends[1].error)
+    assert found.fall == pytest.approx(0.3 * ways[0])
 
 
 def test_with_the_lead_that_is_needed_both_end_alike():
-    needed = outlook(2.0, Estimate(0.3, 0.0), Estimate(0.0, 0.0), 100, 900, 2.0).needed
-    found = outlook(2.0, Estimate(0.3, 0.0), Estimate(needed, 0.0), 100, 900, 2.0)
+    nothing = Estimate(0.0, 0.0)
+    needed = outlook(2.0, Estimate(0.3, 0.0), Estimate(-0.03, 0.0), nothing, 100, 900, 2.0).needed
+    found = outlook(2.0, Estimate(0.3, 0.0), Estimate(-0.03, 0.0), Estimate(needed, 0.0), 100, 900, 2.0)
     assert found.ends[0].value == pytest.approx(found.ends[1].value)
-    assert outlook(2.0, Estimate(0.3, 0.0), Estimate(0.1, 0.0), 100, 0.0, 2.0).needed == math.inf
+    assert found.gain.value == pytest.approx(0, abs=1e-12)
+    assert outlook(2.0, Estimate(0.3, 0.0), nothing, Estimate(0.1, 0.0), 100, 0.0, 2.0).needed == math.inf
 
 
 def test_a_curve_keeps_means_of_stretches_and_comes_back_from_json():
@@ -68,8 +88,11 @@ class _Context:
 
     step, progress, tried = 100, 0.1, ()
 
-    def __init__(self, lead: float, refused: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, lead: float, refused: tuple[str, ...] = (), level: float = 3, held_out: float | None = None
+    ) -> None:
         self.lead, self.refused, self.kept, self.raced = lead, refused, False, []
+        self.level, self.held_out = level, 2.9 - lead if held_out is None else held_out
 
     def losses(self, since):
         return []
@@ -79,8 +102,8 @@ class _Context:
         if candidate.operator in self.refused:
             return None
         logs = [math.log((100 + i + 1) / 100) for i in range(steps)]
-        own = Racer([3 - 0.3 * x for x in logs], 0.001, 2.9)
-        return Race(own, Racer([3 - (0.3 + self.lead) * x for x in logs], 0.002, 2.9 - self.lead))
+        own = Racer([self.level - 0.3 * x for x in logs], 0.001, 2.9)
+        return Race(own, Racer([self.level - (0.3 + self.lead) * x for x in logs], 0.002, self.held_out))
 
     def keep_own(self):
         self.kept = True
@@ -108,6 +131,43 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
     assert policy.state() == {"settled": True, "spent": pytest.approx(0.08)}
     assert policy.choose([STACK], context) is None  # so far from paying that no other race is worth its cost
     assert len(context.raced) == 1
+
+
+def test_it_stays_where_the_larger_one_is_behind_on_held_out_data():
+    assert Forecast(look=0.4).choose([STACK], _Context(lead=0.5, held_out=2.8)) is not None
+    assert Forecast(look=0.4).choose([STACK], _Context(lead=0.5, held_out=3.0)) is None
+
+
+def test_where_the_budget_is_more_than_enough_for_the_training_data_it_grows_unless_held_out_data_speaks_against_it():
+    assert Forecast(look=0.4).choose([STACK], _Context(lead=0.001, level=0.3, held_out=3.1)) is not None
+    policy = Forecast(look=0.4)
+    assert policy.choose([STACK], _Context(lead=0.001, level=0.3, held_out=3.2)) is None
+    assert not policy.state()["settled"]  # as the next one may be ahead
+
+
+def test_before_a_twentieth_of_the_budget_only_a_run_with_more_steps_than_it_needs_races():
+    class Early(_Context):
+        progress = 0.04
+
+        def losses(self, since):
+            places = [math.log(step) for step in range(int(since), 100, 10)]
+            return [(10.0, place, self.level - 0.3 * (place - math.log(100))) for place in places]
+
+    poor, rich = Early(lead=0.5), Early(lead=0.5, level=0.5)  # it will fall by 0.62
+    assert Forecast(look=0.4).choose([STACK], poor) is None
+    assert poor.raced == []
+    assert Forecast(look=0.4).choose([STACK], rich) is not None
+
+
+def test_a_gain_within_its_error_is_none():
+    context = _Context(lead=0.5)
+    noise = [0.4 * (-1) ** i for i in range(40)]
+    race = context.race(STACK, 40)
+    other = [loss + more for loss, more in zip(race.child.losses, noise, strict=True)]
+    context.race = lambda candidate, steps: replace(race, child=replace(race.child, losses=other))
+    policy = Forecast(look=0.4)
+    assert policy.choose([STACK], context) is None
+    assert not policy.state()["settled"]
 
 
 def test_the_next_operator_races_where_one_is_refused():
