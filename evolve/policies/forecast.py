@@ -17,9 +17,9 @@ from evolve.registry import TypedOptions
 logger = logging.getLogger(__name__)
 
 _FEWEST = 40  # steps of a run before which nothing is said of its end
-_HOPELESS = 0.2  # of what the model as it is has still to gain, by which a larger one would fall short
+_HOPELESS = 1  # standard error by which a larger model falls short
 _EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
-_AS_GOOD = 0.1  # of the held-out loss, by which a larger model may be behind where steps are not what is short
+_AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind where steps are not what is short
 _SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
 
 
@@ -32,7 +32,7 @@ class Forecast(Policy):
     FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one
     ends lower, by more than the standard error, the copy becomes the model, with what it has learned. Where both
     would come down to zero before the end, it is not steps that are short but data: the larger one is taken unless
-    its held-out loss is higher by a tenth. There, races begin early; else not before a twentieth of the budget is
+    its held-out loss is higher by half. There, races begin early; else not before a twentieth of the budget is
     spent. Where it does not grow, the model goes on from its own copy, so that only the other one's steps were in
     vain. What races may cost in all is bounded.
 
@@ -113,7 +113,7 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += len(race.own.losses) * (race.own if grows else race.child).price
         if not grows:
-            self._settled = kept.value > 0 and -found.gain.value > _HOPELESS * found.fall
+            self._settled = kept.value > 0 and found.gain.value + _HOPELESS * found.gain.error < 0
             context.keep_own()
             return None
         others = [

@@ -46,7 +46,6 @@ class Outlook:
         slope: How fast the loss of the model as it is falls with the logarithm of the steps.
         lead: How much faster that of the larger one does.
         needed: The lead with which both would end alike.
-        fall: How far the loss of the model as it is still falls.
         gain: How much lower the larger one ends.
         ends: The losses at the end without growth, after one, two and more; of training batches at the learning rate of
             the race: where the learning rate falls at the end, all of them end lower.
@@ -55,7 +54,6 @@ class Outlook:
     slope: Estimate
     lead: Estimate
     needed: float
-    fall: float
     gain: Estimate
     ends: Sequence[Estimate]
 
@@ -120,7 +118,7 @@ def outlook(
     kept, grown = ways[:2]
     gain = gap + lead.times(grown) + slope.times(grown - kept)
     needed = (slope.value * (kept - grown) - gap.value) / grown if grown else math.inf
-    return Outlook(slope, lead, needed, slope.value * kept, gain, ends)
+    return Outlook(slope, lead, needed, gain, ends)
 
 
 def way(steps: float, left: float) -> float:
