@@ -51,7 +51,7 @@ class Forecast(Policy):
             most: Part of the budget that races may take from the training.
         """
 
-        look: Annotated[float, Field(gt=0, le=1)] = 0.35
+        look: Annotated[float, Field(gt=0, le=1)] = 0.3
         most: Annotated[float, Field(gt=0, lt=1)] = 0.09
 
     def __init__(self, **options: Any) -> None:
