@@ -17,7 +17,6 @@ from evolve.registry import TypedOptions
 logger = logging.getLogger(__name__)
 
 _FEWEST = 40  # steps of a run before which nothing is said of its end
-_HOPELESS = 1  # standard error by which a larger model falls short
 _EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind where steps are not what is short
 _SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
@@ -29,12 +28,12 @@ class Forecast(Policy):
 
     Model and mutated copy are trained on the same batches, the next ones, for a part of the steps so far. That
     gives the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget:
-    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one
-    ends lower, by more than the standard error, the copy becomes the model, with what it has learned. Where both
-    would come down to zero before the end, it is not steps that are short but data: the larger one is taken unless
-    its held-out loss is higher by half. There, races begin early; else not before a twentieth of the budget is
-    spent. Where it does not grow, the model goes on from its own copy, so that only the other one's steps were in
-    vain. What races may cost in all is bounded.
+    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one has
+    made up for its birth in the race, and ends lower by more than the standard error, the copy becomes the model,
+    with what it has learned. Where both would come down to zero before the end, it is not steps that are short but
+    data: the larger one is taken unless its held-out loss is higher by half. There, races begin early; else not
+    before a twentieth of the budget is spent. Where it does not grow, the model goes on from its own copy, so that
+    only the other one's steps were in vain. What races may cost in all is bounded.
 
     The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
     which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
@@ -56,7 +55,7 @@ class Forecast(Policy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._settled = False  # a larger model is so far from paying that no further race is worth its cost
+        self._settled = False  # a larger model is so far behind that no further race is worth its cost
         self._spent = 0.0  # part of the budget that went into copies which came to nothing
         self._news: list[tuple[str, dict[str, Any]]] = []
 
@@ -97,7 +96,7 @@ class Forecast(Policy):
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
-            grows = found.gain.value > found.gain.error and behind < found.lead.error
+            grows = found.gap.value > 0 and found.gain.value > found.gain.error and behind < found.lead.error
         foreseen = Foreseen(
             step=context.step,
             progress=began,
@@ -113,7 +112,7 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += len(race.own.losses) * (race.own if grows else race.child).price
         if not grows:
-            self._settled = kept.value > 0 and found.gain.value + _HOPELESS * found.gain.error < 0
+            self._settled = kept.value > 0 and found.gap.value + found.gap.error < 0
             context.keep_own()
             return None
         others = [

@@ -44,7 +44,8 @@ class Outlook:
 
     Attributes:
         slope: How fast the loss of the model as it is falls with the logarithm of the steps.
-        lead: How much faster that of the larger one does.
+        gap: How far the larger one is below it after the race.
+        lead: How much faster that of the larger one falls.
         needed: The lead with which both would end alike.
         gain: How much lower the larger one ends.
         ends: The losses at the end without growth, after one, two and more; of training batches at the learning rate of
@@ -52,6 +53,7 @@ class Outlook:
     """
 
     slope: Estimate
+    gap: Estimate
     lead: Estimate
     needed: float
     gain: Estimate
@@ -118,7 +120,7 @@ def outlook(
     kept, grown = ways[:2]
     gain = gap + lead.times(grown) + slope.times(grown - kept)
     needed = (slope.value * (kept - grown) - gap.value) / grown if grown else math.inf
-    return Outlook(slope, lead, needed, gain, ends)
+    return Outlook(slope, gap, lead, needed, gain, ends)
 
 
 def way(steps: float, left: float) -> float:

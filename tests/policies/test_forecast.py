@@ -88,10 +88,15 @@ class _Context:
     step, progress, tried = 100, 0.1, ()
 
     def __init__(
-        self, lead: float, refused: tuple[str, ...] = (), level: float = 3, held_out: float | None = None
+        self,
+        lead: float,
+        refused: tuple[str, ...] = (),
+        level: float = 3,
+        held_out: float | None = None,
+        birth: float = 0,
     ) -> None:
         self.lead, self.refused, self.kept, self.raced = lead, refused, False, []
-        self.level, self.held_out = level, 2.9 - lead if held_out is None else held_out
+        self.level, self.birth, self.held_out = level, birth, 2.9 - lead if held_out is None else held_out
 
     def losses(self, since):
         return []
@@ -102,7 +107,7 @@ class _Context:
             return None
         logs = [math.log((100 + i + 1) / 100) for i in range(steps)]
         own = Racer([self.level - 0.3 * x for x in logs], 0.001, 2.9)
-        return Race(own, Racer([self.level - (0.3 + self.lead) * x for x in logs], 0.002, self.held_out))
+        return Race(own, Racer([self.level + self.birth - (0.3 + self.lead) * x for x in logs], 0.002, self.held_out))
 
     def keep_own(self):
         self.kept = True
@@ -127,8 +132,16 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
     assert not facts["grows"]
     assert facts["lead"][0] == pytest.approx(0.001)
     assert policy.news() == []
-    assert policy.state() == {"settled": True, "spent": pytest.approx(0.08)}
-    assert policy.choose([STACK], context) is None  # so far from paying that no other race is worth its cost
+    assert policy.state() == {"settled": False, "spent": pytest.approx(0.08)}
+
+
+def test_it_stays_where_the_larger_one_has_not_made_up_for_its_birth_and_races_no_more():
+    policy, context = Forecast(look=0.4), _Context(lead=1, birth=0.5)  # it would be ahead after 65 steps
+    assert policy.choose([STACK], context) is None
+    kept, grown = policy.news()[0][1]["ends"][:2]
+    assert grown[0] < kept[0]  # for what the line says of the end
+    assert policy.state()["settled"]
+    assert policy.choose([STACK], context) is None
     assert len(context.raced) == 1
 
 
