@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import Timer, spread, told
+from timing import Timer
 from torch import Tensor, nn
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig
@@ -248,64 +248,3 @@ def _fill(work: Workload, store: Store, member: str, lr: float, seed: int, budge
 def _keep(store: Store, run: Run, figures: Mapping[str, Any]) -> None:
     store.add(run, figures)
     print(json.dumps(store.rows[run]), flush=True)
-
-
-def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
-    """Tells, budget by budget, where the evolved run ends beside the best fixed member; returns the cases.
-
-    Beside it in FLOPs, and in CPU seconds: against what the fixed members reach in the seconds that the evolved run
-    took, between their budgets interpolated in the logarithm.
-    """
-    cases = []
-    for budget in work.budgets:
-        ours = store.figures(work.name, EVOLVED, budget, "test")
-        means = {
-            member: statistics.fmean(found)
-            for member in work.members
-            if len(found := store.figures(work.name, member, budget, "test")) >= max(len(ours), 1)
-        }
-        if not means or not ours:
-            continue
-        best = (min if work.better == "min" else max)(means, key=lambda member: means[member])
-        cpu = store.mean(work.name, EVOLVED, budget, "cpu")
-        reached = {member: _reached(work, store, member, cpu) for member in work.members}
-        fastest = (min if work.better == "min" else max)(reached, key=lambda member: reached[member])
-        sign = 1 if work.better == "min" else -1
-        regret, regret_cpu = (sign * (statistics.fmean(ours) - value) for value in (means[best], reached[fastest]))
-        runs = [run for run in store.rows if run.task == work.name and run.budget == budget]
-        case = {
-            "name": f"{work.name}, budget {budget:g}",
-            "evolved": spread(ours),
-            "sizes": [store.rows[run]["size"] for run in runs if run.arm == EVOLVED],
-            "best_fixed": best,
-            "means": means,
-            "seeds": len(ours),
-            "regret": regret,
-            "regret_percent": 100 * regret / abs(means[best]),
-            "best_in_seconds": fastest,
-            "regret_in_seconds": regret_cpu,
-            "regret_in_seconds_percent": 100 * regret_cpu / abs(reached[fastest]),
-            "cpu": cpu,
-            "sweep": sum(store.rows[run]["cpu"] for run in runs if run.arm != EVOLVED and run.seed == 0) / cpu,
-        }
-        print(
-            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(case['sizes'])}); best fixed in FLOPs {best} "
-            f"{means[best]:.3f}: regret {regret:+.3f} ({case['regret_percent']:+.2f} %), in CPU seconds {fastest} "
-            f"{reached[fastest]:.3f}: regret {regret_cpu:+.3f} ({case['regret_in_seconds_percent']:+.2f} %); "
-            f"{cpu:.0f} s, the sweep {case['sweep']:.1f} times that"
-        )
-        cases.append(case)
-    return cases
-
-
-def _reached(work: Workload, store: Store, member: str, cpu: float) -> float:
-    """Returns the mean test figure of a member in so many CPU seconds."""
-    points = sorted(
-        (store.mean(work.name, member, budget, "cpu"), store.mean(work.name, member, budget, "test"))
-        for budget in work.budgets
-        if store.figures(work.name, member, budget, "test")
-    )
-    for (start, before), (end, after) in itertools.pairwise(points):
-        if start <= cpu <= end:
-            return before + (after - before) * math.log(cpu / start) / math.log(end / start)
-    return points[0][1] if cpu < points[0][0] else points[-1][1]

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from cifar import BATCH, Data, accuracy, add_data, endless, load, network, sample_flops
-from family import Store, Workload, summary, sweep
+from envelope import picture, summary
+from family import Store, Workload, sweep
 from timing import arguments, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,6 +103,7 @@ def workload(data: Data) -> Workload:
 def main() -> None:
     parser = add_data(arguments(__doc__, repetitions=3))
     parser.add_argument("--runs", type=Path, default=Path("growth.jsonl"), help="where runs are kept (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="draw them to this file")
     parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
     chosen = parser.parse_args()
     if chosen.threads:
@@ -111,6 +113,8 @@ def main() -> None:
     if not chosen.summary:
         sweep(work, store, chosen.repetitions)
     write_json(chosen.json, "growth", summary(work, store))
+    if chosen.picture:
+        picture([(work, store)], chosen.picture, "test accuracy, %")
 
 
 if __name__ == "__main__":

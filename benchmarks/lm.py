@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from family import Store, Workload, summary, sweep
+from envelope import picture, summary
+from family import Store, Workload, sweep
 from timing import arguments, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -110,15 +111,18 @@ def workload() -> Workload:
 def main() -> None:
     parser = arguments(__doc__, repetitions=3)
     parser.add_argument("--runs", type=Path, default=Path("lm.jsonl"), help="where runs are kept (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="draw them to this file")
     parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     torch.set_flush_denormal(True)
-    store = Store(chosen.runs)
+    work, store = workload(), Store(chosen.runs)
     if not chosen.summary:
-        sweep(workload(), store, chosen.repetitions)
-    write_json(chosen.json, "lm", summary(workload(), store))
+        sweep(work, store, chosen.repetitions)
+    write_json(chosen.json, "lm", summary(work, store))
+    if chosen.picture:
+        picture([(work, store)], chosen.picture, "loss on held-out bytes, nats")
 
 
 if __name__ == "__main__":

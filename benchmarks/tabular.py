@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from family import Store, Workload, summary, sweep
+from envelope import picture, summary
+from family import Store, Workload, sweep
 from search_tabular import Table, table
 from sklearn.metrics import mean_squared_error
 from timing import arguments, write_json
@@ -117,12 +118,13 @@ def workload(name: str) -> Workload:
 def main() -> None:
     parser = arguments(__doc__, repetitions=5)
     parser.add_argument("--runs", type=Path, default=Path("tabular.jsonl"), help="where runs are kept (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="draw them to this file")
     parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     torch.set_flush_denormal(True)
-    cases = []
+    cases, works = [], []
     for name in TABLES:
         if chosen.only in name:
             work = workload(name)
@@ -130,7 +132,10 @@ def main() -> None:
             if not chosen.summary:
                 sweep(work, store, chosen.repetitions)
             cases += summary(work, store)
+            works.append((work, store))
     write_json(chosen.json, "tabular", cases)
+    if chosen.picture:
+        picture(works, chosen.picture, "accuracy, %, or RMSE")
 
 
 if __name__ == "__main__":
