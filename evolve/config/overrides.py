@@ -12,6 +12,7 @@ from evolve.config.loader import Places, parse_yaml
 COMMAND_LINE = "command line"
 
 _INDEX = re.compile("[0-9]{1,9}")
+_STANDS_FOR = {"evolution": "preset"}  # what a word in the place of a section says where that is no name
 
 
 def apply_overrides(
@@ -60,7 +61,7 @@ def _put(raw: Any, path: KeyPath, value: Any) -> str | None:
         if last:
             raw[key] = value
         elif isinstance(raw[key], str):
-            raw[key] = raw = {"name": raw[key]}  # the short form of {name: X}
+            raw[key] = raw = {_STANDS_FOR.get(str(key), "name"): raw[key]}  # the short form of {name: X}
         else:
             raw = raw[key]
     return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from evolve.errors import NonFiniteLossError
 from evolve.evolver.loop import Loop, Stretch
@@ -159,6 +160,7 @@ class ChildTrainer:
         if child.stretch is not None:
             self.loop.advance(child.steps)
         model, learned = self.loop.model, child.loop.model
+        _take_forms(model, learned)
         model.load_state_dict(learned.state_dict())
         with torch.no_grad():
             for name, buffer in learned.named_buffers():  # those too that are in no `state_dict`
@@ -169,3 +171,14 @@ class ChildTrainer:
         load_optimizer_by_name(model, self.loop.optimizers, copy.deepcopy(saved))
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
+
+
+def _take_forms(model: nn.Module, learned: nn.Module) -> None:
+    """Gives a model the buffers that a forward has made, or given another shape, in a copy of it."""
+    for name, module in learned.named_modules():
+        own = model.get_submodule(name)
+        for key, buffer in module._buffers.items():
+            old = own._buffers.get(key)
+            if buffer is not None and (old is None or old.shape != buffer.shape):
+                own._buffers[key] = buffer.clone()
+        own._non_persistent_buffers_set |= module._non_persistent_buffers_set

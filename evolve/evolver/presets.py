@@ -40,4 +40,9 @@ def with_preset(value: Any) -> Any:
         raise ValueError(
             f"unknown preset {name!r}.{did_you_mean(str(name), list(_PRESETS))} Known: {', '.join(_PRESETS)}."
         )
-    return {**_PRESETS[name], **rest}
+    return {**_PRESETS[name], **{key: _named(_PRESETS[name].get(key), part) for key, part in rest.items()}}
+
+
+def _named(own: Any, part: Any) -> Any:
+    """Returns a part of a section; one that says no name, such as options alone, is of what the preset names."""
+    return {**own, **part} if isinstance(own, Mapping) and isinstance(part, Mapping) and "name" not in part else part

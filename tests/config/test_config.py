@@ -222,6 +222,15 @@ def test_an_override_takes_the_short_form_in_a_list_and_forgets_old_lines():
     assert [str(fault.place) for fault in caught.value.faults] == ["command line"]
 
 
+def test_an_override_lies_beside_a_preset(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {name: small_resnet}\ndata: {name: digits}\nevolution: auto\n")
+    config = load_config(file, ("evolution.limits.params=1000", "evolution.policy.options.look=0.2"))
+    assert config.evolution.limits.params == 1000
+    assert (config.evolution.policy.name, config.evolution.policy.options) == ("forecast", {"look": 0.2})
+    assert config.evolution.schedule == load_config(file).evolution.schedule
+
+
 @pytest.mark.parametrize(
     "setting", ["inner.rate", "=3", "a..b=1", "things.7.name=x", "things.x=1", "count.x=1", "a=[1"]
 )

@@ -21,13 +21,15 @@ BATCHES = 20
 PEAK = {"max_lr": 3e-3}
 
 
-def evolver(folder=None, *, at=0.3, factor=2, most=0.3, look=0.35, overwrite=False, optimizer=None, **changes):
+def evolver(
+    folder=None, *, at=0.3, factor=2, most=0.3, look=0.35, overwrite=False, optimizer=None, model=None, **changes
+):
     """A run with one race of an MLP and a wider one."""
     lr_schedule = changes.pop("lr_schedule", None)
     torch.manual_seed(0)
     x = torch.randn(BATCHES * 8, 8)
     y = (x[:, :3].prod(dim=1) > 0).long()
-    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 2))
+    model = model or nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Dropout(0.1), nn.Linear(4, 2))
     evolution = {
         "preset": "auto",
         "schedule": {"name": "at", "options": {"progress": [at]}},
@@ -199,3 +201,31 @@ def test_forecasts_are_those_of_the_run_in_the_folder(tmp_path):
     file.symlink_to(tmp_path.parent / "elsewhere")
     with pytest.raises(EvolveError, match=r"forecasts\.jsonl' is a link"):
         evolver(tmp_path, steps=60, overwrite=True).run()
+
+
+class Remembering(nn.Module):
+    """Keeps a mean for each step that it was trained, and from its 100th step on a buffer more."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 4), nn.Linear(4, 2)
+        self.register_buffer("means", torch.zeros(0))
+
+    def forward(self, x):
+        if self.training:
+            self.means = torch.cat([self.means, x.detach().mean().view(1)])
+            if len(self.means) == 100:
+                self.register_buffer("late", self.means.sum(), persistent=False)
+        return self.last(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_buffers_that_a_forward_makes_are_taken_over(monkeypatch, grows):
+    decided(monkeypatch, grows)
+    run = evolver(steps=300, model=Remembering())
+    run.run()
+    assert run.told[0].facts["grows"] == grows
+    assert run.model.first.out_features == (8 if grows else 4)
+    assert len(run.model.means) >= 300  # those of the preflight and of mutations aside, one for each step
+    assert torch.equal(run.model.late, run.model.means[:100].sum())
+    assert [*run.model.state_dict()].count("late") == 0

@@ -252,5 +252,10 @@ def test_presets_are_written_out_and_unknown_ones_told():
     assert [operator.name for operator in auto.operators] == ["stack", "widen"]
     mine = EvolutionConfig.model_validate({"preset": "auto", "attempts": 2})
     assert mine == auto.model_copy(update={"attempts": 2})
+    longer = EvolutionConfig.model_validate({"preset": "auto", "policy": {"options": {"look": 0.5}}})
+    assert (longer.policy.name, longer.policy.options) == ("forecast", {"look": 0.5})
+    assert longer.schedule == auto.schedule
+    other = EvolutionConfig.model_validate({"preset": "auto", "policy": {"name": "random"}})
+    assert (other.policy.name, other.policy.options) == ("random", {})
     with pytest.raises(ValueError, match=r"unknown preset 'atuo'. Did you mean 'auto'"):
         EvolutionConfig.model_validate("atuo")
