@@ -70,6 +70,7 @@ class Forecast(Policy):
             race = context.race(candidate, steps)
             if race is not None:
                 return self._decide(candidate, race, context, began)
+            self._spent += context.progress - began  # what a race that was given up has cost
         return None
 
     def _steps(self, context: PolicyContext) -> int | None:

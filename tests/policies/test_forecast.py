@@ -187,6 +187,17 @@ def test_the_next_operator_races_where_one_is_refused():
     assert Forecast().choose([STACK, WIDEN], context).candidate == WIDEN
 
 
+def test_a_race_that_was_given_up_counts():
+    class Broken(_Context):
+        def race(self, candidate, steps):
+            self.progress += 0.05
+            return super().race(candidate, steps)
+
+    policy = Forecast()
+    assert policy.choose([STACK], Broken(lead=0.5, refused=("stack",))) is None
+    assert policy.state()["spent"] == pytest.approx(0.05)
+
+
 def test_races_cost_no_more_than_they_may():
     context = _Context(lead=0.001)
     assert Forecast(look=1.0, most=0.05).choose([STACK], context) is None
