@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from rich.console import RenderableType
@@ -26,25 +27,35 @@ def read_forecasts(folder: Path) -> list[Foreseen]:
     return found
 
 
-def forecast_table(forecasts: list[Foreseen], came_to: float | None) -> RenderableType:
-    """Returns what was expected, and the training loss at the end.
+HEADINGS = ("step", "lead", "needed", "as it is", "grown", "decision", "came to")
+
+
+def forecast_rows(forecasts: list[Foreseen], metrics: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Returns what was expected, and the training loss of the last epoch: a cell for each of `HEADINGS`.
 
     Args:
-        forecasts: At least one.
-        came_to: Mean training loss of the last epoch; None of a run that has not ended one.
+        forecasts: What was expected.
+        metrics: One mapping for each epoch.
     """
-    table = Table(title="Forecasts of the training loss at the end", title_justify="left", box=None, pad_edge=False)
-    for heading in ("step", "lead", "needed", "as it is", "grown", "decision", "came to"):
-        table.add_column(heading, justify="left" if heading == "decision" else "right", no_wrap=True)
-    for one in forecasts:
-        kept, grown = (f"{value:.4g} ± {NORMAL * error:.2g}" for value, error in one.ends[:2])
-        table.add_row(
+    came_to = metrics[-1].get("train_loss") if metrics else None
+    return [
+        (
             str(one.step),
             f"{one.lead[0]:.3g}",
             f"{one.needed:.3g}",
-            kept,
-            grown,
-            Text(one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays")),
+            *(f"{value:.4g} ± {NORMAL * error:.2g}" for value, error in one.ends[:2]),
+            one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays"),
             "-" if came_to is None else f"{came_to:.4g}",
         )
+        for one in forecasts
+    ]
+
+
+def forecast_table(rows: list[tuple[str, ...]]) -> RenderableType:
+    """Returns the rows as a table for the terminal."""
+    table = Table(title="Forecasts of the training loss at the end", title_justify="left", box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "decision" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table

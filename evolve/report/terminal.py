@@ -12,7 +12,7 @@ from rich.text import Text
 
 from evolve.lineage import Record
 from evolve.report.curves import logarithmic
-from evolve.report.forecasts import forecast_table
+from evolve.report.forecasts import forecast_rows, forecast_table
 from evolve.report.paid import standing
 from evolve.report.printable import one_line
 from evolve.report.run_data import RunData
@@ -30,8 +30,7 @@ def run_report(run: RunData) -> Group:
         parts += [Text(f"{run.unreadable} lines of metrics.jsonl are unreadable and left out.", style="yellow"), Text()]
     parts += [*_curves(run), Text(), _mutations(run.records), Text()]
     if run.forecasts:
-        came_to = run.metrics[-1].get("train_loss") if run.metrics else None
-        parts += [forecast_table(run.forecasts, came_to), Text()]
+        parts += [forecast_table(forecast_rows(run.forecasts, run.metrics)), Text()]
     return Group(*parts, _summary(run))
 
 

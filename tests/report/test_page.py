@@ -80,6 +80,17 @@ def test_a_run_from_the_command_line(tmp_path):
     assert "<svg" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
+def test_forecasts_stand_beside_what_the_run_came_to(tmp_path):
+    facts = {"step": 60, "progress": 0.06, "operator": EVIL, "steps": 20, "cost": 1.78, "slope": [0.3, 0.02]}
+    facts |= {"lead": [0.1, 0.01], "needed": 0.05, "grows": True, "ends": [[0.61, 0.02], [0.52, 0.01]]}
+    page = page_of(folder(tmp_path, forecasts__jsonl=json.dumps(facts) + "\n"))
+    text = " ".join(page.text.split())
+    assert "Forecasts of the training loss at the end" in text
+    assert "600.10.050.61 ± 0.0260.52 ± 0.013" in text
+    assert "for 1.78 times the cost0.5" in text
+    assert "Forecasts" not in page_of(folder(tmp_path / "none")).text
+
+
 def test_it_asks_for_no_other_file_and_allows_no_other_script(tmp_path):
     page = page_of(folder(tmp_path / "run", records=[record(step=10)]))
     asking = [

@@ -10,6 +10,7 @@ from typing import Any
 from evolve.lineage import Reasons, Record, Weighed
 from evolve.report.architecture_changes import blocks, compare
 from evolve.report.curves import panels, steps_of
+from evolve.report.forecasts import HEADINGS, forecast_rows
 from evolve.report.page.chart import Scale, chart, round_values, uprights
 from evolve.report.page.detail import Detail
 from evolve.report.paid import metric_changes, standing, what_paid
@@ -56,6 +57,8 @@ def run_part(run: RunData, detail: Detail) -> dict[str, Any]:
         "left_out": len(run.records) - len(shown),
         "metric": run.watched,
         "paid": [_paid(one, run.watched) for one in what_paid(run)],
+        "forecasts": forecast_rows(run.forecasts[-detail.rows :], run.metrics),
+        "forecast_headings": HEADINGS,
         "architecture": compare(run.architecture.first, run.architecture.last)[: detail.modules],
         "blocks": _blocks(run),
         "first_known": run.architecture.first is not None,
