@@ -12,7 +12,7 @@ from evolve.errors import did_you_mean
 # of blocks where a model has blocks that are alike, else wider layers.
 _PRESETS: dict[str, dict[str, Any]] = {
     "auto": {
-        "schedule": {"name": "at", "options": {"progress": [0.01, 0.02, 0.04, 0.11, 0.18]}},
+        "schedule": {"name": "at", "options": {"progress": [0.01, 0.02, 0.04, 0.09, 0.16]}},
         "policy": {"name": "forecast"},
         "operators": [
             {"name": "stack", "options": {"init": "copy"}},

@@ -28,12 +28,12 @@ class Forecast(Policy):
 
     Model and mutated copy are trained on the same batches, the next ones, for a part of the steps so far. That
     gives the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget:
-    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one has
-    made up for its birth in the race, and ends lower by more than the standard error, the copy becomes the model,
-    with what it has learned. Where both would come down to zero before the end, it is not steps that are short but
-    data: the larger one is taken unless its held-out loss is higher by half. There, races begin early; else not
-    before a twentieth of the budget is spent. Where it does not grow, the model goes on from its own copy, so that
-    only the other one's steps were in vain. What races may cost in all is bounded.
+    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one is
+    ahead after the race, and by all that is known ends no higher, the copy becomes the model, with what it has
+    learned. Where both would come down to zero before the end, it is not steps that are short but data: the larger
+    one is taken unless its held-out loss is higher by half. There, races begin early; else not before a twentieth
+    of the budget is spent. Where it does not grow, the model goes on from its own copy, so that only the other
+    one's steps were in vain. What races may cost in all is bounded.
 
     The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
     which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
@@ -97,7 +97,10 @@ class Forecast(Policy):
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
-            grows = found.gap.value > 0 and found.gain.value > found.gain.error and behind < found.lead.error
+            ahead = (
+                found.gap.value > found.gap.error
+            )  # now, and not short of the other at the end by more than the error
+            grows = ahead and found.gain.value > -found.gain.error and behind < found.lead.error
         foreseen = Foreseen(
             step=context.step,
             progress=began,

@@ -171,15 +171,22 @@ def test_before_a_twentieth_of_the_budget_only_a_run_with_more_steps_than_it_nee
     assert Forecast(look=0.4).choose([STACK], rich) is not None
 
 
-def test_a_gain_within_its_error_is_none():
+@pytest.mark.parametrize(("noise", "grows"), [(0.0, True), (0.8, False)])
+def test_a_lead_within_its_error_is_none(noise, grows):
     context = _Context(lead=0.5)
-    noise = [0.4 * (-1) ** i for i in range(40)]
     race = context.race(STACK, 40)
-    other = [loss + more for loss, more in zip(race.child.losses, noise, strict=True)]
+    other = [loss + noise * (-1) ** i for i, loss in enumerate(race.child.losses)]
     context.race = lambda candidate, steps: replace(race, child=replace(race.child, losses=other))
     policy = Forecast(look=0.4)
-    assert policy.choose([STACK], context) is None
+    assert (policy.choose([STACK], context) is not None) == grows
     assert not policy.state()["settled"]
+
+
+def test_it_stays_where_the_larger_one_is_ahead_but_too_dear():
+    context = _Context(lead=0.05)
+    race = context.race(STACK, 40)
+    context.race = lambda candidate, steps: replace(race, child=replace(race.child, price=0.006))
+    assert Forecast(look=0.4).choose([STACK], context) is None
 
 
 def test_the_next_operator_races_where_one_is_refused():
