@@ -22,16 +22,13 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
     cases = []
     for budget in work.budgets:
         ours = store.figures(work.name, EVOLVED, budget, "test")
-        means = {
-            member: statistics.fmean(found)
-            for member in work.members
-            if len(found := store.figures(work.name, member, budget, "test")) >= max(len(ours), 1)
-        }
+        found = {member: store.figures(work.name, member, budget, "test") for member in work.members}
+        means = {member: statistics.fmean(figures) for member, figures in found.items() if figures}
         if not means or not ours:
             continue
         best = (min if work.better == "min" else max)(means, key=lambda member: means[member])
         cpu = store.mean(work.name, EVOLVED, budget, "cpu")
-        reached = {member: _reached(work, store, member, cpu) for member in work.members}
+        reached = {member: _reached(work, store, member, cpu) for member in means}
         fastest = (min if work.better == "min" else max)(reached, key=lambda member: reached[member])
         sign = 1 if work.better == "min" else -1
         regret, regret_cpu = (sign * (statistics.fmean(ours) - value) for value in (means[best], reached[fastest]))
@@ -42,7 +39,7 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
             "sizes": [store.rows[run]["size"] for run in runs if run.arm == EVOLVED],
             "best_fixed": best,
             "means": means,
-            "seeds": len(ours),
+            "seeds": {member: len(figures) for member, figures in found.items()},
             "regret": regret,
             "regret_percent": 100 * regret / abs(means[best]),
             "best_in_seconds": fastest,
@@ -53,9 +50,9 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
         }
         print(
             f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(case['sizes'])}); best fixed in FLOPs {best} "
-            f"{means[best]:.3f}: regret {regret:+.3f} ({case['regret_percent']:+.2f} %), in CPU seconds {fastest} "
-            f"{reached[fastest]:.3f}: regret {regret_cpu:+.3f} ({case['regret_in_seconds_percent']:+.2f} %); "
-            f"{cpu:.0f} s, the sweep {case['sweep']:.1f} times that"
+            f"{means[best]:.3f} ({len(found[best])} seeds): regret {regret:+.3f} ({case['regret_percent']:+.2f} %), "
+            f"in CPU seconds {fastest} {reached[fastest]:.3f}: regret {regret_cpu:+.3f} "
+            f"({case['regret_in_seconds_percent']:+.2f} %); {cpu:.0f} s, the sweep {case['sweep']:.1f} times that"
         )
         cases.append(case)
     return cases
