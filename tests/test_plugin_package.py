@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ def command(*words: str, folder: Path, installed: Path | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    pytest.importorskip("pip")
+    try:  # not imported: a process that has imported pip gets another distutils, over which torch.compile stumbles
+        distribution("pip")
+    except PackageNotFoundError:
+        pytest.skip("pip is not installed")
     target = tmp_path_factory.mktemp("site-packages")
     offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     command("pip", "install", *offline, "--target", str(target), str(PLUGIN), folder=target)
