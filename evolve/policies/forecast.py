@@ -11,7 +11,7 @@ from pydantic import Field
 
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Race, policies
-from evolve.policies.projection import NORMAL, Estimate, Foreseen, Outlook, lead, outlook, slope, way
+from evolve.policies.projection import Estimate, Foreseen, Outlook, lead, outlook, slope, way, written
 from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
@@ -168,4 +168,4 @@ def _plenty(context: PolicyContext) -> bool:
 
 def _told(growths: int, end: Estimate) -> str:
     what = "as it is" if growths == 0 else f"{growths} growths" if growths > 1 else "grown once"
-    return f"{what}: {end.value:.4g} ± {NORMAL * end.error:.2g}"
+    return f"{what}: {written(end.value, end.error)}"

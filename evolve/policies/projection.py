@@ -89,11 +89,16 @@ class Foreseen(BaseModel):
 
     def told(self) -> str:
         """Returns it in a sentence."""
-        kept, grown = self.ends[:2]
+        kept, grown = (written(*end) for end in self.ends[:2])
         return (
-            f"forecast of the loss at the end: {grown[0]:.4g} ± {NORMAL * grown[1]:.2g} with {self.operator}, "
-            f"{kept[0]:.4g} ± {NORMAL * kept[1]:.2g} as it is; the model {'grows' if self.grows else 'stays'}"
+            f"forecast of the loss at the end: {grown} with {self.operator}, {kept} as it is; the model "
+            f"{'grows' if self.grows else 'stays'}"
         )
+
+
+def written(value: float, error: float) -> str:
+    """Returns a loss with the interval in which it lies in 80 of 100 cases; one that would be below zero as zero."""
+    return "zero" if value <= 0 else f"{value:.4g} ± {NORMAL * error:.2g}"
 
 
 def outlook(

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evolve.policies.projection import NORMAL, Foreseen
+from evolve.policies.projection import Foreseen, written
 from evolve.report.printable import one_line
 from evolve.training.run_files import FORECASTS
 
@@ -43,7 +43,7 @@ def forecast_rows(forecasts: list[Foreseen], metrics: list[dict[str, Any]]) -> l
             str(one.step),
             f"{one.lead[0]:.3g}",
             f"{one.needed:.3g}",
-            *(f"{value:.4g} ± {NORMAL * error:.2g}" for value, error in one.ends[:2]),
+            *(written(*end) for end in one.ends[:2]),
             one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays"),
             "-" if came_to is None else f"{came_to:.4g}",
         )

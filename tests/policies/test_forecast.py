@@ -14,7 +14,7 @@ import evolve
 from evolve import EvolutionConfig, Evolver, TrainingConfig
 from evolve.evolver.loss_curve import LossCurve
 from evolve.policies import Candidate, Forecast, Race, Racer
-from evolve.policies.projection import EXPONENT, NEXT, Estimate, lead, outlook, slope
+from evolve.policies.projection import EXPONENT, NEXT, Estimate, lead, outlook, slope, written
 
 
 def test_the_slope_is_that_of_the_weighted_line():
@@ -129,6 +129,8 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
     assert context.kept
     ((text, facts),) = policy.news()
     assert text.endswith("the model stays")
+    assert written(0.5, 0.1) == "0.5 ± 0.13"
+    assert written(-0.5, 0.1) == "zero"
     assert not facts["grows"]
     assert facts["lead"][0] == pytest.approx(0.001)
     assert policy.news() == []
