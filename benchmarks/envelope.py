@@ -36,6 +36,7 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
         case = {
             "name": f"{work.name}, budget {budget:g}",
             "evolved": spread(ours),
+            "mean": statistics.fmean(ours),
             "sizes": [store.rows[run]["size"] for run in runs if run.arm == EVOLVED],
             "best_fixed": best,
             "means": means,
@@ -49,8 +50,9 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
             "sweep": sum(store.rows[run]["cpu"] for run in runs if run.arm != EVOLVED and run.seed == 0) / cpu,
         }
         print(
-            f"{case['name']}: evolved {told(case['evolved'])} ({', '.join(case['sizes'])}); best fixed in FLOPs {best} "
-            f"{means[best]:.3f} ({len(found[best])} seeds): regret {regret:+.3f} ({case['regret_percent']:+.2f} %), "
+            f"{case['name']}: evolved {case['mean']:.3f}, by seed {told(case['evolved'])} "
+            f"({', '.join(case['sizes'])}); best fixed in FLOPs {best} {means[best]:.3f} (seeds: {len(found[best])}): "
+            f"regret {regret:+.3f} ({case['regret_percent']:+.2f} %), "
             f"in CPU seconds {fastest} {reached[fastest]:.3f}: regret {regret_cpu:+.3f} "
             f"({case['regret_in_seconds_percent']:+.2f} %); {cpu:.0f} s, the sweep {case['sweep']:.1f} times that"
         )

@@ -8,6 +8,7 @@ not made twice.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import json
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import Timer
+from timing import Timer, arguments
 from torch import Tensor, nn
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig
@@ -208,6 +209,15 @@ def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, An
         "forecasts": forecasts,
     }
     return Run(work.name, EVOLVED, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(seed, model)}
+
+
+def family_arguments(doc: str, name: str, repetitions: int) -> argparse.ArgumentParser:
+    """Returns the options of a family's benchmark."""
+    parser = arguments(doc, repetitions=repetitions)
+    parser.add_argument("--runs", type=Path, default=Path(f"{name}.jsonl"), help="where runs are kept (%(default)s)")
+    parser.add_argument("--picture", type=Path, help="draw them to this file")
+    parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
+    return parser
 
 
 def sweep(work: Workload, store: Store, seeds: int) -> None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from cifar import BATCH, Data, accuracy, add_data, endless, load, network, sample_flops
 from envelope import picture, summary
-from family import Store, Workload, sweep
-from timing import arguments, write_json
+from family import Store, Workload, family_arguments, sweep
+from timing import write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -101,10 +100,7 @@ def workload(data: Data) -> Workload:
 
 
 def main() -> None:
-    parser = add_data(arguments(__doc__, repetitions=3))
-    parser.add_argument("--runs", type=Path, default=Path("growth.jsonl"), help="where runs are kept (%(default)s)")
-    parser.add_argument("--picture", type=Path, help="draw them to this file")
-    parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
+    parser = add_data(family_arguments(__doc__, "growth", repetitions=3))
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

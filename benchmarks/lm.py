@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from envelope import picture, summary
-from family import Store, Workload, sweep
-from timing import arguments, write_json
+from family import Store, Workload, family_arguments, sweep
+from timing import write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -109,10 +108,7 @@ def workload() -> Workload:
 
 
 def main() -> None:
-    parser = arguments(__doc__, repetitions=3)
-    parser.add_argument("--runs", type=Path, default=Path("lm.jsonl"), help="where runs are kept (%(default)s)")
-    parser.add_argument("--picture", type=Path, help="draw them to this file")
-    parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
+    parser = family_arguments(__doc__, "lm", repetitions=3)
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from envelope import picture, summary
-from family import Store, Workload, sweep
+from family import Store, Workload, family_arguments, sweep
 from search_tabular import Table, table
 from sklearn.metrics import mean_squared_error
-from timing import arguments, write_json
+from timing import write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,10 +115,7 @@ def workload(name: str) -> Workload:
 
 
 def main() -> None:
-    parser = arguments(__doc__, repetitions=5)
-    parser.add_argument("--runs", type=Path, default=Path("tabular.jsonl"), help="where runs are kept (%(default)s)")
-    parser.add_argument("--picture", type=Path, help="draw them to this file")
-    parser.add_argument("--summary", action="store_true", help="make no runs, tell those that are kept")
+    parser = family_arguments(__doc__, "tabular", repetitions=5)
     chosen = parser.parse_args()
     if chosen.threads:
         torch.set_num_threads(chosen.threads)

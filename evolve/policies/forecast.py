@@ -97,9 +97,7 @@ class Forecast(Policy):
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
-            ahead = (
-                found.gap.value > found.gap.error
-            )  # now, and not short of the other at the end by more than the error
+            ahead = found.gap.value > found.gap.error
             grows = ahead and found.gain.value > -found.gain.error and behind < found.lead.error
         foreseen = Foreseen(
             step=context.step,

@@ -115,7 +115,6 @@ def outlook(
         left: Steps of the model as it is that the rest of the budget pays for.
         ratio: Cost of a step of the larger one in steps of the model as it is.
     """
-
     ways = [way(steps, left / ratio**growths) for growths in range(SIZES + 1)]
     ends = []
     for growths, far in enumerate(ways):

@@ -14,6 +14,8 @@ from evolve.policies.projection import Foreseen, written
 from evolve.report.printable import one_line
 from evolve.training.run_files import FORECASTS
 
+HEADINGS = ("step", "lead", "needed", "as it is", "grown", "decision", "came to")
+
 
 def read_forecasts(folder: Path) -> list[Foreseen]:
     """Returns the forecasts of a run folder, none where it has none; lines that hold none are left out."""
@@ -25,9 +27,6 @@ def read_forecasts(folder: Path) -> list[Foreseen]:
             continue
         found += [one] if len(one.ends) > 1 else []
     return found
-
-
-HEADINGS = ("step", "lead", "needed", "as it is", "grown", "decision", "came to")
 
 
 def forecast_rows(forecasts: list[Foreseen], metrics: list[dict[str, Any]]) -> list[tuple[str, ...]]:
