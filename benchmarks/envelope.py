@@ -17,8 +17,11 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
     """Tells, budget by budget, where the evolved run ends beside the best fixed member; returns the cases.
 
     Beside it in FLOPs, and in CPU seconds: against what the fixed members reach in the seconds that the evolved run
-    took, between their budgets interpolated in the logarithm.
+    took, between their budgets interpolated in the logarithm. And how many times fewer seconds evolved runs take to
+    what the largest member reaches.
     """
+    sign = 1 if work.better == "min" else -1
+    largest = max(work.members, key=lambda member: work.flops(work.make(member)))
     cases = []
     for budget in work.budgets:
         ours = store.figures(work.name, EVOLVED, budget, "test")
@@ -26,11 +29,10 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
         means = {member: statistics.fmean(figures) for member, figures in found.items() if figures}
         if not means or not ours:
             continue
-        best = (min if work.better == "min" else max)(means, key=lambda member: means[member])
-        cpu = store.mean(work.name, EVOLVED, budget, "cpu")
-        reached = {member: _reached(work, store, member, cpu) for member in means}
-        fastest = (min if work.better == "min" else max)(reached, key=lambda member: reached[member])
-        sign = 1 if work.better == "min" else -1
+        best = min(means, key=lambda member: sign * means[member])
+        cpu = store.seconds(work.name, EVOLVED, budget)
+        reached = {member: _reached(points(work, store, member, budget), cpu) for member in means}
+        fastest = min(reached, key=lambda member: sign * reached[member])
         regret, regret_cpu = (sign * (statistics.fmean(ours) - value) for value in (means[best], reached[fastest]))
         runs = [run for run in store.rows if run.task == work.name and run.budget == budget]
         case = {
@@ -47,30 +49,66 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
             "regret_in_seconds": regret_cpu,
             "regret_in_seconds_percent": 100 * regret_cpu / abs(reached[fastest]),
             "cpu": cpu,
-            "sweep": sum(store.rows[run]["cpu"] for run in runs if run.arm != EVOLVED and run.seed == 0) / cpu,
+            "sweep": _sweep(work, store, budget) / cpu,
+            "faster": _faster(work, store, largest, budget) if largest in means else None,
         }
         print(
             f"{case['name']}: evolved {case['mean']:.3f}, by seed {told(case['evolved'])} "
             f"({', '.join(case['sizes'])}); best fixed in FLOPs {best} {means[best]:.3f} (seeds: {len(found[best])}): "
             f"regret {regret:+.3f} ({case['regret_percent']:+.2f} %), "
             f"in CPU seconds {fastest} {reached[fastest]:.3f}: regret {regret_cpu:+.3f} "
-            f"({case['regret_in_seconds_percent']:+.2f} %); {cpu:.0f} s, the sweep {case['sweep']:.1f} times that"
+            f"({case['regret_in_seconds_percent']:+.2f} %); {cpu:.1f} s, the sweep {case['sweep']:.1f} times that"
+            + (f"; to what {largest} reaches {case['faster']} times faster" if case["faster"] else "")
         )
         cases.append(case)
     return cases
 
 
-def _reached(work: Workload, store: Store, member: str, cpu: float) -> float:
-    """Returns the mean test figure of a member in so many CPU seconds."""
-    points = sorted(
-        (store.mean(work.name, member, budget, "cpu"), store.mean(work.name, member, budget, "test"))
-        for budget in work.budgets
-        if store.figures(work.name, member, budget, "test")
+def points(work: Workload, store: Store, arm: str, beside: float | None = None) -> list[tuple[float, float]]:
+    """Returns CPU seconds and mean test figure of an arm at each budget at which it was run.
+
+    Args:
+        work: The workload.
+        store: Its runs.
+        arm: A member, or the evolved run.
+        beside: Budget of the evolved runs beside which steps were timed; None for each budget's own.
+    """
+    return sorted(
+        (store.seconds(work.name, arm, budget, beside), store.mean(work.name, arm, budget, "test"))
+        for budget in (*(work.shorter if arm == EVOLVED else ()), *work.budgets)
+        if store.figures(work.name, arm, budget, "test") and store.figures(work.name, EVOLVED, budget, "test")
     )
-    for (start, before), (end, after) in itertools.pairwise(points):
+
+
+def _reached(found: Sequence[tuple[float, float]], cpu: float) -> float:
+    """Returns the test figure in so many CPU seconds."""
+    for (start, before), (end, after) in itertools.pairwise(found):
         if start <= cpu <= end:
             return before + (after - before) * math.log(cpu / start) / math.log(end / start)
-    return points[0][1] if cpu < points[0][0] else points[-1][1]
+    return found[0][1] if cpu < found[0][0] else found[-1][1]
+
+
+def _sweep(work: Workload, store: Store, budget: float) -> float:
+    """Returns the CPU seconds of each fixed member at each learning rate, with one seed."""
+    took = store.figures(work.name, EVOLVED, budget, "step_cpu")
+    return math.fsum(
+        row["steps"] * statistics.fmean(each[run.arm] for each in took)
+        for run, row in store.rows.items()
+        if (run.task, run.budget, run.seed) == (work.name, budget, 0) and run.arm != EVOLVED
+    )
+
+
+def _faster(work: Workload, store: Store, largest: str, budget: float) -> str:
+    """Returns how many times fewer CPU seconds evolved runs take to what the largest member reaches at a budget."""
+    sign = 1 if work.better == "min" else -1
+    goal, cpu = sign * store.mean(work.name, largest, budget, "test"), store.seconds(work.name, largest, budget)
+    found = [(seconds, sign * figure) for seconds, figure in points(work, store, EVOLVED)]
+    if found[0][1] <= goal:
+        return f"more than {cpu / found[0][0]:.1f}"
+    for (start, before), (end, after) in itertools.pairwise(found):
+        if after <= goal < before:
+            return f"{cpu / (start * (end / start) ** ((before - goal) / (before - after))):.1f}"
+    return f"fewer than {cpu / found[-1][0]:.1f}"
 
 
 def picture(works: Sequence[tuple[Workload, Store]], path: Path, figure_name: str) -> None:
@@ -89,15 +127,10 @@ def picture(works: Sequence[tuple[Workload, Store]], path: Path, figure_name: st
     figure, axes = plt.subplots(1, len(works), figsize=(max(6.0, 4.0 * len(works)), 4), squeeze=False)
     for axis, (work, store) in zip(axes[0], works, strict=True):
         for member in (*work.members, EVOLVED):
-            points = sorted(
-                (store.mean(work.name, member, budget, "cpu"), store.mean(work.name, member, budget, "test"))
-                for budget in work.budgets
-                if store.figures(work.name, member, budget, "test")
-            )
             style = (
                 {"marker": "*", "ms": 10, "lw": 2, "color": "black"} if member == EVOLVED else {"marker": "o", "ms": 3}
             )
-            axis.plot(*zip(*points, strict=True), label=member, **style)
+            axis.plot(*zip(*points(work, store, member), strict=True), label=member, **style)
         axis.set(xscale="log", xlabel="CPU seconds, one thread", title=work.name)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(figure_name)

@@ -3,7 +3,8 @@
 A budget is counted in FLOPs of training steps. As the learning rate is held until the last part of the budget, one run
 passes through the stable phases of all budgets: at each of them a copy of network and optimizer is set aside and
 cooled down, which gives the very run that this budget alone would have been. Runs are kept, a line of JSON each, and
-not made twice.
+not made twice. What a fixed member costs in CPU seconds is its steps times what a step of it takes, measured in turns
+right before and after an evolved run: the seconds of both sides are of the same minutes on the same machine.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timing import Timer, arguments
+from timing import Timer, arguments, seconds, taking_turns
 from torch import Tensor, nn
 
 from evolve import EvolutionConfig, Evolver, TrainingConfig
@@ -30,6 +32,8 @@ from evolve.training.lr_schedule import LrScheduleConfig
 WARM = 20  # steps in which the learning rate rises
 DECAY = 0.2  # part of the budget in which it falls, as 1 - sqrt(x)
 EVOLVED = "evolved"
+TURNS = 7  # in which the members' steps are timed, before and after an evolved run
+TURN = 0.02  # CPU seconds that a member's turn takes at least
 
 
 class Run(NamedTuple):
@@ -61,6 +65,7 @@ class Workload:
         evolver: The evolver of a network, a seed and keyword arguments for it: data and task.
         scores: Figures of a seed and a network on `val`, which chooses the learning rate, and on `test`, which tells.
         better: Whether a `min` or a `max` of `val` is the best.
+        shorter: Budgets of further evolved runs, which tell how soon these reach what the largest member does.
         near: How far behind the best one, in `val`, a member may be with the first seed to be trained with others too.
     """
 
@@ -78,6 +83,7 @@ class Workload:
     scores: Callable[[int, nn.Module], dict[str, float]]
     evolver: Callable[[nn.Module, int, dict[str, Any]], Evolver]
     better: str = "min"
+    shorter: Sequence[float] = ()
     near: float = math.inf
     _unit_flops: dict[str, int] = field(default_factory=dict)
 
@@ -114,7 +120,7 @@ class Store:
         choose = min if self.better == "min" else max
         return choose(tried, key=lambda lr: tried[lr]) if tried else None
 
-    def figures(self, task: str, arm: str, budget: float, key: str) -> list[float]:
+    def figures(self, task: str, arm: str, budget: float, key: str) -> list[Any]:
         """Returns one figure of all seeds at the best learning rate."""
         lr = self.best_lr(task, arm, budget)
         return [row[key] for run, row in sorted(self.rows.items()) if run[:4] == (task, arm, budget, lr)]
@@ -122,6 +128,20 @@ class Store:
     def mean(self, task: str, arm: str, budget: float, key: str) -> float:
         """Returns the mean of a figure over the seeds at the best learning rate."""
         return statistics.fmean(self.figures(task, arm, budget, key))
+
+    def seconds(self, task: str, arm: str, budget: float, beside: float | None = None) -> float:
+        """Returns the CPU seconds of a run, the mean over the seeds.
+
+        Args:
+            task: Of the run, likewise `arm` and `budget`.
+            arm: See above.
+            budget: See above.
+            beside: Budget of the evolved runs beside which the steps of a fixed member were timed; None for its own.
+        """
+        if arm == EVOLVED:
+            return self.mean(task, arm, budget, "cpu")
+        took = self.figures(task, EVOLVED, budget if beside is None else beside, "step_cpu")
+        return self.mean(task, arm, budget, "steps") * statistics.fmean(each[arm] for each in took)
 
 
 def wsd(progress: float, steps: int) -> float:
@@ -141,22 +161,23 @@ class _Training:
     price: int
     lr: float
     spent: float = 0.0
-    cpu: float = 0.0
     steps: int = 0
 
     def until(self, flops: float, factor: Callable[[float, int], float], batches: Iterator[Any]) -> None:
         """Trains until so many FLOPs are spent."""
-        timer = Timer()
         while self.spent < flops:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * factor(self.spent, self.steps)
-            batch = next(batches)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.work.loss(self.model, batch).backward()
-            self.optimizer.step()
-            self.spent += self.price
-            self.steps += 1
-        self.cpu += timer.read().cpu
+            self.step(batches)
+
+    def step(self, batches: Iterator[Any]) -> None:
+        """Makes a training step."""
+        batch = next(batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.work.loss(self.model, batch).backward()
+        self.optimizer.step()
+        self.spent += self.price
+        self.steps += 1
 
 
 def fixed(
@@ -178,13 +199,17 @@ def fixed(
         del coming
         stable = work.scores(seed, trunk.model)["val"]
         trunk.model.train()
-        spent = {"cpu": branch.cpu, "flops": branch.spent, "steps": branch.steps}
-        figures = {**spent, "stable": stable, **work.scores(seed, branch.model)}
+        figures = {"steps": branch.steps, "stable": stable, **work.scores(seed, branch.model)}
         yield Run(work.name, member, budget, lr, seed), figures
 
 
 def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, Any]]:
-    """Makes the evolved run: the smallest member and `evolution: auto`, at the first learning rate."""
+    """Makes the evolved run: the smallest member and `evolution: auto`, at the first learning rate.
+
+    Its CPU seconds hold all that it does. What the others take is said beside it, so that what else the machine is
+    doing slows both down alike.
+    """
+    before = step_seconds(work, seed)
     torch.manual_seed(seed)
     model, lr = work.make(work.members[0]), work.rates[0]
     forecasts: list[Mapping[str, Any]] = []
@@ -202,13 +227,34 @@ def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, An
     evolver.events.listen(lambda event: forecasts.append(event.facts), ForecastMade)
     timer = Timer()
     evolver.run()
+    cpu = timer.read().cpu
+    after = step_seconds(work, seed)
     figures = {
-        "cpu": timer.read().cpu,
+        "cpu": cpu,
+        "step_cpu": {member: statistics.median(took + after[member]) for member, took in before.items()},
         "flops": evolver.state.flops,
         "steps": evolver.state.step,
         "forecasts": forecasts,
     }
     return Run(work.name, EVOLVED, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(seed, model)}
+
+
+def step_seconds(work: Workload, seed: int) -> dict[str, list[float]]:
+    """Returns CPU seconds of a training step of each member, turn by turn."""
+    arms = {}
+    for member in work.members:
+        model = work.make(member).train()
+        training = _Training(work, model, work.optimizer(model, work.rates[0]), work.flops(model), work.rates[0])
+        step = partial(training.step, work.batches(seed))
+        count = math.ceil(TURN / max(seconds(step).cpu, TURN / 100))
+        arms[member] = (partial(_repeated, step, count), count)
+    rounds = taking_turns({member: partial(seconds, arm) for member, (arm, _) in arms.items()}, TURNS)
+    return {member: [took[member].cpu / count for took in rounds] for member, (_, count) in arms.items()}
+
+
+def _repeated(action: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        action()
 
 
 def family_arguments(doc: str, name: str, repetitions: int) -> argparse.ArgumentParser:
@@ -229,7 +275,7 @@ def sweep(work: Workload, store: Store, seeds: int) -> None:
         for member in work.members:
             _fill(work, store, member, lr, 0, work.budgets)
     for seed in range(seeds):
-        for budget in work.budgets:
+        for budget in (*work.shorter, *work.budgets):
             if Run(work.name, EVOLVED, budget, work.rates[0], seed) not in store.rows:
                 _keep(store, *evolved(work, budget, seed))
     for seed in range(1, seeds):

@@ -110,6 +110,11 @@ class RunContext:
         """Which part of the budget is spent."""
         return self.loop.progress
 
+    @property
+    def held_until(self) -> float:
+        """Part of the budget up to which the learning rate is held."""
+        return self.loop.held_until
+
     def losses(self, since: float) -> list[tuple[float, float, float]]:
         """Returns the training losses since a step: steps of each stretch, mean logarithm of the step, mean loss."""
         return self.curve.points(since)

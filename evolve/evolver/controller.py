@@ -156,6 +156,7 @@ class MutationController:
         self.new_parameters.after_step()
         self.loop.count(measured is not None)
         self.proposer.watch(loss)
+        self.events.emit(*self._forecasts())
         if not self.testing:
             self._back = None  # the first step after a mutation went well
         if measured is not None:
@@ -194,13 +195,16 @@ class MutationController:
             self._records = self._records + applied
         elif applied:
             self._back, self._records = back, applied
-        news, records = self.proposer.policy.news(), self.lineage.records[first:]
+        news, records = self._forecasts(), self.lineage.records[first:]
         if not records and not self.proposer.ahead and self._stopping():  # broken off: a resumed run makes it anew
             self.proposer.policy.load_state(policy)
             self._timing.due, news = reason, []
-        told = (ForecastMade(self._run, *one) for one in news)
-        self.events.emit(*told, *(MutationTried(self._run, record) for record in records))
+        self.events.emit(*news, *(MutationTried(self._run, record) for record in records))
         return records
+
+    def _forecasts(self) -> list[ForecastMade]:
+        """Returns what the policy has looked ahead to, or what became of it, since it was last asked."""
+        return [ForecastMade(self._run, *one) for one in self.proposer.policy.news()]
 
     def _attempt(self, reason: str) -> str | None:
         """Makes attempts; returns why everything has to go back, where memory ran out after a change."""

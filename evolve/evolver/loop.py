@@ -158,6 +158,11 @@ class Loop:
         return self._steps is not None
 
     @property
+    def held_until(self) -> float:
+        """Part of the training up to which the learning rate is held; 1 where nothing is known of that."""
+        return 1.0
+
+    @property
     def flops_per_sample(self) -> int | None:
         """FLOPs of a forward pass of one sample, 0 where they cannot be counted; None where the loop counts none."""
         return None

@@ -71,6 +71,7 @@ class Proposer:
         """Takes note of the loss of a step; its value is waited for only where the policy looks at it."""
         if self.policy.needs_losses:
             self.curve.add(self._loop.step, float(loss))
+            self.policy.heard(self._loop.step, float(loss), self._loop.progress)
 
     def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.

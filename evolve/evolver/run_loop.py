@@ -26,6 +26,7 @@ from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import detached
 from evolve.training import TrainState, evaluate, place, place_model, train_step
+from evolve.training.lr_curves import held_until
 from evolve.training.snapshot import Stateful
 from evolve.training.step import Evaluated, EvaluationMeter, evaluated, follow_schedule
 
@@ -91,6 +92,11 @@ class RunLoop(Loop):
     def knows_progress(self) -> bool:
         """A run has a budget."""
         return True
+
+    @property
+    def held_until(self) -> float:
+        """Part of the budget up to which the learning rate is held."""
+        return held_until(self.state.scheduler)
 
     @property
     def flops_per_sample(self) -> int:

@@ -124,6 +124,10 @@ class PolicyContext(Protocol):
     def progress(self) -> float:
         """Which part of the budget is spent, from 0 to 1."""
 
+    @property
+    def held_until(self) -> float:
+        """Part of the budget up to which the learning rate is held; 1 where nothing is known of that."""
+
     def losses(self, since: float) -> Sequence[tuple[float, float, float]]:
         """Returns the training losses since a step: steps of each stretch, mean logarithm of the step, mean loss."""
 
@@ -165,7 +169,7 @@ class Policy(Watching, Registered, ABC):
     Attributes:
         name: Registered name.
         Options: Typed options.
-        needs_losses: Whether it looks at the training losses of single steps.
+        needs_losses: Whether it looks at the training losses of single steps, which `heard` is told.
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
@@ -177,6 +181,15 @@ class Policy(Watching, Registered, ABC):
     @abstractmethod
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns what to try next, or None for nothing. `candidates` is never empty."""
+
+    def heard(self, step: int, loss: float, progress: float) -> None:
+        """Takes note of the training loss of a step.
+
+        Args:
+            step: Optimizer steps made, this one included.
+            loss: Its loss.
+            progress: Which part of the budget is spent.
+        """
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns what it has looked ahead to since it was last asked: a sentence and figures (JSON values) of each."""

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Race, policies
-from evolve.policies.projection import Estimate, Foreseen, Outlook, lead, outlook, slope, way, written
+from evolve.policies.projection import Estimate, Foreseen, Outlook, Realised, lead, outlook, place, slope, way, written
 from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ _FEWEST = 40  # steps of a run before which nothing is said of its end
 _EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind where steps are not what is short
 _SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
+_LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
 
 
 @policies.register("forecast")
@@ -57,6 +58,8 @@ class Forecast(Policy):
         super().__init__(**options)
         self._settled = False  # a larger model is so far behind that no further race is worth its cost
         self._spent = 0.0  # part of the budget that went into copies which came to nothing
+        self._expected: list[float] = []  # up to which part of the budget; loss and standard error
+        self._came: list[float] = [0, 0.0]  # steps shortly before that, and the sum of their losses
         self._news: list[tuple[str, dict[str, Any]]] = []
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
@@ -108,9 +111,11 @@ class Forecast(Policy):
             slope=(found.slope.value, found.slope.error),
             lead=(found.lead.value, found.lead.error),
             needed=found.needed,
-            ends=[(end.value, end.error) for end in found.ends],
+            until=_until(context),
+            ends=[(end.value, end.error) for end in found.told],
             grows=grows,
         )
+        self._expected = [foreseen.until, *foreseen.expected]
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += len(race.own.losses) * (race.own if grows else race.child).price
         if not grows:
@@ -119,10 +124,24 @@ class Forecast(Policy):
             return None
         others = [
             Weighed(operator=candidate.operator if growths else "", value=end.value, note=_told(growths, end))
-            for growths, end in enumerate(found.ends)
+            for growths, end in enumerate(found.told)
             if growths != 1
         ]
-        return Choice(candidate, "loss at the end of the budget", grown.value, _told(1, grown), others)
+        by, told = f"loss {place(foreseen.until)}", found.told[1]
+        return Choice(candidate, by, told.value, _told(1, told), others)
+
+    def heard(self, step: int, loss: float, progress: float) -> None:
+        """Notes what a loss comes to that was forecast."""
+        if not self._expected or progress <= self._expected[0] - _LAST:
+            return
+        until, *expected = self._expected
+        if progress <= until or not self._came[0]:
+            self._came = [self._came[0] + 1, self._came[1] + loss]
+        if progress >= until:
+            count, total = self._came
+            found = Realised(step=step, progress=until, loss=total / count, steps=int(count), expected=tuple(expected))
+            self._news.append((found.told(), found.model_dump()))
+            self._expected, self._came = [], [0, 0.0]
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns the races since it was last asked."""
@@ -131,11 +150,17 @@ class Forecast(Policy):
 
     def state(self) -> dict[str, Any]:
         """Returns what races have cost, and whether there is to be another."""
-        return {"settled": self._settled, "spent": self._spent}
+        return {
+            "settled": self._settled,
+            "spent": self._spent,
+            "expected": self._expected,
+            "came": self._came,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned."""
         self._settled, self._spent = state["settled"], state["spent"]
+        self._expected, self._came = list(state["expected"]), list(state["came"])
 
 
 def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
@@ -148,8 +173,15 @@ def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
     half = steps // 2
     level = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
     level -= present.value * math.log((start + steps) / (start + (steps + half) / 2))
-    left = 1 - context.progress  # the race is counted in it
-    return outlook(level, present, *ahead, start + steps, left / own.price, race.child.price / own.price)
+    left, held = (  # the race is counted in it
+        (until - context.progress) / own.price for until in (1.0, _until(context) - _LAST / 2)
+    )
+    return outlook(level, present, *ahead, start + steps, left, held, race.child.price / own.price)
+
+
+def _until(context: PolicyContext) -> float:
+    """Part of the budget up to which the learning rate is held; all of it where it falls already."""
+    return context.held_until if context.progress < context.held_until - _LAST else 1.0
 
 
 def _plenty(context: PolicyContext) -> bool:

@@ -50,6 +50,7 @@ class Outlook:
         gain: How much lower the larger one ends.
         ends: The losses at the end without growth, after one, two and more; of training batches at the learning rate of
             the race: where the learning rate falls at the end, all of them end lower.
+        told: The same where the learning rate is held no longer, at the end where it is held all the time.
     """
 
     slope: Estimate
@@ -58,6 +59,7 @@ class Outlook:
     needed: float
     gain: Estimate
     ends: Sequence[Estimate]
+    told: Sequence[Estimate]
 
 
 class Foreseen(BaseModel):
@@ -70,7 +72,8 @@ class Foreseen(BaseModel):
         cost: Cost of a step of the larger model in steps of the model as it was.
         slope: See `Outlook`, with its standard error; likewise `lead`.
         needed: See `Outlook`.
-        ends: See `Outlook`, each with its standard error.
+        until: Part of the budget at the end of which `ends` are: up to it the learning rate is held.
+        ends: Training losses there without growth, after one, two and more, each with its standard error.
         grows: Whether the larger model was taken.
     """
 
@@ -84,16 +87,50 @@ class Foreseen(BaseModel):
     slope: tuple[float, float]
     lead: tuple[float, float]
     needed: float
+    until: float
     ends: list[tuple[float, float]]
     grows: bool
+
+    @property
+    def expected(self) -> tuple[float, float]:
+        """The loss that is to come of what was decided, and its standard error."""
+        return self.ends[1] if self.grows else self.ends[0]
 
     def told(self) -> str:
         """Returns it in a sentence."""
         kept, grown = (written(*end) for end in self.ends[:2])
         return (
-            f"forecast of the loss at the end: {grown} with {self.operator}, {kept} as it is; the model "
+            f"forecast of the loss {place(self.until)}: {grown} with {self.operator}, {kept} as it is; the model "
             f"{'grows' if self.grows else 'stays'}"
         )
+
+
+class Realised(BaseModel):
+    """What a loss came to that had been forecast, as it is kept with a run.
+
+    Attributes:
+        step: Optimizer steps made by then; likewise `progress`, the part of the budget that was spent.
+        loss: Mean training loss of the last steps before that.
+        steps: How many steps these were.
+        expected: What had been forecast, and its standard error: by the last forecast.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    step: int
+    progress: float
+    loss: float
+    steps: int
+    expected: tuple[float, float]
+
+    def told(self) -> str:
+        """Returns it in a sentence."""
+        return f"the loss {place(self.progress)} came to {self.loss:.4g}; forecast were {written(*self.expected)}"
+
+
+def place(progress: float) -> str:
+    """Returns which part of the budget is spent, in words."""
+    return "at the end" if progress >= 1 else f"at {progress:.0%} of the budget, where the learning rate begins to fall"
 
 
 def written(value: float, error: float) -> str:
@@ -102,7 +139,7 @@ def written(value: float, error: float) -> str:
 
 
 def outlook(
-    level: float, slope: Estimate, gap: Estimate, lead: Estimate, steps: float, left: float, ratio: float
+    level: float, slope: Estimate, gap: Estimate, lead: Estimate, steps: float, left: float, held: float, ratio: float
 ) -> Outlook:
     """Follows a model and larger ones to the end of a budget.
 
@@ -113,18 +150,20 @@ def outlook(
         lead: How much faster that one falls.
         steps: Made so far.
         left: Steps of the model as it is that the rest of the budget pays for.
+        held: Those of them in which the learning rate is held.
         ratio: Cost of a step of the larger one in steps of the model as it is.
     """
-    ways = [way(steps, left / ratio**growths) for growths in range(SIZES + 1)]
-    ends = []
-    for growths, far in enumerate(ways):
-        more = sum(NEXT**k for k in range(growths))
+
+    def after(growths: int, ahead: float) -> Estimate:
+        far, more = way(steps, ahead / ratio**growths), sum(NEXT**k for k in range(growths))
         fall = slope.times(far) + lead.times(more * far) + gap.times(more)
-        ends.append(Estimate(level - fall.value, fall.error))
-    kept, grown = ways[:2]
+        return Estimate(level - fall.value, fall.error)
+
+    kept, grown = way(steps, left), way(steps, left / ratio)
     gain = gap + lead.times(grown) + slope.times(grown - kept)
     needed = (slope.value * (kept - grown) - gap.value) / grown if grown else math.inf
-    return Outlook(slope, gap, lead, needed, gain, ends)
+    ends, told = ([after(growths, ahead) for growths in range(SIZES + 1)] for ahead in (left, held))
+    return Outlook(slope, gap, lead, needed, gain, ends, told)
 
 
 def way(steps: float, left: float) -> float:

@@ -63,3 +63,30 @@ def fronts(individuals: Sequence[Individual]) -> list[list[Individual]]:
         found.append(best)
         left = rest
     return found
+
+
+def preferred(individuals: Sequence[Individual]) -> list[int]:
+    """Returns ids in the crowded-comparison order of NSGA-II (Deb et al. 2002): by front, then by crowding.
+
+    Of equals the first is preferred.
+    """
+    order = []
+    for front in fronts(individuals):
+        crowding = crowding_distances([each.values or () for each in front])
+        order += [
+            each.id for _, each in sorted(zip(crowding, front, strict=True), key=lambda pair: (-pair[0], pair[1].id))
+        ]
+    return order
+
+
+def crowding_distances(values: Sequence[Sequence[float]]) -> list[float]:
+    """Returns for each of a front how far apart its neighbours are, over all objectives; infinite at the ends."""
+    distances = [0.0] * len(values)
+    for objective in zip(*values, strict=True):
+        order = sorted(range(len(objective)), key=objective.__getitem__)
+        span = objective[order[-1]] - objective[order[0]]
+        distances[order[0]] = distances[order[-1]] = math.inf
+        for before, each, after in zip(order, order[1:], order[2:], strict=False):
+            if 0 < span < math.inf:
+                distances[each] += (objective[after] - objective[before]) / span
+    return distances

@@ -14,7 +14,7 @@ from evolve.errors import EvolveError
 from evolve.population.algorithms.base import Algorithm
 from evolve.population.halving import Halving
 from evolve.population.individual import Individual, Proposal
-from evolve.population.objectives import front
+from evolve.population.objectives import front, preferred
 
 _VAIN = 200  # times in a row that nothing new was found, after which the space is taken to be searched through
 
@@ -45,7 +45,7 @@ class Planner:
         seed: Of the evaluations.
         halving: Which children are trained longer; None for none.
         again: Share of the budget, at its end, in which the best few are evaluated again.
-        best: How many they are at first; with several objectives all of the front are, if these are more.
+        best: How many they are at first; with several objectives all of the front are, if those are more.
 
     Attributes:
         gone: Ids of those whose weights are deleted: whatever becomes of the others, they are no longer among the best.
@@ -127,16 +127,16 @@ class Planner:
         return {*self.algorithm.living(), *self.out, *parents, *promoted, *self.finalists, *self.top()}
 
     def top(self) -> list[int]:
-        """Returns the ids of the best few: with several objectives the front, all of it, before those next to it.
+        """Returns the ids of the best few: with several objectives the front, all of it, then those that come next.
 
-        With one objective finalists come first: of who was evaluated once the best was lucky as well.
+        With several, these are the next fronts, and of the last one who stands alone, so that there are some of every
+        kind. With one objective finalists come first: of who was evaluated once the best was lucky as well.
         """
         done = [each for each in self.individuals.values() if each.values and each.id not in self.gone]
+        if done and len(done[0].values or ()) > 1:
+            return preferred(done)[: max(self.best, len(front(done)))]
         ranked = [each.id for each in sorted(done, key=lambda each: (-each.value, each.id))]
-        if not done or len(done[0].values or ()) == 1:
-            return sorted(ranked, key=lambda each: each not in self.finalists)[: self.best]
-        first = [each.id for each in front(done)]
-        return first + [each for each in ranked if each not in first][: max(0, self.best - len(first))]
+        return sorted(ranked, key=lambda each: each not in self.finalists)[: self.best]
 
     def state(self) -> dict[str, Any]:
         """Returns what proposing has moved, as JSON values."""

@@ -1,58 +1,77 @@
-"""What a run expected of the end of its budget, and what it came to."""
+"""What a run expected of its end, and what it came to."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from evolve.policies.projection import Foreseen, written
+from evolve.policies.projection import Foreseen, Realised, written
 from evolve.report.printable import one_line
 from evolve.training.run_files import FORECASTS
 
-HEADINGS = ("step", "lead", "needed", "as it is", "grown", "decision", "came to")
+HEADINGS = ("step", "lead", "needed", "where", "as it is", "grown", "decision", "came to")
+_LINE: TypeAdapter[Foreseen | Realised] = TypeAdapter(Foreseen | Realised)
 
 
-def read_forecasts(folder: Path) -> list[Foreseen]:
+@dataclass(frozen=True)
+class Forecasts:
+    """The forecasts of a run.
+
+    Attributes:
+        made: What was expected, in the order in which it was.
+        came: What the last of them came to; None where the run has not come so far.
+    """
+
+    made: list[Foreseen] = field(default_factory=list)
+    came: Realised | None = None
+
+
+def read_forecasts(folder: Path) -> Forecasts:
     """Returns the forecasts of a run folder, none where it has none; lines that hold none are left out."""
-    file, found = folder / FORECASTS, []
+    file, made, came = folder / FORECASTS, [], None
     for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
-            one = Foreseen.model_validate_json(line)
+            one = _LINE.validate_json(line)
         except ValidationError:  # half a line at the end, of a run that was killed
             continue
-        found += [one] if len(one.ends) > 1 else []
-    return found
+        if isinstance(one, Realised):
+            came = one
+        elif len(one.ends) > 1:
+            made.append(one)
+    return Forecasts(made, came)
 
 
-def forecast_rows(forecasts: list[Foreseen], metrics: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Returns what was expected, and the training loss of the last epoch: a cell for each of `HEADINGS`.
+def forecast_rows(forecasts: Forecasts, most: int | None = None) -> list[tuple[str, ...]]:
+    """Returns what was expected and what the loss came to: a cell for each of `HEADINGS`.
 
     Args:
-        forecasts: What was expected.
-        metrics: One mapping for each epoch.
+        forecasts: Those of a run.
+        most: How many of the last are told; None for all.
     """
-    came_to = metrics[-1].get("train_loss") if metrics else None
+    came = forecasts.came
+    made = forecasts.made if most is None else forecasts.made[-most:]
     return [
         (
             str(one.step),
             f"{one.lead[0]:.3g}",
             f"{one.needed:.3g}",
+            "the end" if one.until >= 1 else f"{one.until:.0%}",
             *(written(*end) for end in one.ends[:2]),
             one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays"),
-            "-" if came_to is None else f"{came_to:.4g}",
+            "-" if came is None or came.progress != one.until else f"{came.loss:.4g}",
         )
-        for one in forecasts
+        for one in made
     ]
 
 
 def forecast_table(rows: list[tuple[str, ...]]) -> RenderableType:
     """Returns the rows as a table for the terminal."""
-    table = Table(title="Forecasts of the training loss at the end", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Forecasts of the training loss", title_justify="left", box=None, pad_edge=False)
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "decision" else "right", no_wrap=True)
     for row in rows:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from evolve.errors import EvolveError
 from evolve.lineage import Lineage, Record
-from evolve.policies.projection import Foreseen
-from evolve.report.forecasts import read_forecasts
+from evolve.report.forecasts import Forecasts, read_forecasts
 from evolve.training.architecture import Architecture
 from evolve.training.environment import ENVIRONMENT, Environment
 from evolve.training.folder import read_file
@@ -39,7 +38,7 @@ class RunData:
         environment: With what it was trained; without sessions where that was not written down.
         architecture: What the model was before and after; empty where that was not written down.
         config: The text of its configuration, "" where there is none.
-        forecasts: What it expected of the end of the budget.
+        forecasts: What it expected of its end, and what it came to.
     """
 
     folder: Path
@@ -51,7 +50,7 @@ class RunData:
     environment: Environment = field(default_factory=Environment)
     architecture: Architecture = field(default_factory=Architecture)
     config: str = ""
-    forecasts: list[Foreseen] = field(default_factory=list)
+    forecasts: Forecasts = field(default_factory=Forecasts)
 
     @property
     def watched(self) -> str | None:

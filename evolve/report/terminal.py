@@ -29,8 +29,8 @@ def run_report(run: RunData) -> Group:
     if run.unreadable:
         parts += [Text(f"{run.unreadable} lines of metrics.jsonl are unreadable and left out.", style="yellow"), Text()]
     parts += [*_curves(run), Text(), _mutations(run.records), Text()]
-    if run.forecasts:
-        parts += [forecast_table(forecast_rows(run.forecasts, run.metrics)), Text()]
+    if run.forecasts.made:
+        parts += [forecast_table(forecast_rows(run.forecasts)), Text()]
     return Group(*parts, _summary(run))
 
 

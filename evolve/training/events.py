@@ -104,11 +104,12 @@ class MutationTried(Event):
 
 @dataclass(frozen=True)
 class ForecastMade(Event):
-    """A policy has looked ahead to the end of the budget, whether a mutation follows or not.
+    """A policy has looked ahead to the end of the budget, whether a mutation follows or not, or it has come to that.
 
     Attributes:
-        text: What it expects and what it does, in a sentence.
-        facts: The figures, as JSON values; those of the policy `forecast` are in `evolve.policies.projection.Foreseen`.
+        text: What it expects and what it does, or what became of it, in a sentence.
+        facts: The figures, as JSON values; those of the policy `forecast` are in `evolve.policies.projection`, as
+            `Foreseen` and `Realised`.
     """
 
     text: str

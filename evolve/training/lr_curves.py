@@ -45,6 +45,11 @@ class StableDecayLR(LRScheduler):
         self.decay = max(1, round(decay * total_steps if decay < 1 else decay))
         super().__init__(optimizer)
 
+    @property
+    def held(self) -> int:
+        """Steps before the rate begins to fall."""
+        return self.total_steps - self.decay
+
     def get_lr(self) -> list[Any]:
         """Returns the learning rate of each group at this step."""
         x = min(1.0, max(0.0, (self.last_epoch - self.total_steps + self.decay) / self.decay))
@@ -114,3 +119,13 @@ class WarmupLR(LRScheduler):
         self.steps, self.last_epoch = state_dict["steps"], state_dict["last_epoch"]
         self._goal = list(state_dict["goal"])
         self.schedule.load_state_dict(state_dict["schedule"])
+
+
+def held_until(schedule: Any) -> float:
+    """Returns the part of a run up to which the learning rate is held; 1 where nothing is known of that."""
+    warmup = 0
+    if isinstance(schedule, WarmupLR):
+        warmup, schedule = schedule.steps, schedule.schedule
+    if not isinstance(schedule, StableDecayLR):
+        return 1.0
+    return (warmup + schedule.held) / (warmup + schedule.total_steps)

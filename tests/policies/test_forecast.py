@@ -48,7 +48,7 @@ def test_the_errors_of_gap_and_lead_are_those_of_noise():
 
 def test_both_losses_are_followed_to_the_end():
     slope, gap, extra = Estimate(0.3, 0.0), Estimate(0.02, 0.0), Estimate(0.1, 0.01)
-    found = outlook(2.0, slope, gap, extra, steps=100, left=900, ratio=2.0)
+    found = outlook(2.0, slope, gap, extra, steps=100, left=900, held=700, ratio=2.0)
     ways = [(1 - more**-EXPONENT) / EXPONENT for more in (10, 5.5, 3.25)]
     assert found.ends[0].value == pytest.approx(2 - 0.3 * ways[0])
     assert found.ends[1].value == pytest.approx(2 - 0.02 - 0.4 * ways[1])
@@ -56,15 +56,16 @@ def test_both_losses_are_followed_to_the_end():
     assert found.ends[2].value == pytest.approx(2 - 0.02 * (1 + NEXT) - (0.3 + 0.1 * (1 + NEXT)) * ways[2])
     assert found.gain.value == pytest.approx(found.ends[0].value - found.ends[1].value)
     assert found.gain.error == pytest.approx(found.ends[1].error)
+    assert found.told[1].value == pytest.approx(2 - 0.02 - 0.4 * (1 - 4.5**-EXPONENT) / EXPONENT)
 
 
 def test_with_the_lead_that_is_needed_both_end_alike():
     nothing = Estimate(0.0, 0.0)
-    needed = outlook(2.0, Estimate(0.3, 0.0), Estimate(-0.03, 0.0), nothing, 100, 900, 2.0).needed
-    found = outlook(2.0, Estimate(0.3, 0.0), Estimate(-0.03, 0.0), Estimate(needed, 0.0), 100, 900, 2.0)
+    needed = outlook(2.0, Estimate(0.3, 0.0), Estimate(-0.03, 0.0), nothing, 100, 900, 900, 2.0).needed
+    found = outlook(2.0, Estimate(0.3, 0.0), Estimate(-0.03, 0.0), Estimate(needed, 0.0), 100, 900, 900, 2.0)
     assert found.ends[0].value == pytest.approx(found.ends[1].value)
     assert found.gain.value == pytest.approx(0, abs=1e-12)
-    assert outlook(2.0, Estimate(0.3, 0.0), nothing, Estimate(0.1, 0.0), 100, 0.0, 2.0).needed == math.inf
+    assert outlook(2.0, Estimate(0.3, 0.0), nothing, Estimate(0.1, 0.0), 100, 0.0, 0.0, 2.0).needed == math.inf
 
 
 def test_a_curve_keeps_means_of_stretches_and_comes_back_from_json():
@@ -85,7 +86,7 @@ def test_a_curve_keeps_means_of_stretches_and_comes_back_from_json():
 class _Context:
     """A run of 100 steps, at a tenth of its budget, whose larger model has a given lead."""
 
-    step, progress, tried = 100, 0.1, ()
+    step, progress, tried, held_until = 100, 0.1, (), 0.8
 
     def __init__(
         self,
@@ -122,7 +123,8 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
     assert choice.candidate == STACK
     assert context.raced == [("stack", 40)]
     assert [one.operator for one in choice.others] == ["", "stack", "stack", "stack"]
-    assert policy.state() == {"settled": False, "spent": pytest.approx(0.04)}
+    assert not policy.state()["settled"]
+    assert policy.state()["spent"] == pytest.approx(0.04)
 
     policy, context = Forecast(look=0.4), _Context(lead=0.001)
     assert policy.choose([STACK, WIDEN], context) is None
@@ -134,7 +136,8 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
     assert not facts["grows"]
     assert facts["lead"][0] == pytest.approx(0.001)
     assert policy.news() == []
-    assert policy.state() == {"settled": False, "spent": pytest.approx(0.08)}
+    assert not policy.state()["settled"]
+    assert policy.state()["spent"] == pytest.approx(0.08)
 
 
 def test_it_stays_where_the_larger_one_has_not_made_up_for_its_birth_and_races_no_more():
@@ -191,6 +194,35 @@ def test_it_stays_where_the_larger_one_is_ahead_but_too_dear():
     assert Forecast(look=0.4).choose([STACK], context) is None
 
 
+def test_what_was_forecast_is_told_beside_what_it_came_to():
+    policy = Forecast(look=0.4)
+    policy.heard(1, 9.0, 0.01)  # nothing was forecast yet
+    policy.choose([STACK], _Context(lead=0.5))
+    ((text, facts),) = policy.news()
+    assert "at 80% of the budget, where the learning rate begins to fall" in text
+    assert facts["until"] == 0.8
+    for step, (loss, progress) in enumerate([(9.0, 0.5), (2.0, 0.76), (1.0, 0.8)], start=101):
+        policy.heard(step, loss, progress)
+        again = Forecast(look=0.4)
+        again.load_state(json.loads(json.dumps(policy.state())))
+    again.heard(104, 5.0, 0.9)  # it was told before
+    assert again.news() == []
+    ((text, came),) = policy.news()
+    assert came == {"step": 103, "progress": 0.8, "loss": 1.5, "steps": 2, "expected": tuple(facts["ends"][1])}
+    assert "begins to fall came to 1.5; forecast were" in text
+
+
+def test_the_end_is_forecast_where_the_learning_rate_falls_already_or_is_never_held():
+    for held in (0.12, 1.0):
+        context, policy = _Context(lead=0.5), Forecast(look=0.4)
+        context.held_until = held
+        policy.choose([STACK], context)
+        assert policy.news()[0][1]["until"] == 1
+        policy.heard(150, 3.0, 0.9)
+        policy.heard(200, 2.0, 1.0)
+        assert policy.news()[0][1]["loss"] == 2
+
+
 def test_the_next_operator_races_where_one_is_refused():
     context = _Context(lead=0.5, refused=("stack",))
     assert Forecast().choose([STACK, WIDEN], context).candidate == WIDEN
@@ -239,7 +271,9 @@ def test_a_run_goes_on_behind_the_batches_of_a_race():
     evolver = _evolver()
     evolver.controller.events.listen(told.append, evolve.training.events.ForecastMade)
     evolver.run()
-    (one,) = told
+    one, came = told
+    assert came.facts["expected"] == one.facts["ends"][0]
+    assert came.facts["loss"] == pytest.approx(one.facts["ends"][0][0], rel=0.2)
     assert one.facts["operator"] == "widen"  # an MLP has no blocks that are alike
     assert one.facts["cost"] == pytest.approx(2, abs=0.2)
     assert not one.facts["grows"]

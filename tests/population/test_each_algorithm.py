@@ -6,8 +6,8 @@ import pytest
 
 from evolve.population.algorithms import algorithms
 from evolve.population.algorithms.map_elites import quantiles
-from evolve.population.algorithms.nsga2 import crowding_distances, preferred
 from evolve.population.individual import Edit, Individual
+from evolve.population.objectives import crowding_distances, preferred
 from evolve.testing.toy_spaces import Growing, Letters
 
 WORDS = ["aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"]

@@ -82,12 +82,13 @@ def test_a_run_from_the_command_line(tmp_path):
 
 def test_forecasts_stand_beside_what_the_run_came_to(tmp_path):
     facts = {"step": 60, "progress": 0.06, "operator": EVIL, "steps": 20, "cost": 1.78, "slope": [0.3, 0.02]}
-    facts |= {"lead": [0.1, 0.01], "needed": 0.05, "grows": True, "ends": [[0.61, 0.02], [0.52, 0.01]]}
-    page = page_of(folder(tmp_path, forecasts__jsonl=json.dumps(facts) + "\n"))
+    facts |= {"lead": [0.1, 0.01], "needed": 0.05, "grows": True, "until": 0.8, "ends": [[0.61, 0.02], [0.52, 0.01]]}
+    came = {"step": 800, "progress": 0.8, "loss": 0.53, "steps": 50, "expected": [0.52, 0.01]}
+    page = page_of(folder(tmp_path, forecasts__jsonl=json.dumps(facts) + "\n" + json.dumps(came) + "\n"))
     text = " ".join(page.text.split())
-    assert "Forecasts of the training loss at the end" in text
-    assert "600.10.050.61 ± 0.0260.52 ± 0.013" in text
-    assert "for 1.78 times the cost0.5" in text
+    assert "Forecasts of the training loss" in text
+    assert "600.10.0580%0.61 ± 0.0260.52 ± 0.013" in text
+    assert "for 1.78 times the cost0.53" in text
     assert "Forecasts" not in page_of(folder(tmp_path / "none")).text
 
 

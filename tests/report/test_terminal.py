@@ -167,12 +167,15 @@ def test_several_runs_are_a_table(tmp_path):
 def test_forecasts_are_told_beside_what_the_run_came_to(tmp_path):
     folder(tmp_path)
     facts = {"step": 60, "progress": 0.06, "operator": "stack", "steps": 20, "cost": 1.78, "slope": [0.3, 0.02]}
-    facts |= {"lead": [0.1, 0.01], "needed": 0.05, "grows": True, "ends": [[0.61, 0.02], [0.52, 0.01], [0.7, 0.1]]}
-    (tmp_path / "forecasts.jsonl").write_text(json.dumps(facts) + "\n" + '{"step": 6')  # killed as it wrote
+    facts |= {"lead": [0.1, 0.01], "needed": 0.05, "grows": True, "until": 1.0}
+    facts["ends"] = [[0.61, 0.02], [0.52, 0.01], [0.7, 0.1]]
+    came = {"step": 900, "progress": 1.0, "loss": 0.53, "steps": 50, "expected": [0.52, 0.01]}
+    lines = [json.dumps(facts), json.dumps(came), '{"step": 6']  # killed as it wrote
+    (tmp_path / "forecasts.jsonl").write_text("\n".join(lines))
     text = shown(tmp_path)
-    assert "60   0.1    0.05  0.61 ± 0.026  0.52 ± 0.013  stack, for 1.78 times the cost      0.5" in text
+    assert "60   0.1    0.05  the end  0.61 ± 0.026  0.52 ± 0.013  stack, for 1.78 times the cost     0.53" in text
     (tmp_path / "forecasts.jsonl").write_text(json.dumps(facts | {"grows": False}) + "\n")
     assert "0.52 ± 0.013  stays" in shown(tmp_path)
     odd = [facts | {"ends": [[0.61, 0.02]]}, facts | {"operator": "[b]mine[/b]", "needed": float("inf")}]
     (tmp_path / "forecasts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in odd))
-    assert "60   0.1     inf  0.61 ± 0.026  0.52 ± 0.013  [b]mine[/b], for 1.78" in shown(tmp_path)
+    assert "60   0.1     inf  the end  0.61 ± 0.026  0.52 ± 0.013  [b]mine[/b], for 1.78" in shown(tmp_path)

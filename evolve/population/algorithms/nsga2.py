@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
 from evolve.population.algorithms.base import Algorithm, algorithms
 from evolve.population.individual import Individual, Population, Proposal
-from evolve.population.objectives import fronts
+from evolve.population.objectives import preferred
 from evolve.population.rates import Rates
 from evolve.population.space import Space
 from evolve.registry import TypedOptions
@@ -72,27 +71,3 @@ class Nsga2(Algorithm):
     def _winner(self) -> Individual:
         places = [self.chance.randrange(len(self._order)) for _ in range(2)]
         return self.population.members[self._order[min(places)]]
-
-
-def preferred(individuals: Sequence[Individual]) -> list[int]:
-    """Returns ids in the crowded-comparison order of NSGA-II: by front, then by crowding, of equals the first."""
-    order = []
-    for front in fronts(individuals):
-        crowding = crowding_distances([each.values or () for each in front])
-        order += [
-            each.id for _, each in sorted(zip(crowding, front, strict=True), key=lambda pair: (-pair[0], pair[1].id))
-        ]
-    return order
-
-
-def crowding_distances(values: Sequence[Sequence[float]]) -> list[float]:
-    """Returns for each of a front how far apart its neighbours are, over all objectives; infinite at the ends."""
-    distances = [0.0] * len(values)
-    for objective in zip(*values, strict=True):
-        order = sorted(range(len(objective)), key=objective.__getitem__)
-        span = objective[order[-1]] - objective[order[0]]
-        distances[order[0]] = distances[order[-1]] = math.inf
-        for before, each, after in zip(order, order[1:], order[2:], strict=False):
-            if 0 < span < math.inf:
-                distances[each] += (objective[after] - objective[before]) / span
-    return distances

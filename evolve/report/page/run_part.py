@@ -57,7 +57,7 @@ def run_part(run: RunData, detail: Detail) -> dict[str, Any]:
         "left_out": len(run.records) - len(shown),
         "metric": run.watched,
         "paid": [_paid(one, run.watched) for one in what_paid(run)],
-        "forecasts": forecast_rows(run.forecasts[-detail.rows :], run.metrics),
+        "forecasts": forecast_rows(run.forecasts, detail.rows),
         "forecast_headings": HEADINGS,
         "architecture": compare(run.architecture.first, run.architecture.last)[: detail.modules],
         "blocks": _blocks(run),
