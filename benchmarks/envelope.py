@@ -9,37 +9,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from family import EVOLVED, Store, Workload
+from family import EVOLVED, IN_SECONDS, Store, Workload
 from timing import spread, told
 
 
 def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
     """Tells, budget by budget, where the evolved run ends beside the best fixed member; returns the cases.
 
-    Beside it in FLOPs, and in CPU seconds: against what the fixed members reach in the seconds that the evolved run
-    took, between their budgets interpolated in the logarithm. And how many times fewer seconds evolved runs take to
-    what the largest member reaches.
+    That is the run whose budget is in FLOPs; and the one whose budget is in seconds, beside what the fixed members
+    reach in the CPU seconds that it took, between their budgets interpolated in the logarithm. And how many times fewer
+    seconds evolved runs take to what the largest member reaches.
     """
     sign = 1 if work.better == "min" else -1
     largest = max(work.members, key=lambda member: work.flops(work.make(member)))
     cases = []
     for budget in work.budgets:
-        ours = store.figures(work.name, EVOLVED, budget, "test")
+        ours, timed = (store.figures(work.name, arm, budget, "test") for arm in (EVOLVED, IN_SECONDS))
         found = {member: store.figures(work.name, member, budget, "test") for member in work.members}
         means = {member: statistics.fmean(figures) for member, figures in found.items() if figures}
-        if not means or not ours:
+        if not means or not ours or not timed:
             continue
         best = min(means, key=lambda member: sign * means[member])
-        cpu = store.seconds(work.name, EVOLVED, budget)
+        cpu = store.seconds(work.name, IN_SECONDS, budget)
         reached = {member: _reached(points(work, store, member, budget), cpu) for member in means}
         fastest = min(reached, key=lambda member: sign * reached[member])
-        regret, regret_cpu = (sign * (statistics.fmean(ours) - value) for value in (means[best], reached[fastest]))
+        regret = sign * (statistics.fmean(ours) - means[best])
+        regret_cpu = sign * (statistics.fmean(timed) - reached[fastest])
         runs = [run for run in store.rows if run.task == work.name and run.budget == budget]
         case = {
             "name": f"{work.name}, budget {budget:g}",
             "evolved": spread(ours),
             "mean": statistics.fmean(ours),
             "sizes": [store.rows[run]["size"] for run in runs if run.arm == EVOLVED],
+            "evolved_in_seconds": spread(timed),
+            "sizes_in_seconds": [store.rows[run]["size"] for run in runs if run.arm == IN_SECONDS],
             "best_fixed": best,
             "means": means,
             "seeds": {member: len(figures) for member, figures in found.items()},
@@ -52,13 +55,16 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
             "sweep": _sweep(work, store, budget) / cpu,
             "faster": _faster(work, store, largest, budget) if largest in means else None,
         }
+        faster = f"; what {largest} reaches, {case['faster']} times faster" if case["faster"] else ""
         print(
-            f"{case['name']}: evolved {case['mean']:.3f}, by seed {told(case['evolved'])} "
-            f"({', '.join(case['sizes'])}); best fixed in FLOPs {best} {means[best]:.3f} (seeds: {len(found[best])}): "
-            f"regret {regret:+.3f} ({case['regret_percent']:+.2f} %), "
-            f"in CPU seconds {fastest} {reached[fastest]:.3f}: regret {regret_cpu:+.3f} "
-            f"({case['regret_in_seconds_percent']:+.2f} %); {cpu:.1f} s, the sweep {case['sweep']:.1f} times that"
-            + (f"; to what {largest} reaches {case['faster']} times faster" if case["faster"] else "")
+            f"{case['name']}\n"
+            f"  FLOPs: evolved {case['mean']:.3f}, {told(case['evolved'])} ({', '.join(case['sizes'])}), "
+            f"best fixed {best} {means[best]:.3f} (seeds: {len(found[best])}): regret {regret:+.3f} "
+            f"({case['regret_percent']:+.2f} %)\n"
+            f"  {cpu:.1f} CPU seconds: evolved {statistics.fmean(timed):.3f}, {told(case['evolved_in_seconds'])} "
+            f"({', '.join(case['sizes_in_seconds'])}), best fixed {fastest} {reached[fastest]:.3f}: regret "
+            f"{regret_cpu:+.3f} ({case['regret_in_seconds_percent']:+.2f} %); the sweep takes {case['sweep']:.1f} "
+            f"times that{faster}"
         )
         cases.append(case)
     return cases
@@ -75,8 +81,8 @@ def points(work: Workload, store: Store, arm: str, beside: float | None = None) 
     """
     return sorted(
         (store.seconds(work.name, arm, budget, beside), store.mean(work.name, arm, budget, "test"))
-        for budget in (*(work.shorter if arm == EVOLVED else ()), *work.budgets)
-        if store.figures(work.name, arm, budget, "test") and store.figures(work.name, EVOLVED, budget, "test")
+        for budget in (*(work.shorter if arm == IN_SECONDS else ()), *work.budgets)
+        if store.figures(work.name, arm, budget, "test") and store.figures(work.name, IN_SECONDS, budget, "test")
     )
 
 
@@ -90,11 +96,11 @@ def _reached(found: Sequence[tuple[float, float]], cpu: float) -> float:
 
 def _sweep(work: Workload, store: Store, budget: float) -> float:
     """Returns the CPU seconds of each fixed member at each learning rate, with one seed."""
-    took = store.figures(work.name, EVOLVED, budget, "step_cpu")
+    took = store.figures(work.name, IN_SECONDS, budget, "step_cpu")
     return math.fsum(
         row["steps"] * statistics.fmean(each[run.arm] for each in took)
         for run, row in store.rows.items()
-        if (run.task, run.budget, run.seed) == (work.name, budget, 0) and run.arm != EVOLVED
+        if (run.task, run.budget, run.seed) == (work.name, budget, 0) and run.arm in work.members
     )
 
 
@@ -102,7 +108,7 @@ def _faster(work: Workload, store: Store, largest: str, budget: float) -> str:
     """Returns how many times fewer CPU seconds evolved runs take to what the largest member reaches at a budget."""
     sign = 1 if work.better == "min" else -1
     goal, cpu = sign * store.mean(work.name, largest, budget, "test"), store.seconds(work.name, largest, budget)
-    found = [(seconds, sign * figure) for seconds, figure in points(work, store, EVOLVED)]
+    found = [(seconds, sign * figure) for seconds, figure in points(work, store, IN_SECONDS)]
     if found[0][1] <= goal:
         return f"more than {cpu / found[0][0]:.1f}"
     for (start, before), (end, after) in itertools.pairwise(found):
@@ -126,9 +132,11 @@ def picture(works: Sequence[tuple[Workload, Store]], path: Path, figure_name: st
 
     figure, axes = plt.subplots(1, len(works), figsize=(max(6.0, 4.0 * len(works)), 4), squeeze=False)
     for axis, (work, store) in zip(axes[0], works, strict=True):
-        for member in (*work.members, EVOLVED):
+        for member in (*work.members, IN_SECONDS):
             style = (
-                {"marker": "*", "ms": 10, "lw": 2, "color": "black"} if member == EVOLVED else {"marker": "o", "ms": 3}
+                {"marker": "*", "ms": 10, "lw": 2, "color": "black"}
+                if member == IN_SECONDS
+                else {"marker": "o", "ms": 3}
             )
             axis.plot(*zip(*points(work, store, member), strict=True), label=member, **style)
         axis.set(xscale="log", xlabel="CPU seconds, one thread", title=work.name)

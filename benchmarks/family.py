@@ -1,9 +1,11 @@
 """A family of fixed networks under `wsd`: what each of them reaches at each budget, for the benchmarks of growth.
 
-A budget is counted in FLOPs of training steps. As the learning rate is held until the last part of the budget, one run
-passes through the stable phases of all budgets: at each of them a copy of network and optimizer is set aside and
-cooled down, which gives the very run that this budget alone would have been. Runs are kept, a line of JSON each, and
-not made twice. What a fixed member costs in CPU seconds is its steps times what a step of it takes, measured in turns
+A budget is counted in FLOPs of training steps, or for one of two evolved runs in seconds. As the learning rate is held
+until the last part of the budget, one run passes through the stable phases of all budgets: at each of them a copy of
+network and optimizer is set aside and cooled down, which gives the very run that this budget alone would have been.
+Runs are kept, a line of JSON each, and not made twice.
+
+What a fixed member costs in CPU seconds is its steps times what a step of it takes, measured in turns
 right before and after an evolved run: the seconds of both sides are of the same minutes on the same machine.
 """
 
@@ -31,7 +33,7 @@ from evolve.training.lr_schedule import LrScheduleConfig
 
 WARM = 20  # steps in which the learning rate rises
 DECAY = 0.2  # part of the budget in which it falls, as 1 - sqrt(x)
-EVOLVED = "evolved"
+EVOLVED, IN_SECONDS = "evolved", "evolved, seconds"  # the unit of its budget is FLOPs, or seconds
 TURNS = 7  # in which the members' steps are timed, before and after an evolved run
 TURN = 0.02  # CPU seconds that a member's turn takes at least
 
@@ -65,7 +67,7 @@ class Workload:
         evolver: The evolver of a network, a seed and keyword arguments for it: data and task.
         scores: Figures of a seed and a network on `val`, which chooses the learning rate, and on `test`, which tells.
         better: Whether a `min` or a `max` of `val` is the best.
-        shorter: Budgets of further evolved runs, which tell how soon these reach what the largest member does.
+        shorter: Further budgets of evolved runs in seconds, which tell how soon these reach what the largest one does.
         near: How far behind the best one, in `val`, a member may be with the first seed to be trained with others too.
     """
 
@@ -136,11 +138,12 @@ class Store:
             task: Of the run, likewise `arm` and `budget`.
             arm: See above.
             budget: See above.
-            beside: Budget of the evolved runs beside which the steps of a fixed member were timed; None for its own.
+            beside: Budget of the evolved runs in seconds beside which a fixed member's steps were timed; None for its
+                own.
         """
-        if arm == EVOLVED:
+        if arm in (EVOLVED, IN_SECONDS):
             return self.mean(task, arm, budget, "cpu")
-        took = self.figures(task, EVOLVED, budget if beside is None else beside, "step_cpu")
+        took = self.figures(task, IN_SECONDS, budget if beside is None else beside, "step_cpu")
         return self.mean(task, arm, budget, "steps") * statistics.fmean(each[arm] for each in took)
 
 
@@ -203,13 +206,15 @@ def fixed(
         yield Run(work.name, member, budget, lr, seed), figures
 
 
-def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, Any]]:
-    """Makes the evolved run: the smallest member and `evolution: auto`, at the first learning rate.
+def evolved(work: Workload, arm: str, budget: float, seed: int) -> tuple[Run, dict[str, Any]]:
+    """Makes an evolved run: the smallest member and `evolution: auto`, at the first learning rate.
 
     Its CPU seconds hold all that it does. What the others take is said beside it, so that what else the machine is
-    doing slows both down alike.
+    doing slows both down alike. Where its budget is in seconds, it is what the member `unit` would take.
     """
     before = step_seconds(work, seed)
+    in_seconds = {"seconds": budget * statistics.median(before[work.unit])}
+    allowed = in_seconds if arm == IN_SECONDS else {"flops": work.allowance(budget)}
     torch.manual_seed(seed)
     model, lr = work.make(work.members[0]), work.rates[0]
     forecasts: list[Mapping[str, Any]] = []
@@ -219,7 +224,7 @@ def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, An
         {
             "optimizer": work.optimizer(model, lr),
             "lr_schedule": LrScheduleConfig(name="wsd", warmup=WARM, options={"decay": DECAY}),
-            "training": TrainingConfig(epochs=None, flops=work.allowance(budget), seed=seed),
+            "training": TrainingConfig(epochs=None, seed=seed, **allowed),
             "evolution": EvolutionConfig.model_validate("auto"),
             "progress": False,
         },
@@ -236,7 +241,7 @@ def evolved(work: Workload, budget: float, seed: int) -> tuple[Run, dict[str, An
         "steps": evolver.state.step,
         "forecasts": forecasts,
     }
-    return Run(work.name, EVOLVED, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(seed, model)}
+    return Run(work.name, arm, budget, lr, seed), {**figures, "size": work.size(model), **work.scores(seed, model)}
 
 
 def step_seconds(work: Workload, seed: int) -> dict[str, list[float]]:
@@ -275,9 +280,10 @@ def sweep(work: Workload, store: Store, seeds: int) -> None:
         for member in work.members:
             _fill(work, store, member, lr, 0, work.budgets)
     for seed in range(seeds):
-        for budget in (*work.shorter, *work.budgets):
-            if Run(work.name, EVOLVED, budget, work.rates[0], seed) not in store.rows:
-                _keep(store, *evolved(work, budget, seed))
+        for arm, budgets in ((EVOLVED, work.budgets), (IN_SECONDS, (*work.shorter, *work.budgets))):
+            for budget in budgets:
+                if Run(work.name, arm, budget, work.rates[0], seed) not in store.rows:
+                    _keep(store, *evolved(work, arm, budget, seed))
     for seed in range(1, seeds):
         for member in work.members:
             best: dict[float, list[float]] = {}

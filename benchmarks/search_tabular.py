@@ -89,7 +89,18 @@ class Table:
 def table(name: str, seed: int) -> Table:
     """Loads and splits a table."""
     x, y = TABLES[name](return_X_y=True)
-    classes = 0 if name == "diabetes" else len(set(y))
+    return split(x, y, 0 if name == "diabetes" else len(set(y)), seed)
+
+
+def split(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> Table:
+    """Splits rows, and brings them to scale.
+
+    Args:
+        x: Columns, (N, columns).
+        y: What is to be told, (N,).
+        classes: How many there are; 0 for numbers.
+        seed: Of the split.
+    """
     rest, test = train_test_split(np.arange(len(y)), test_size=0.2, random_state=seed, stratify=y if classes else None)
     train, val = train_test_split(rest, test_size=0.25, random_state=seed, stratify=y[rest] if classes else None)
     x = StandardScaler().fit(x[train]).transform(x).astype(np.float32)

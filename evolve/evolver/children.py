@@ -79,19 +79,22 @@ class ChildTrainer:
         """
         return self._surviving(candidate, lambda: self._raise(candidate, steps))
 
-    def raced(self, candidate: Candidate, steps: int) -> tuple[Child, Child] | None:
-        """Trains a copy that is not mutated and a child on the same batches; None if either came to nothing.
+    def raced(self, candidate: Candidate, steps: int, most: float) -> tuple[Child, Child] | None:
+        """Trains a child and a copy that is not mutated on the same batches; None if either came to nothing.
 
         As `raised`, but at the present learning rate, so that the losses are those of the run going on.
 
         Args:
             candidate: The child's mutation.
             steps: Optimizer steps of each.
+            most: Part of the budget that the child's may cost; both make fewer where it would be more.
         """
         made = self._surviving(candidate, lambda: self._made(candidate))
-        own = None if made is None else self._surviving(None, lambda: self._race(self._made(None), steps))
-        child = None if own is None else self._surviving(candidate, lambda: self._race(made, steps))
-        return None if own is None or child is None else (own, child)
+        child = None if made is None else self._surviving(candidate, lambda: self._race(made, steps, most))
+        if child is None:
+            return None
+        own = self._surviving(None, lambda: self._race(self._made(None), child.steps))
+        return None if own is None else (own, child)
 
     def _surviving(self, candidate: Candidate | None, act: Callable[[], _Made | None]) -> _Made | None:
         """Returns what `act` does; None where memory or a finite value give out."""
@@ -116,16 +119,17 @@ class ChildTrainer:
         loop.mutated([answer])
         return loop
 
-    def _race(self, loop: Loop | None, steps: int) -> Child | None:
+    def _race(self, loop: Loop | None, steps: int, most: float = math.inf) -> Child | None:
         if loop is None:
             return None
         loop.spend(self.loop)  # what others have spent since it was copied
         try:
-            stretch = loop.race(steps, self._stopping)
-            score = loop.glance(steps // _STEPS_OF_A_GLANCE + 1)
+            stretch = loop.race(steps, self._stopping, most)
+            made = 0 if stretch is None else len(stretch.losses)
+            score = loop.glance(made // _STEPS_OF_A_GLANCE + 1)
         finally:
             self.loop.spend(loop)
-        return None if stretch is None else Child(loop, self._seed, steps, score, stretch)
+        return None if stretch is None else Child(loop, self._seed, made, score, stretch)
 
     def _raise(self, candidate: Candidate | None, steps: int) -> Child | None:
         loop = self._made(candidate)

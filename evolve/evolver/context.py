@@ -119,9 +119,9 @@ class RunContext:
         """Returns the training losses since a step: steps of each stretch, mean logarithm of the step, mean loss."""
         return self.curve.points(since)
 
-    def race(self, candidate: Candidate, steps: int) -> Race | None:
+    def race(self, candidate: Candidate, steps: int, most: float) -> Race | None:
         """Trains a copy of the model and a mutated one on the next batches; None if it came to nothing."""
-        raced = self.trainer.raced(candidate, steps)
+        raced = self.trainer.raced(candidate, steps, most)
         if raced is None:
             return None
         self._own, child = raced

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -272,8 +273,13 @@ class Loop:
             "Subclass evolve.Loop and write its method `train`."
         )
 
-    def race(self, steps: int, stopping: Callable[[], bool]) -> Stretch | None:
+    def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
         """Trains `self.model` as `train` does, but at the present learning rate; None where it is broken off.
+
+        Args:
+            steps: Optimizer steps.
+            stopping: Whether the run is to stop, asked after each step.
+            most: Part of the budget that the steps may cost: it ends with the step that comes to this.
 
         Raises:
             EvolveError: If the loop cannot train copies of its model.

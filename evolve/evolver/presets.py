@@ -16,7 +16,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "policy": {"name": "forecast"},
         "operators": [
             {"name": "stack", "options": {"init": "copy"}},
-            {"name": "widen", "sites": ["*"], "options": {"factor": 2.0, "init": "zero_out"}},
+            {"name": "widen", "sites": ["*"], "options": {"factor": 1.5, "init": "zero_out"}},
         ],
         "attempts": 1,
     }

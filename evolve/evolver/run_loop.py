@@ -196,8 +196,8 @@ class RunLoop(Loop):
                 return False
         return True
 
-    def race(self, steps: int, stopping: Callable[[], bool]) -> Stretch | None:
-        """Trains for some steps at the present learning rate.
+    def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
+        """Trains for some steps at the present learning rate, or until they have cost `most` of the budget.
 
         None where a budget is spent, the run is to stop, or has no more than so many steps left.
         """
@@ -211,6 +211,8 @@ class RunLoop(Loop):
             seconds.append(time.perf_counter() - began)
             if self._spent or stopping():
                 return None
+            if len(seconds) * self._price(statistics.fmean(seconds)) >= most:
+                break
         return Stretch(losses, self._price(statistics.median(seconds)))
 
     def _step_of_child(self, coming: Iterator[list[Batch]]) -> float:

@@ -131,7 +131,7 @@ class PolicyContext(Protocol):
     def losses(self, since: float) -> Sequence[tuple[float, float, float]]:
         """Returns the training losses since a step: steps of each stretch, mean logarithm of the step, mean loss."""
 
-    def race(self, candidate: Candidate, steps: int) -> Race | None:
+    def race(self, candidate: Candidate, steps: int, most: float) -> Race | None:
         """Trains a copy of the model and a mutated one on the next batches, at the present learning rate.
 
         None if the mutation is refused, or one of them was given up. Where the candidate is chosen then, the mutated
@@ -140,6 +140,7 @@ class PolicyContext(Protocol):
         Args:
             candidate: The mutation.
             steps: Optimizer steps.
+            most: Part of the budget that those of the mutated copy may cost; both make fewer where it would be more.
         """
 
     def keep_own(self) -> None:

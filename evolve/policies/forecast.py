@@ -20,6 +20,7 @@ _FEWEST = 40  # steps of a run before which nothing is said of its end
 _EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind where steps are not what is short
 _SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
+_LOW = 0.25  # of the first loss: one below it may come down to zero
 _LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
 
 
@@ -52,7 +53,7 @@ class Forecast(Policy):
         """
 
         look: Annotated[float, Field(gt=0, le=1)] = 0.3
-        most: Annotated[float, Field(gt=0, lt=1)] = 0.09
+        most: Annotated[float, Field(gt=0, lt=1)] = 0.06
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -60,34 +61,36 @@ class Forecast(Policy):
         self._spent = 0.0  # part of the budget that went into copies which came to nothing
         self._expected: list[float] = []  # up to which part of the budget; loss and standard error
         self._came: list[float] = [0, 0.0]  # steps shortly before that, and the sum of their losses
+        self._first = 0.0  # training loss of the first step
         self._news: list[tuple[str, dict[str, Any]]] = []
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the growth that is forecast to pay, None where none is."""
-        steps = self._steps(context)
-        if context.tried or self._settled or steps is None or (context.progress < _EARLY and not _plenty(context)):
+        steps, most = self._race(context)
+        if context.tried or self._settled or not steps or (context.progress < _EARLY and not self._plenty(context)):
             return None
         firsts = {candidate.entry: candidate for candidate in reversed(candidates)}
         for _, candidate in sorted(firsts.items()):
             began = context.progress
-            race = context.race(candidate, steps)
+            race = context.race(candidate, steps, most)
             if race is not None:
                 return self._decide(candidate, race, context, began)
             self._spent += context.progress - began  # what a race that was given up has cost
         return None
 
-    def _steps(self, context: PolicyContext) -> int | None:
-        """Returns how long a race may be; None where there is none to be had."""
-        step = context.step
+    def _race(self, context: PolicyContext) -> tuple[int, float]:
+        """Returns how long a race may be, 0 where there is none to be had, and what the larger model's may cost.
+
+        That is half of what all races may, so that there is something left for another one.
+        """
+        step, most = context.step, min(self.options.most / 2, self.options.most - self._spent)
         if step < _FEWEST or not context.progress:
-            return None
+            return 0, most
         price = context.progress / step
-        most = (self.options.most - self._spent) / (2 * price)  # the larger one is taken to be twice as dear
-        steps = int(min(self.options.look * step, most))
-        if steps < max(_SHORTEST * step, 8):
+        if most < max(_SHORTEST * step, 8) * price:
             logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
-            return None
-        return steps
+            return 0, most
+        return int(self.options.look * step), most
 
     def _decide(self, candidate: Candidate, race: Race, context: PolicyContext, began: float) -> Choice | None:
         found = _outlook(race, context)
@@ -95,7 +98,7 @@ class Forecast(Policy):
             context.keep_own()
             return None
         kept, grown = found.ends[:2]
-        plenty = max(kept.value, grown.value) <= 0
+        plenty = max(kept.value, grown.value) <= 0 and self._low(race.own.losses[-1])
         behind = race.child.held_out - race.own.held_out
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
@@ -131,7 +134,8 @@ class Forecast(Policy):
         return Choice(candidate, by, told.value, _told(1, told), others)
 
     def heard(self, step: int, loss: float, progress: float) -> None:
-        """Notes what a loss comes to that was forecast."""
+        """Notes the first loss, and what one comes to that was forecast."""
+        self._first = self._first or loss
         if not self._expected or progress <= self._expected[0] - _LAST:
             return
         until, *expected = self._expected
@@ -148,6 +152,22 @@ class Forecast(Policy):
         told, self._news = self._news, []
         return told
 
+    def _plenty(self, context: PolicyContext) -> bool:
+        """Whether the model's training loss would come down to zero within the budget, by its curve alone."""
+        step, points = context.step, context.losses(context.step / 2)
+        present = slope(points)
+        if present is None or context.progress == 0:
+            return False
+        total = math.fsum(count for count, _, _ in points)
+        past = math.fsum(count * (math.log(step) - place) for count, place, _ in points) / total
+        level = math.fsum(count * loss for count, _, loss in points) / total - present.value * past
+        far = way(step, step * (1 - context.progress) / context.progress)
+        return self._low(level) and level <= present.value * far
+
+    def _low(self, loss: float) -> bool:
+        """Whether a loss has come far down from where it began; before that, its slope says nothing of the data."""
+        return loss < _LOW * self._first
+
     def state(self) -> dict[str, Any]:
         """Returns what races have cost, and whether there is to be another."""
         return {
@@ -155,12 +175,14 @@ class Forecast(Policy):
             "spent": self._spent,
             "expected": self._expected,
             "came": self._came,
+            "first": self._first,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned."""
         self._settled, self._spent = state["settled"], state["spent"]
         self._expected, self._came = list(state["expected"]), list(state["came"])
+        self._first = state["first"]
 
 
 def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
@@ -171,8 +193,10 @@ def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
     if present is None or ahead is None:
         return None
     half = steps // 2
-    level = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
-    level -= present.value * math.log((start + steps) / (start + (steps + half) / 2))
+    mean = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
+    scatter = math.fsum((loss - mean) ** 2 for loss in own.losses[half:]) / (steps - half)
+    fallen = present.times(-math.log((start + steps) / (start + (steps + half) / 2)))
+    level = Estimate(mean, math.sqrt(scatter / (steps - half))) + fallen
     left, held = (  # the race is counted in it
         (until - context.progress) / own.price for until in (1.0, _until(context) - _LAST / 2)
     )
@@ -182,18 +206,6 @@ def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
 def _until(context: PolicyContext) -> float:
     """Part of the budget up to which the learning rate is held; all of it where it falls already."""
     return context.held_until if context.progress < context.held_until - _LAST else 1.0
-
-
-def _plenty(context: PolicyContext) -> bool:
-    """Whether the training loss of the model as it is would come down to zero within the budget, by its curve alone."""
-    step, points = context.step, context.losses(context.step / 2)
-    present = slope(points)
-    if present is None or context.progress == 0:
-        return False
-    total = math.fsum(count for count, _, _ in points)
-    past = math.fsum(count * (math.log(step) - place) for count, place, _ in points) / total
-    level = math.fsum(count * loss for count, _, loss in points) / total - present.value * past
-    return level <= present.value * way(step, step * (1 - context.progress) / context.progress)
 
 
 def _told(growths: int, end: Estimate) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 EXPONENT = 0.3  # with which a loss falls with the steps
+SHAPE = 0.2  # standard error of a fall to the end, as a part of it, for what is not known of the shape of the curve
 NEXT = 0.8  # what a further growth adds, relative to the one before it
 SIZES = 4  # growths that are looked ahead
 NORMAL = 1.2816  # standard errors within which a value lies in 80 of 100 cases
@@ -139,7 +140,14 @@ def written(value: float, error: float) -> str:
 
 
 def outlook(
-    level: float, slope: Estimate, gap: Estimate, lead: Estimate, steps: float, left: float, held: float, ratio: float
+    level: Estimate,
+    slope: Estimate,
+    gap: Estimate,
+    lead: Estimate,
+    steps: float,
+    left: float,
+    held: float,
+    ratio: float,
 ) -> Outlook:
     """Follows a model and larger ones to the end of a budget.
 
@@ -157,7 +165,7 @@ def outlook(
     def after(growths: int, ahead: float) -> Estimate:
         far, more = way(steps, ahead / ratio**growths), sum(NEXT**k for k in range(growths))
         fall = slope.times(far) + lead.times(more * far) + gap.times(more)
-        return Estimate(level - fall.value, fall.error)
+        return Estimate(level.value - fall.value, math.hypot(level.error, fall.error, SHAPE * fall.value))
 
     kept, grown = way(steps, left), way(steps, left / ratio)
     gain = gap + lead.times(grown) + slope.times(grown - kept)

@@ -85,8 +85,12 @@ class RunFiles:
 
 
 def _made_before(step: int, line: bytes) -> bool:
-    """Whether a forecast is of an earlier step; half a line, of a run that was killed, is none."""
+    """Whether a forecast is of an earlier step; half a line, of a run that was killed, is none.
+
+    What a forecast came to is told with a step, before the checkpoint that was written behind it.
+    """
     try:
-        return bool(json.loads(line)["step"] < step)
+        found = json.loads(line)
+        return bool(found["step"] < step + ("loss" in found))
     except (ValueError, LookupError, TypeError):
         return False

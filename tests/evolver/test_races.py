@@ -51,7 +51,7 @@ def evolver(
         progress=False,
     )
     run.told = []
-    run.events.listen(run.told.append, ForecastMade)
+    run.events.listen(lambda event: run.told.append(event) if "grows" in event.facts else None, ForecastMade)
     return run
 
 
@@ -59,10 +59,11 @@ def decided(monkeypatch, grows):
     """Lets the larger model learn faster in each race, or slower."""
     race = RunContext.race
 
-    def raced(context, candidate, steps):
-        found, logs = race(context, candidate, steps), [math.log1p((i + 1) / context.step) for i in range(steps)]
+    def raced(context, candidate, steps, most):
+        found = race(context, candidate, steps, most)
         if found is None:
             return None
+        logs = [math.log1p((i + 1) / context.step) for i in range(len(found.own.losses))]
         own, child = ([3 - slope * x for x in logs] for slope in (0.3, 0.5 if grows else 0.1))
         return Race(
             dataclasses.replace(found.own, losses=own, held_out=1.0),
@@ -192,10 +193,10 @@ def test_forecasts_are_those_of_the_run_in_the_folder(tmp_path):
     file = tmp_path / "forecasts.jsonl"
     run = evolver(tmp_path, steps=300)
     run.run()
-    (line,) = file.read_text().splitlines()
-    file.write_text(line + "\n" + json.dumps(json.loads(line) | {"step": 301}) + "\n" + line[:20])
+    line, came = file.read_text().splitlines()
+    file.write_text("\n".join((line, came, json.dumps(json.loads(line) | {"step": 301}), line[:20])))
     evolver(tmp_path, steps=400).restore().run()  # killed behind its checkpoint, as it wrote
-    assert file.read_text() == line + "\n"
+    assert file.read_text().splitlines() == [line, came]
     evolver(tmp_path, steps=60, overwrite=True).run()
     assert not file.exists()
     file.symlink_to(tmp_path.parent / "elsewhere")
