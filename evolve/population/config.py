@@ -63,7 +63,8 @@ class PopulationConfig(Section):
         halving: Which children are trained longer; null for none.
         rates: Whether operators are drawn equally often, or the more often the more they have paid.
         again: Share of the budget, at its end, in which the best few are trained on and evaluated again.
-        best: How many they are at first; with several objectives all of the front are.
+        best: How many they are at first; with several objectives all of the front are, then of the next ones who stands
+            alone.
         finish: Budgets of a child that one of them is trained for each time.
         executor: Where children are made and trained.
         timeout: Seconds that a child may take; null for no limit.
