@@ -87,11 +87,11 @@ def points(work: Workload, store: Store, arm: str, beside: float | None = None) 
 
 
 def _reached(found: Sequence[tuple[float, float]], cpu: float) -> float:
-    """Returns the test figure in so many CPU seconds."""
+    """Returns the test figure in so many CPU seconds; in fewer than at any budget, by the line through the first two."""
     for (start, before), (end, after) in itertools.pairwise(found):
-        if start <= cpu <= end:
+        if cpu <= end:
             return before + (after - before) * math.log(cpu / start) / math.log(end / start)
-    return found[0][1] if cpu < found[0][0] else found[-1][1]
+    return found[-1][1]
 
 
 def _sweep(work: Workload, store: Store, budget: float) -> float:

@@ -53,7 +53,7 @@ class Forecast(Policy):
         """
 
         look: Annotated[float, Field(gt=0, le=1)] = 0.3
-        most: Annotated[float, Field(gt=0, lt=1)] = 0.06
+        most: Annotated[float, Field(gt=0, lt=1)] = 0.08
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
