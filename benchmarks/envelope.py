@@ -87,7 +87,7 @@ def points(work: Workload, store: Store, arm: str, beside: float | None = None) 
 
 
 def _reached(found: Sequence[tuple[float, float]], cpu: float) -> float:
-    """Returns the test figure in so many CPU seconds; in fewer than at any budget, by the line through the first two."""
+    """Returns the test figure in so many CPU seconds; in fewer than at any budget by the line of the first two."""
     for (start, before), (end, after) in itertools.pairwise(found):
         if cpu <= end:
             return before + (after - before) * math.log(cpu / start) / math.log(end / start)
