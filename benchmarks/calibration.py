@@ -17,6 +17,7 @@ from family import EVOLVED, IN_SECONDS, Store
 from timing import spread, told
 
 NORMAL = 1.2816  # standard errors within which a value lies in 80 of 100 cases
+ZERO = 0.01  # a loss up to this is what is told as zero
 
 
 class Pair(NamedTuple):
@@ -28,8 +29,9 @@ class Pair(NamedTuple):
 
     @property
     def within(self) -> bool:
-        """Whether it lies in the interval of 80 %."""
-        return abs(self.came - self.expected) <= NORMAL * self.error
+        """Whether it lies in the interval of 80 %; one that is below zero is told as zero."""
+        low, high = (self.expected + sign * NORMAL * self.error for sign in (-1, 1))
+        return low <= self.came <= max(high, ZERO)
 
 
 def pairs(forecasts: list[dict[str, Any]]) -> list[Pair]:

@@ -123,6 +123,14 @@ def test_with_several_objectives_the_front_comes_first():
     assert replace(plan, best=1).top() == [0, 2]
 
 
+def test_of_those_next_to_the_front_who_stands_alone_comes_first():
+    plan = planner("nsga2", best=4)
+    values = [(5.0, -1.0), (4.0, -1.5), (3.9, -1.6), (3.8, -1.55), (1.0, -1.2), (3.95, -1.58)]
+    for job in [plan.next(0) for _ in values]:
+        told(plan, job, *values[job.individual.id])
+    assert plan.top() == [0, 1, 4, 3]  # 0 is better than all; 1 and 4 are the ends of what is left, 3 and 5 of the rest
+
+
 def test_structures_are_known_by_who_had_them_first():
     plan = planner(space=Growing())
     told(plan, plan.next(0), 0.0)
