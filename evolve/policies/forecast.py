@@ -30,12 +30,12 @@ class Forecast(Policy):
 
     Model and mutated copy are trained on the same batches, the next ones, for a part of the steps so far. That
     gives the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget:
-    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`). Where the larger one is
-    ahead after the race or at the end by more than the standard error, and behind at neither by more than that, the
-    copy becomes the model, with what it has learned. Where both would come down to zero before the end, it is not
-    steps that are short but data: the larger one is taken unless its held-out loss is higher by half. There, races
-    begin early; else not before a twentieth of the budget is spent. Where it does not grow, the model goes on from
-    its own copy, so that only the other one's steps were in vain. What races may cost in all is bounded.
+    FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one is
+    ahead after the race, and by all that is known ends no higher, the copy becomes the model, with what it has
+    learned. Where both would come down to zero before the end, it is not steps that are short but data: the larger
+    one is taken unless its held-out loss is higher by half. There, races begin early; else not before a twentieth
+    of the budget is spent. Where it does not grow, the model goes on from its own copy, so that only the other
+    one's steps were in vain. What races may cost in all is bounded.
 
     The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
     which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
@@ -103,7 +103,8 @@ class Forecast(Policy):
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
-            grows = _better(found.gap, found.gain) and behind < found.lead.error
+            ahead = found.gap.value > found.gap.error
+            grows = ahead and found.gain.value > -found.gain.error and behind < found.lead.error
         foreseen = Foreseen(
             step=context.step,
             progress=began,
@@ -205,11 +206,6 @@ def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
 def _until(context: PolicyContext) -> float:
     """Part of the budget up to which the learning rate is held; all of it where it falls already."""
     return context.held_until if context.progress < context.held_until - _LAST else 1.0
-
-
-def _better(*found: Estimate) -> bool:
-    """Whether none of the figures is below zero by more than its error, and one is above it by more than that."""
-    return all(one.value > -one.error for one in found) and any(one.value > one.error for one in found)
 
 
 def _told(growths: int, end: Estimate) -> str:

@@ -195,15 +195,6 @@ def test_a_lead_within_its_error_is_none(noise, grows):
     assert not policy.state()["settled"]
 
 
-@pytest.mark.parametrize(("birth", "grows"), [(0.16, True), (0.3, False)])
-def test_one_that_has_drawn_level_is_taken_where_it_ends_lower_for_sure(birth, grows):
-    context = _Context(lead=0.5, birth=birth)  # of which it makes up for 0.168 in the race
-    race = context.race(STACK, 40, 1.0)
-    other = [loss + 0.1 * (-1) ** i for i, loss in enumerate(race.child.losses)]
-    context.race = lambda candidate, steps, most: replace(race, child=replace(race.child, losses=other))
-    assert (Forecast(look=0.4, most=0.2).choose([STACK], context) is not None) == grows
-
-
 def test_it_stays_where_the_larger_one_is_ahead_but_too_dear():
     context = _Context(lead=0.05)
     race = context.race(STACK, 40, 1.0)
