@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import random
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from typing import Any, Literal
 
 from pydantic import NonNegativeFloat
@@ -28,6 +30,10 @@ COLUMNS = {
     "imagenet16": "ImageNetTestAccuracy200Epochs",
 }
 Code = tuple[int, ...]
+_PATHS = ((3,), (0, 4), (1, 5), (0, 2, 5))  # edges on the ways from input to output
+_WORKING = [each for each in OPERATIONS if each not in ("none", "skip_connect")]
+# What can be met on a way; nothing where it is broken.
+_MET = [(), *((*found, "output") for length in range(4) for found in product(_WORKING, repeat=length))]
 
 
 @cache
@@ -97,8 +103,12 @@ class NatsSpace(Space):
         return canonical(tuple(code))
 
     def features(self, code: Any) -> list[float]:
-        """Returns for every edge which operation it has, one-hot."""
-        return _one_hot(tuple(code))
+        """Returns for every edge which operation it has, one-hot, and how often each path leads through the cell.
+
+        A path is what is met on the way from input to output (the path encoding of White et al. 2021, BANANAS), here
+        without the skips, which do nothing: cells of the same function are alike in it.
+        """
+        return _features(tuple(code))
 
     def descriptors(self, code: Any) -> list[float]:
         """Returns how many convolutions and how many skips there are."""
@@ -131,8 +141,13 @@ def _edits(code: Code) -> list[Edit]:
 
 
 @cache
-def _one_hot(code: Code) -> list[float]:
-    return [float(number == each) for each in code for number in range(len(OPERATIONS))]
+def _features(code: Code) -> list[float]:
+    one_hot = [float(number == each) for each in code for number in range(len(OPERATIONS))]
+    paths = Counter(tuple(OPERATIONS[code[edge]] for edge in path) for path in _PATHS)
+    met = Counter[tuple[str, ...]]()
+    for path, count in paths.items():
+        met[() if "none" in path else (*(each for each in path if each != "skip_connect"), "output")] += count
+    return one_hot + [float(met[each]) for each in _MET]
 
 
 class NatsEvaluator(Evaluator):
