@@ -53,11 +53,14 @@ def main() -> None:
             if run.arm in (EVOLVED, IN_SECONDS):
                 found[run.task] += pairs(row["forecasts"])
     for task, points in [*found.items(), ("all", [one for each in found.values() for one in each])]:
+        if not points:
+            continue
         within = sum(one.within for one in points)
-        ratio = told(spread([one.came / one.expected for one in points if one.expected > 0]))
+        zero = sum(one.expected <= 0 for one in points)
+        ratios = [one.came / one.expected for one in points if one.expected > 0]
         print(
-            f"{task:10} {within} of {len(points)} within the interval of 80 % ({within / len(points):.0%}); came to / "
-            f"expected {ratio}"
+            f"{task:10} {within} of {len(points)} within the interval of 80 % ({within / len(points):.0%}), {zero} of "
+            f"them told as zero; came to / expected of the others {told(spread(ratios)) if ratios else '-'}"
         )
     if chosen.picture:
         picture(found, chosen.picture)

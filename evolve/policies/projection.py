@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 EXPONENT = 0.3  # with which a loss falls with the steps
-SHAPE = 0.2  # standard error of a fall to the end, as a part of it, for what is not known of the shape of the curve
+SHAPE = 0.3  # standard error of a fall to the end, as a part of it, for what is not known of the shape of the curve
 NEXT = 0.8  # what a further growth adds, relative to the one before it
 SIZES = 4  # growths that are looked ahead
 NORMAL = 1.2816  # standard errors within which a value lies in 80 of 100 cases
