@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from evolve.errors import NonFiniteLossError
+from evolve.runtime.memory import free_memory
 from evolve.training.finite import nonfinite
 from evolve.training.snapshot import Snapshot
 
@@ -26,6 +27,11 @@ class WayBack:
     snapshot: Snapshot
     timing: dict[str, Any]
     epochs: int
+
+    def take(self) -> None:
+        """Puts back all that training moves."""
+        self.snapshot.restore()
+        free_memory()
 
 
 def non_finite(model: nn.Module, loss: float, step: int) -> NonFiniteLossError | None:

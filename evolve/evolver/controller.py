@@ -20,7 +20,7 @@ from evolve.evolver.probation import Probation
 from evolve.evolver.proposer import Proposer
 from evolve.evolver.timing import Timing
 from evolve.lineage import Lineage, Record, Verdict
-from evolve.runtime.memory import free_memory, out_of_memory
+from evolve.runtime.memory import out_of_memory
 from evolve.schedules import Clock
 from evolve.structure.probe import count_parameters
 from evolve.training.events import (
@@ -29,7 +29,6 @@ from evolve.training.events import (
     EpochEnded,
     Event,
     EventStream,
-    ForecastMade,
     MutationTried,
     Run,
     VerdictGiven,
@@ -156,7 +155,7 @@ class MutationController:
         self.new_parameters.after_step()
         self.loop.count(measured is not None)
         self.proposer.watch(loss)
-        self.events.emit(*self._forecasts())
+        self.events.emit(*self.proposer.news(self._run))
         if not self.testing:
             self._back = None  # the first step after a mutation went well
         if measured is not None:
@@ -184,27 +183,23 @@ class MutationController:
         failed = self._attempt(reason)
         applied = [record.index for record in self.lineage.records[first:] if record.success]
         if failed is not None:
-            back.snapshot.restore()
-            free_memory()
+            back.take()
             for index in applied:
                 self.lineage.take_back(index, failed)
             applied = []
+            self.proposer.policy.forget()
         if self.probation:
             self.probation.begin(applied, self.proposer.ahead)
         if applied and self._back is not None:  # no step was made since the one before: they stand or fall together
             self._records = self._records + applied
         elif applied:
             self._back, self._records = back, applied
-        news, records = self._forecasts(), self.lineage.records[first:]
+        news, records = self.proposer.news(self._run), self.lineage.records[first:]
         if not records and not self.proposer.ahead and self._stopping():  # broken off: a resumed run makes it anew
             self.proposer.policy.load_state(policy)
             self._timing.due, news = reason, []
         self.events.emit(*news, *(MutationTried(self._run, record) for record in records))
         return records
-
-    def _forecasts(self) -> list[ForecastMade]:
-        """Returns what the policy has looked ahead to, or what became of it, since it was last asked."""
-        return [ForecastMade(self._run, *one) for one in self.proposer.policy.news()]
 
     def _attempt(self, reason: str) -> str | None:
         """Makes attempts; returns why everything has to go back, where memory ran out after a change."""
@@ -243,8 +238,9 @@ class MutationController:
             self._back = None
         else:
             self._go_back()
-        tried = (MutationTried(self._run, record) for record in records)
-        self.events.emit(*tried, VerdictGiven(self._run, verdict, records))
+        self.events.emit(
+            *(MutationTried(self._run, each) for each in records), VerdictGiven(self._run, verdict, records)
+        )
         return not verdict.kept
 
     def _go_back(self) -> None:
@@ -253,10 +249,10 @@ class MutationController:
         if back is None:
             return
         self.loop.devices.changing()
-        back.snapshot.restore()
-        free_memory()
+        back.take()
         del self.history[back.epochs :]
         self._timing.load_state(back.timing)
+        self.proposer.policy.forget()
         if self.probation:
             self.probation.begin([])
 
@@ -284,14 +280,14 @@ class MutationController:
         """Returns what schedule and policy have to remember, as JSON values."""
         return {**self._timing.state(), **self.proposer.state()}
 
-    def load_decisions(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `decisions` returned.
+    def load_decisions(self, state: Mapping[str, Any], moved: bool = False) -> None:
+        """Takes up what `decisions` returned; the budget may have `moved` since.
 
         Raises:
             CheckpointError: If it is of another schedule or another policy.
         """
         self._timing.load_state(state)
-        self.proposer.load_state(state)
+        self.proposer.load_state(state, moved)
 
     def state(self, keep: bool = False) -> dict[str, Any]:
         """Returns what a training that is taken up again needs, as plain values and tensors.

@@ -40,6 +40,7 @@ from evolve.training.interrupt import Interrupt
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.metrics import Meter
 from evolve.training.monitor import Patience, best_value
+from evolve.training.new_budget import budget_of
 from evolve.training.optim import OptimizerConfig
 from evolve.training.progress import Progress
 from evolve.training.restoring import fitting
@@ -211,7 +212,7 @@ class Evolver:
             self._patience.look(self.history)
             self._meter.load_state_dict(progress["meter"])
             self._params_from = progress["params_from"]
-            self.controller.load_decisions(progress)
+            self.controller.load_decisions(progress, moved=budget_of(progress) != self.training.budget)
             self.events.load_state(progress["callbacks"])
         self._begun = True
         logger.info("Resumed %s at step %d.", checkpoint.path, self.state.step)
@@ -307,9 +308,8 @@ class Evolver:
             self._folder.save_best(self.state, self.lineage, self._progress(), testing=self.controller.testing)
 
     def _save(self) -> None:
-        if self.controller.testing:  # what is on probation is saved when it has passed
-            return
-        if saved := self._folder.save(self.state, self.lineage, self._progress()):
+        testing = self.controller.testing  # what is on probation is saved when it has passed
+        if not testing and (saved := self._folder.save(self.state, self.lineage, self._progress())):
             self.events.emit(CheckpointSaved(self, saved, self.state.step))
 
     def _progress(self) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class Loop:
         Args:
             steps: Optimizer steps.
             stopping: Whether the run is to stop, asked after each step.
-            most: Part of the budget that the steps may cost: it ends with the step that comes to this.
+            most: Part of the budget that the steps may cost: where they would cost more, fewer are made.
 
         Raises:
             EvolveError: If the loop cannot train copies of its model.

@@ -26,6 +26,7 @@ from evolve.operators.regroup import taken_out
 from evolve.policies import Candidate, Choice, Policy
 from evolve.structure.sites import EVERYWHERE
 from evolve.surgery.parts import ParametersBefore
+from evolve.training.events import ForecastMade, Run
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ class Proposer:
         if self.policy.needs_losses:
             self.curve.add(self._loop.step, float(loss))
             self.policy.heard(self._loop.step, float(loss), self._loop.progress)
+
+    def news(self, run: Run) -> list[ForecastMade]:
+        """Returns what the policy has looked ahead to, or what became of it, since it was last asked."""
+        return [ForecastMade(run, *one) for one in self.policy.news()]
 
     def attempt(self, reason: str, history: Sequence[Mapping[str, Any]]) -> list[MutationResult]:
         """Makes up to `attempts` attempts and returns what became of them; at most one of the policy's is applied.
@@ -232,14 +237,16 @@ class Proposer:
         """Returns what the policy has to remember and the losses that it looks at, as JSON values."""
         return {"policy": named_state(self.policy), "losses": self.curve.state()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` returned.
+    def load_state(self, state: Mapping[str, Any], moved: bool) -> None:
+        """Takes up what `state` returned; the budget may have `moved` since.
 
         Raises:
             CheckpointError: If it is of another policy.
         """
         load_named_state(self.policy, state["policy"], "evolution.policy")
         self.curve.load_state(state["losses"])
+        if moved:
+            self.policy.forget()
 
     @property
     def seed(self) -> int:

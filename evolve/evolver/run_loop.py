@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 import statistics
@@ -26,7 +27,6 @@ from evolve.mutation import MutationResult
 from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import detached
 from evolve.training import TrainState, evaluate, place, place_model, train_step
-from evolve.training.lr_curves import held_until
 from evolve.training.snapshot import Stateful
 from evolve.training.step import Evaluated, EvaluationMeter, evaluated, follow_schedule
 
@@ -96,7 +96,8 @@ class RunLoop(Loop):
     @property
     def held_until(self) -> float:
         """Part of the budget up to which the learning rate is held."""
-        return held_until(self.state.scheduler)
+        state, plan = self.state, self.state.lr_schedule
+        return 1.0 if plan is None else plan.held_until(state.scheduler, state.ticks, state.epoch_steps)
 
     @property
     def flops_per_sample(self) -> int:
@@ -197,23 +198,30 @@ class RunLoop(Loop):
         return True
 
     def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
-        """Trains for some steps at the present learning rate, or until they have cost `most` of the budget.
+        """Trains for some steps at the present learning rate, fewer where they would cost more than `most`.
 
-        None where a budget is spent, the run is to stop, or has no more than so many steps left.
+        What seconds they cost is known when they are made only: there it ends with the step that comes to it. None
+        where a budget is spent, the run is to stop, has no more than so many steps left, or `most` pays for none.
         """
         if self._last_steps(steps):
             logger.info("No race: its %d steps would be the rest of the run.", steps)
             return None
-        coming, losses, seconds = self._windows(), [], []
-        for _ in range(steps):
-            began = time.perf_counter()
+        timed = self.state.config.budget.unit == "seconds"
+        if not timed and most < math.inf:
+            steps = min(steps, int(most / self._price(0.0)))
+        losses: list[float] = []
+        coming, times = self._windows(), [time.perf_counter()]
+        while len(losses) < steps:
             losses.append(self._step_of_child(coming))
-            seconds.append(time.perf_counter() - began)
+            times.append(time.perf_counter())
             if self._spent or stopping():
                 return None
-            if len(seconds) * self._price(statistics.fmean(seconds)) >= most:
+            if timed and self._price(times[-1] - times[0]) >= most:
                 break
-        return Stretch(losses, self._price(statistics.median(seconds)))
+        if not losses:
+            logger.info("No race: a single step of the larger model costs more than a race may.")
+            return None
+        return Stretch(losses, self._price(statistics.median(b - a for a, b in itertools.pairwise(times))))
 
     def _step_of_child(self, coming: Iterator[list[Batch]]) -> float:
         loss = train_step(self.state, next(coming)).loss

@@ -192,6 +192,9 @@ class Policy(Watching, Registered, ABC):
             progress: Which part of the budget is spent.
         """
 
+    def forget(self) -> None:
+        """Lets go of what it has looked ahead to: the mutation was taken back, or the budget is another one now."""
+
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns what it has looked ahead to since it was last asked: a sentence and figures (JSON values) of each."""
         return []

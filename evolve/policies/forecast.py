@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _FEWEST = 40  # steps of a run before which nothing is said of its end
 _EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind where steps are not what is short
-_SHORTEST = 0.15  # of the steps so far: a shorter race says nothing
+_SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
 _LOW = 0.25  # of the first loss: one below it may come down to zero
 _LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
 
@@ -87,18 +87,23 @@ class Forecast(Policy):
         if step < _FEWEST or not context.progress:
             return 0, most
         price = context.progress / step
-        if most < max(_SHORTEST * step, 8) * price:
+        if most < _shortest(step) * price:
             logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
             return 0, most
         return int(self.options.look * step), most
 
     def _decide(self, candidate: Candidate, race: Race, context: PolicyContext, began: float) -> Choice | None:
-        found = _outlook(race, context)
+        steps = len(race.own.losses)
+        found = _outlook(race, context, began) if steps >= _shortest(context.step) else None
         if found is None:
+            logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
+            self._spent += steps * race.child.price
             context.keep_own()
             return None
         kept, grown = found.ends[:2]
-        plenty = max(kept.value, grown.value) <= 0 and self._low(race.own.losses[-1])
+        plenty = max(kept.value, grown.value) <= 0 and self._low(
+            math.fsum(race.own.losses[steps // 2 :]) / (steps - steps // 2)
+        )
         behind = race.child.held_out - race.own.held_out
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
@@ -109,18 +114,18 @@ class Forecast(Policy):
             step=context.step,
             progress=began,
             operator=candidate.operator,
-            steps=len(race.own.losses),
+            steps=steps,
             cost=race.child.price / race.own.price,
             slope=(found.slope.value, found.slope.error),
             lead=(found.lead.value, found.lead.error),
             needed=found.needed,
-            until=_until(context),
+            until=found.until,
             ends=[(end.value, end.error) for end in found.told],
             grows=grows,
         )
-        self._expected = [foreseen.until, *foreseen.expected]
+        self._expected, self._came = [foreseen.until, *foreseen.expected], [0, 0.0]
         self._news.append((foreseen.told(), foreseen.model_dump()))
-        self._spent += len(race.own.losses) * (race.own if grows else race.child).price
+        self._spent += steps * (race.own if grows else race.child).price
         if not grows:
             self._settled = kept.value > 0 and found.gap.value + found.gap.error < 0
             context.keep_own()
@@ -135,20 +140,28 @@ class Forecast(Policy):
 
     def heard(self, step: int, loss: float, progress: float) -> None:
         """Notes the first loss, and what one comes to that was forecast."""
-        self._first = self._first or loss
+        if math.isfinite(loss):
+            self._first = self._first or loss
         if not self._expected or progress <= self._expected[0] - _LAST:
             return
         until, *expected = self._expected
-        if progress <= until or not self._came[0]:
+        if progress <= until:
             self._came = [self._came[0] + 1, self._came[1] + loss]
         if progress >= until:
             count, total = self._came
-            found = Realised(step=step, progress=until, loss=total / count, steps=int(count), expected=tuple(expected))
-            self._news.append((found.told(), found.model_dump()))
-            self._expected, self._came = [], [0, 0.0]
+            if count:
+                found = Realised(
+                    step=step, progress=until, loss=total / count, steps=int(count), expected=tuple(expected)
+                )
+                self._news.append((found.told(), found.model_dump()))
+            self.forget()
+
+    def forget(self) -> None:
+        """Lets go of what was forecast; what races have cost stays."""
+        self._expected, self._came = [], [0, 0.0]
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
-        """Returns the races since it was last asked."""
+        """Returns the races since it was last asked, and what became of their forecasts."""
         told, self._news = self._news, []
         return told
 
@@ -169,7 +182,7 @@ class Forecast(Policy):
         return loss < _LOW * self._first
 
     def state(self) -> dict[str, Any]:
-        """Returns what races have cost, and whether there is to be another."""
+        """Returns what races have cost, whether there is to be another, and what is forecast."""
         return {
             "settled": self._settled,
             "spent": self._spent,
@@ -185,8 +198,8 @@ class Forecast(Policy):
         self._first = state["first"]
 
 
-def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
-    """What a race says of the end; None where the curve is too short for a slope."""
+def _outlook(race: Race, context: PolicyContext, began: float) -> Outlook | None:
+    """What a race says of the end, where so much of the budget was spent before; None without a slope."""
     own, start, steps = race.own, context.step, len(race.own.losses)
     raced = [(1.0, math.log(start + i + 1), loss) for i, loss in enumerate(own.losses)]
     present, ahead = slope([*context.losses(start / 2), *raced]), lead(start, own.losses, race.child.losses)
@@ -197,15 +210,16 @@ def _outlook(race: Race, context: PolicyContext) -> Outlook | None:
     scatter = math.fsum((loss - mean) ** 2 for loss in own.losses[half:]) / (steps - half)
     fallen = present.times(-math.log((start + steps) / (start + (steps + half) / 2)))
     level = Estimate(mean, math.sqrt(scatter / (steps - half))) + fallen
-    left, held = (  # the race is counted in it
-        (until - context.progress) / own.price for until in (1.0, _until(context) - _LAST / 2)
-    )
-    return outlook(level, present, *ahead, start + steps, left, held, race.child.price / own.price)
+    now = context.progress  # where FLOPs or seconds are the budget, the race is counted in it
+    now += steps * own.price if now == began else 0.0
+    until = context.held_until if now < context.held_until - _LAST else 1.0
+    left, held = ((end - now) / own.price for end in (1.0, until - _LAST / 2))
+    return outlook(level, present, *ahead, start + steps, left, held, until, race.child.price / own.price)
 
 
-def _until(context: PolicyContext) -> float:
-    """Part of the budget up to which the learning rate is held; all of it where it falls already."""
-    return context.held_until if context.progress < context.held_until - _LAST else 1.0
+def _shortest(step: int) -> float:
+    """How long a race has to be, after so many steps, to say something."""
+    return max(_SHORTEST * step, 8)
 
 
 def _told(growths: int, end: Estimate) -> str:

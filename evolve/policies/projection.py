@@ -51,7 +51,8 @@ class Outlook:
         gain: How much lower the larger one ends.
         ends: The losses at the end without growth, after one, two and more; of training batches at the learning rate of
             the race: where the learning rate falls at the end, all of them end lower.
-        told: The same where the learning rate is held no longer, at the end where it is held all the time.
+        until: Part of the budget up to which the learning rate is held; 1 where it always is, or falls already.
+        told: The losses there.
     """
 
     slope: Estimate
@@ -60,6 +61,7 @@ class Outlook:
     needed: float
     gain: Estimate
     ends: Sequence[Estimate]
+    until: float
     told: Sequence[Estimate]
 
 
@@ -73,7 +75,7 @@ class Foreseen(BaseModel):
         cost: Cost of a step of the larger model in steps of the model as it was.
         slope: See `Outlook`, with its standard error; likewise `lead`.
         needed: See `Outlook`.
-        until: Part of the budget at the end of which `ends` are: up to it the learning rate is held.
+        until: See `Outlook`: the part of the budget at whose end `ends` are.
         ends: Training losses there without growth, after one, two and more, each with its standard error.
         grows: Whether the larger model was taken.
     """
@@ -147,6 +149,7 @@ def outlook(
     steps: float,
     left: float,
     held: float,
+    until: float,
     ratio: float,
 ) -> Outlook:
     """Follows a model and larger ones to the end of a budget.
@@ -158,7 +161,8 @@ def outlook(
         lead: How much faster that one falls.
         steps: Made so far.
         left: Steps of the model as it is that the rest of the budget pays for.
-        held: Those of them in which the learning rate is held.
+        held: Those of them until what is told.
+        until: See `Outlook`.
         ratio: Cost of a step of the larger one in steps of the model as it is.
     """
 
@@ -171,7 +175,7 @@ def outlook(
     gain = gap + lead.times(grown) + slope.times(grown - kept)
     needed = (slope.value * (kept - grown) - gap.value) / grown if grown else math.inf
     ends, told = ([after(growths, ahead) for growths in range(SIZES + 1)] for ahead in (left, held))
-    return Outlook(slope, gap, lead, needed, gain, ends, told)
+    return Outlook(slope, gap, lead, needed, gain, ends, until, told)
 
 
 def way(steps: float, left: float) -> float:

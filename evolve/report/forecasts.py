@@ -24,26 +24,26 @@ class Forecasts:
 
     Attributes:
         made: What was expected, in the order in which it was.
-        came: What the last of them came to; None where the run has not come so far.
+        came: What they came to, where the run has come so far.
     """
 
     made: list[Foreseen] = field(default_factory=list)
-    came: Realised | None = None
+    came: list[Realised] = field(default_factory=list)
 
 
 def read_forecasts(folder: Path) -> Forecasts:
     """Returns the forecasts of a run folder, none where it has none; lines that hold none are left out."""
-    file, made, came = folder / FORECASTS, [], None
+    file, found = folder / FORECASTS, Forecasts()
     for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
             one = _LINE.validate_json(line)
         except ValidationError:  # half a line at the end, of a run that was killed
             continue
         if isinstance(one, Realised):
-            came = one
+            found.came.append(one)
         elif len(one.ends) > 1:
-            made.append(one)
-    return Forecasts(made, came)
+            found.made.append(one)
+    return found
 
 
 def forecast_rows(forecasts: Forecasts, most: int | None = None) -> list[tuple[str, ...]]:
@@ -53,7 +53,6 @@ def forecast_rows(forecasts: Forecasts, most: int | None = None) -> list[tuple[s
         forecasts: Those of a run.
         most: How many of the last are told; None for all.
     """
-    came = forecasts.came
     made = forecasts.made if most is None else forecasts.made[-most:]
     return [
         (
@@ -63,10 +62,14 @@ def forecast_rows(forecasts: Forecasts, most: int | None = None) -> list[tuple[s
             "the end" if one.until >= 1 else f"{one.until:.0%}",
             *(written(*end) for end in one.ends[:2]),
             one_line(f"{one.operator}, for {one.cost:.2f} times the cost" if one.grows else "stays"),
-            "-" if came is None or came.progress != one.until else f"{came.loss:.4g}",
+            next((f"{came.loss:.4g}" for came in forecasts.came if _of(came, one)), "-"),
         )
         for one in made
     ]
+
+
+def _of(came: Realised, made: Foreseen) -> bool:
+    return came.progress == made.until and came.step > made.step
 
 
 def forecast_table(rows: list[tuple[str, ...]]) -> RenderableType:

@@ -119,13 +119,3 @@ class WarmupLR(LRScheduler):
         self.steps, self.last_epoch = state_dict["steps"], state_dict["last_epoch"]
         self._goal = list(state_dict["goal"])
         self.schedule.load_state_dict(state_dict["schedule"])
-
-
-def held_until(schedule: Any) -> float:
-    """Returns the part of a run up to which the learning rate is held; 1 where nothing is known of that."""
-    warmup = 0
-    if isinstance(schedule, WarmupLR):
-        warmup, schedule = schedule.steps, schedule.schedule
-    if not isinstance(schedule, StableDecayLR):
-        return 1.0
-    return (warmup + schedule.held) / (warmup + schedule.total_steps)

@@ -161,6 +161,21 @@ class LrScheduleConfig(Named):
         while scheduler.last_epoch < whole(spent * length / (ticks - warmup)):
             scheduler.step()
 
+    def held_until(self, scheduler: LRScheduler | None, ticks: int, epoch_steps: int = 1) -> float:
+        """Returns the part of the budget up to which the learning rate is held; 1 where nothing is known of that.
+
+        Args:
+            scheduler: From `build`.
+            ticks: As for `build`; likewise `epoch_steps`.
+            epoch_steps: Optimizer steps of an epoch.
+        """
+        inner = scheduler.schedule if isinstance(scheduler, WarmupLR) else scheduler
+        if not isinstance(inner, StableDecayLR):
+            return 1.0
+        warmup = self._warmup(ticks)
+        held = min(1.0, inner.held / self._length(ticks - warmup, epoch_steps))
+        return (warmup + held * (ticks - warmup)) / ticks
+
     def _warmup(self, ticks: int) -> int:
         if self.warmup is None or isinstance(self.warmup, int):
             return self.warmup or 0

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.runs import digests
+from helpers.runs import digests, stop_after
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -202,6 +202,14 @@ def test_forecasts_are_those_of_the_run_in_the_folder(tmp_path):
     file.symlink_to(tmp_path.parent / "elsewhere")
     with pytest.raises(EvolveError, match=r"forecasts\.jsonl' is a link"):
         evolver(tmp_path, steps=60, overwrite=True).run()
+
+
+def test_what_was_forecast_is_void_where_the_budget_changes(tmp_path):
+    stop_after(evolver(tmp_path, steps=300), 200).run()
+    same, longer = evolver(tmp_path, steps=300).restore(), evolver(tmp_path, steps=400).restore()
+    expected = [run.controller.proposer.policy.state()["expected"] for run in (same, longer)]
+    assert expected[0]
+    assert expected[1] == []
 
 
 class Remembering(nn.Module):

@@ -48,7 +48,7 @@ def test_the_errors_of_gap_and_lead_are_those_of_noise():
 
 def test_both_losses_are_followed_to_the_end():
     slope, gap, extra = Estimate(0.3, 0.0), Estimate(0.02, 0.0), Estimate(0.1, 0.01)
-    found = outlook(Estimate(2.0, 0.03), slope, gap, extra, steps=100, left=900, held=700, ratio=2.0)
+    found = outlook(Estimate(2.0, 0.03), slope, gap, extra, steps=100, left=900, held=700, until=0.8, ratio=2.0)
     ways = [(1 - more**-EXPONENT) / EXPONENT for more in (10, 5.5, 3.25)]
     assert found.ends[0].value == pytest.approx(2 - 0.3 * ways[0])
     assert found.ends[1].value == pytest.approx(2 - 0.02 - 0.4 * ways[1])
@@ -62,11 +62,11 @@ def test_both_losses_are_followed_to_the_end():
 
 def test_with_the_lead_that_is_needed_both_end_alike():
     level, slope, behind = Estimate(2.0, 0.0), Estimate(0.3, 0.0), Estimate(-0.03, 0.0)
-    needed = outlook(level, slope, behind, Estimate(0.0, 0.0), 100, 900, 900, 2.0).needed
-    found = outlook(level, slope, behind, Estimate(needed, 0.0), 100, 900, 900, 2.0)
+    needed = outlook(level, slope, behind, Estimate(0.0, 0.0), 100, 900, 900, 1.0, 2.0).needed
+    found = outlook(level, slope, behind, Estimate(needed, 0.0), 100, 900, 900, 1.0, 2.0)
     assert found.ends[0].value == pytest.approx(found.ends[1].value)
     assert found.gain.value == pytest.approx(0, abs=1e-12)
-    assert outlook(level, slope, behind, Estimate(0.1, 0.0), 100, 0.0, 0.0, 2.0).needed == math.inf
+    assert outlook(level, slope, behind, Estimate(0.1, 0.0), 100, 0.0, 0.0, 1.0, 2.0).needed == math.inf
 
 
 def test_a_curve_keeps_means_of_stretches_and_comes_back_from_json():
@@ -218,6 +218,48 @@ def test_what_was_forecast_is_told_beside_what_it_came_to():
     ((text, came),) = policy.news()
     assert came == {"step": 103, "progress": 0.8, "loss": 1.5, "steps": 2, "expected": tuple(facts["ends"][1])}
     assert "begins to fall came to 1.5; forecast were" in text
+
+
+def test_a_forecast_that_was_taken_back_or_was_followed_by_another_is_not_told():
+    policy = Forecast(look=0.4, most=0.5)
+    policy.choose([STACK], _Context(lead=0.5))
+    policy.forget()
+    policy.heard(800, 2.0, 0.8)
+    assert len(policy.news()) == 1  # the forecast
+    policy.choose([STACK], _Context(lead=0.5))
+    policy.heard(780, 9.0, 0.78)
+    late = _Context(lead=0.5)
+    late.progress = 0.79  # its race ends behind where the learning rate begins to fall
+    policy.choose([STACK], late)
+    for step, loss, progress in ((900, 9.0, 0.9), (960, 2.0, 0.96), (1000, 1.0, 1.0)):
+        policy.heard(step, loss, progress)
+    assert [facts["loss"] for _, facts in policy.news() if "loss" in facts] == [1.5]
+
+
+def test_a_race_that_is_cut_short_says_nothing_and_counts():
+    context, policy = _Context(lead=0.5), Forecast(look=0.4)
+    race = context.race(STACK, 7, 1.0)
+    context.race = lambda candidate, steps, most: replace(race, child=replace(race.child, price=0.004))
+    assert policy.choose([STACK], context) is None
+    assert context.kept
+    assert policy.news() == []
+    assert policy.state()["spent"] == pytest.approx(7 * 0.004)
+
+
+def test_steps_of_a_race_count_where_the_budget_is_in_steps():
+    ends = []
+    for counted in (0.0, 0.02):  # FLOPs of a race are spent when it ends, steps when the run goes on behind it
+        context, policy = _Context(lead=0.0), Forecast(look=0.2, most=0.2)
+        race = context.race(STACK, 20, 1.0)
+
+        def raced(candidate, steps, most, context=context, race=race, counted=counted):
+            context.progress += counted
+            return race
+
+        context.race = raced
+        policy.choose([STACK], context)
+        ends.append(policy.news()[0][1]["ends"][0][0])
+    assert ends[0] == pytest.approx(ends[1])
 
 
 def test_the_end_is_forecast_where_the_learning_rate_falls_already_or_is_never_held():

@@ -225,3 +225,21 @@ def test_what_does_not_fit_the_run_is_told_before_the_first_step():
     seen = rates({"name": "OneCycleLR", "options": {"max_lr": [1.0, 0.1]}}, groups=[1.0, 0.1])
     assert max(first for first, _ in seen) == pytest.approx(1.0, rel=0.01)
     assert max(second for _, second in seen) == pytest.approx(0.1, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("interval", "warmup", "options", "until"),
+    [
+        ("step", None, {"decay": 0.2}, 0.8),
+        ("step", 100, {"decay": 100}, 0.9),
+        ("epoch", 0.1, {"decay": 0.5}, 0.6),  # the schedule is nine epochs long, of which five are held
+        ("step", None, {"total_steps": 500}, 0.4),
+    ],
+)
+def test_it_is_known_until_when_the_learning_rate_is_held(interval, warmup, options, until):
+    config = LrScheduleConfig(name="wsd", interval=interval, warmup=warmup, options=options)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = config.build(optimizer, 1000, 100)
+    assert config.held_until(scheduler, 1000, 100) == pytest.approx(until)
+    constant = LrScheduleConfig(name="CosineAnnealingLR")
+    assert constant.held_until(constant.build(optimizer, 1000, 100), 1000, 100) == 1
