@@ -36,7 +36,7 @@ from evolve.data import TensorBatches
 
 TABLES = ("digits", "diabetes", "friedman", "cells")
 WIDTHS = (32, 64, 128, 256, 512)
-RATES = (3e-3, 1e-3, 1e-2)
+RATES = (1e-2, 3e-3, 1e-3)
 BUDGETS = (250.0, 500.0, 1000.0, 2000.0, 4000.0)
 SHORTER = (62.5, 125.0)  # as evolved runs only
 BATCH = 128
