@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from family import EVOLVED, IN_SECONDS, Store
 from timing import spread, told
 
-NORMAL = 1.2816  # standard errors within which a value lies in 80 of 100 cases
+from evolve.policies.projection import NORMAL
+
 ZERO = 0.01  # a loss up to this is what is told as zero
 
 
@@ -47,14 +48,16 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="files of runs")
     parser.add_argument("--picture", type=Path, help="draw them to this file")
     chosen = parser.parse_args()
-    found: dict[str, list[Pair]] = defaultdict(list)
+    every: dict[str, list[Pair]] = defaultdict(list)
     for path in chosen.runs:
         for run, row in Store(path).rows.items():
             if run.arm in (EVOLVED, IN_SECONDS):
-                found[run.task] += pairs(row["forecasts"])
+                every[run.task] += pairs(row["forecasts"])
+    found = {task: points for task, points in every.items() if points}
+    if not found:
+        print("None of these runs has a forecast that came to something.")
+        return
     for task, points in [*found.items(), ("all", [one for each in found.values() for one in each])]:
-        if not points:
-            continue
         within = sum(one.within for one in points)
         zero = sum(one.expected <= 0 for one in points)
         ratios = [one.came / one.expected for one in points if one.expected > 0]

@@ -213,8 +213,10 @@ def evolved(work: Workload, arm: str, budget: float, seed: int) -> tuple[Run, di
     doing slows both down alike. Where its budget is in seconds, it is what the member `unit` would take.
     """
     before = step_seconds(work, seed)
-    in_seconds = {"seconds": budget * statistics.median(before[work.unit])}
-    allowed = in_seconds if arm == IN_SECONDS else {"flops": work.allowance(budget)}
+    if arm == IN_SECONDS:
+        allowed = {"seconds": budget * statistics.median(before[work.unit])}
+    else:
+        allowed = {"flops": work.allowance(budget)}
     torch.manual_seed(seed)
     model, lr = work.make(work.members[0]), work.rates[0]
     forecasts: list[Mapping[str, Any]] = []

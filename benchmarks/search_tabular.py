@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from search_arms import Clock
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import log_loss, mean_squared_error
 from sklearn.model_selection import train_test_split
@@ -40,12 +40,10 @@ from evolve.models.mlp import mlp
 from evolve.population.events import Evaluated, SearchEvent
 from evolve.training.optim import OptimizerConfig
 
-COMPARED = ("breast_cancer", "digits", "diabetes")
 TABLES = {
     "breast_cancer": load_breast_cancer,
     "digits": load_digits,
     "diabetes": load_diabetes,
-    "wine": load_wine,
 }
 BATCH = 32
 OPERATORS = ["widen", "deepen", "residual", "dropout", "narrow"]
@@ -256,7 +254,7 @@ def main() -> None:
     parser: argparse.ArgumentParser = arguments(__doc__, repetitions=5)
     parser.add_argument("--budget", type=float, default=8.0, help="CPU seconds of an arm on one split (%(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (%(default)s)")
-    parser.add_argument("--tables", nargs="+", default=list(COMPARED), choices=list(TABLES))
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     seeds = range(chosen.first, chosen.first + chosen.repetitions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -32,10 +33,11 @@ class Forecast(Policy):
     gives the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget:
     FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one is
     ahead after the race, and by all that is known ends no higher, the copy becomes the model, with what it has
-    learned. Where both would come down to zero before the end, it is not steps that are short but data: the larger
-    one is taken unless its held-out loss is higher by half. There, races begin early; else not before a twentieth
-    of the budget is spent. Where it does not grow, the model goes on from its own copy, so that only the other
-    one's steps were in vain. What races may cost in all is bounded.
+    learned. Where both would come down to zero before the end, and the loss is below a quarter of the first one, it
+    is not steps that are short but data: the larger one is taken unless its held-out loss is higher by half. There,
+    races begin early; else not before a twentieth of the budget is spent. Where it does not grow, the model goes on
+    from its own copy, so that only the other one's steps were in vain. What races may cost in all is bounded, and
+    what one may cost to half of that. What the loss comes to that was forecast is told, too.
 
     The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
     which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
@@ -101,9 +103,7 @@ class Forecast(Policy):
             context.keep_own()
             return None
         kept, grown = found.ends[:2]
-        plenty = max(kept.value, grown.value) <= 0 and self._low(
-            math.fsum(race.own.losses[steps // 2 :]) / (steps - steps // 2)
-        )
+        plenty = max(kept.value, grown.value) <= 0 and self._low(statistics.fmean(race.own.losses[steps // 2 :]))
         behind = race.child.held_out - race.own.held_out
         if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
