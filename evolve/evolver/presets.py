@@ -8,8 +8,8 @@ from typing import Any
 from evolve.errors import did_you_mean
 
 # `auto`: one look early, when the loss has a slope that says something and growing still pays, and one more for a
-# second growth, or where the first was close; those before are for runs with more steps than their data needs. Copies
-# of blocks where a model has blocks that are alike, else wider layers.
+# second growth; those before are for runs with more steps than their data need. Copies of blocks where a model has
+# blocks that are alike, else wider layers.
 _PRESETS: dict[str, dict[str, Any]] = {
     "auto": {
         "schedule": {"name": "at", "options": {"progress": [0.01, 0.02, 0.04, 0.09, 0.16]}},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -12,17 +11,20 @@ from pydantic import Field
 
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Race, policies
-from evolve.policies.projection import Estimate, Foreseen, Outlook, Realised, lead, outlook, place, slope, way, written
+from evolve.policies.projection import Estimate, Foreseen, Outlook, Realised, lead, outlook, place, slope, written
 from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
 
-_FEWEST = 40  # steps of a run before which nothing is said of its end
-_EARLY = 0.05  # of the budget: before it, a race says too little of a run that is short of steps
-_AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind where steps are not what is short
+_PLENTY = 25.0  # epochs: a model that has more of them left is short of data, not of steps
+_DEARER = 2.0  # times what a step costs now, that one may cost after a growth
+_FEWEST = 40  # steps of a run before which nothing is said there
+_AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
-_LOW = 0.25  # of the first loss: one below it may come down to zero
 _LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
+
+
+_Part = Annotated[float, Field(ge=0, le=1)]
 
 
 @policies.register("forecast")
@@ -33,27 +35,36 @@ class Forecast(Policy):
     gives the slope of either loss in the logarithm of the steps, and what a step of either costs of the budget:
     FLOPs or seconds. Both losses are followed to the end of the budget (see `projection`); where the larger one is
     ahead after the race, and by all that is known ends no higher, the copy becomes the model, with what it has
-    learned. Where both would come down to zero before the end, and the loss is below a quarter of the first one, it
-    is not steps that are short but data: the larger one is taken unless its held-out loss is higher by half. There,
-    races begin early; else not before a twentieth of the budget is spent. Where it does not grow, the model goes on
-    from its own copy, so that only the other one's steps were in vain. What races may cost in all is bounded, and
-    what one may cost to half of that. What the loss comes to that was forecast is told, too.
+    learned. Where it does not grow, the model goes on from its own copy, so that only the other one's steps were in
+    vain. The first race is held in a part of the budget (`between`), as before it says too little of the end, and a
+    model that grows later ends no better for it; and not in the first steps (`after`), where it would be all noise.
+    There is another one later where two growths were forecast to be better than one.
 
-    The first candidate of the first operator that can be applied takes part, so operators are listed in the order in
-    which they are wanted. Each forecast is told as an event and kept in the run's `forecasts.jsonl`; what led to a
-    mutation is in its record too.
+    Where the larger model, too, has more than 25 epochs left, it is not steps that are short but data: training data
+    that are seen so often teach nothing new (their worth falls by 1 / e in some 15 epochs: Muennighoff et al. 2023,
+    Scaling data-constrained language models). There the larger one is taken at any time after a race of a few
+    steps, unless its held-out loss is higher by half.
+
+    What races may cost in all is bounded, and what one may cost to half of that. What the loss comes to that was
+    forecast is told, too. The first candidate of the first operator that can be applied takes part, so operators are
+    listed in the order in which they are wanted. Each forecast is told as an event and kept in the run's
+    `forecasts.jsonl`; what led to a mutation is in its record too.
     """
 
     needs_losses = True
 
     class Options(TypedOptions):
-        """Length of a race, and what all of them may cost.
+        """When there are races, how long one is, and what all of them may cost.
 
         Attributes:
+            between: Parts of the budget between which it may grow for the first time.
+            after: Steps of a run before which a race is too short to tell two sizes apart.
             look: Steps of a race, as a part of the steps so far.
             most: Part of the budget that races may take from the training.
         """
 
+        between: tuple[_Part, _Part] = (0.05, 0.12)
+        after: Annotated[int, Field(ge=1)] = 500
         look: Annotated[float, Field(gt=0, le=1)] = 0.3
         most: Annotated[float, Field(gt=0, lt=1)] = 0.08
 
@@ -63,13 +74,14 @@ class Forecast(Policy):
         self._spent = 0.0  # part of the budget that went into copies which came to nothing
         self._expected: list[float] = []  # up to which part of the budget; loss and standard error
         self._came: list[float] = [0, 0.0]  # steps shortly before that, and the sum of their losses
-        self._first = 0.0  # training loss of the first step
+        self._slope: list[float] = []  # that the model was to have since it grew, and its standard error
+        self._again = False  # when it grew, two growths were forecast to be better than one
         self._news: list[tuple[str, dict[str, Any]]] = []
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the growth that is forecast to pay, None where none is."""
         steps, most = self._race(context)
-        if context.tried or self._settled or not steps or (context.progress < _EARLY and not self._plenty(context)):
+        if context.tried or self._settled or not steps:
             return None
         firsts = {candidate.entry: candidate for candidate in reversed(candidates)}
         for _, candidate in sorted(firsts.items()):
@@ -86,26 +98,33 @@ class Forecast(Policy):
         That is half of what all races may, so that there is something left for another one.
         """
         step, most = context.step, min(self.options.most / 2, self.options.most - self._spent)
-        if step < _FEWEST or not context.progress:
+        if not context.progress or step < _FEWEST:
             return 0, most
-        price = context.progress / step
+        price, whole = context.progress / step, step / context.progress
         if most < _shortest(step) * price:
             logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
+            return 0, most
+        if _epochs(context, whole) >= _DEARER * _PLENTY:
+            return _shortest(step), most
+        first, last = self.options.between
+        early = context.progress < first or step < self.options.after
+        if early or (context.progress > last and not self._again):
+            logger.info("No race: it is too %s in the run (options `between`, `after`).", "early" if early else "late")
             return 0, most
         return int(self.options.look * step), most
 
     def _decide(self, candidate: Candidate, race: Race, context: PolicyContext, began: float) -> Choice | None:
         steps = len(race.own.losses)
-        found = _outlook(race, context, began) if steps >= _shortest(context.step) else None
+        before = Estimate(*self._slope) if self._slope else None
+        found = _outlook(race, context, began, before) if steps >= _shortest(context.step) else None
         if found is None:
             logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
             self._spent += steps * race.child.price
             context.keep_own()
             return None
-        kept, grown = found.ends[:2]
-        plenty = max(kept.value, grown.value) <= 0 and self._low(statistics.fmean(race.own.losses[steps // 2 :]))
         behind = race.child.held_out - race.own.held_out
-        if plenty:
+        data_are_short = _epochs(context, (1 - began) / race.child.price) >= _PLENTY
+        if data_are_short:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
             ahead = found.gap.value > found.gap.error
@@ -127,9 +146,12 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += steps * (race.own if grows else race.child).price
         if not grows:
-            self._settled = kept.value > 0 and found.gap.value + found.gap.error < 0
+            self._settled = not data_are_short and found.gap.value + found.gap.error < 0
             context.keep_own()
             return None
+        steeper = found.slope + found.lead
+        self._slope = [steeper.value, steeper.error]
+        self._again = not data_are_short and found.ends[2].value < found.ends[1].value
         others = [
             Weighed(operator=candidate.operator if growths else "", value=end.value, note=_told(growths, end))
             for growths, end in enumerate(found.told)
@@ -139,9 +161,7 @@ class Forecast(Policy):
         return Choice(candidate, by, told.value, _told(1, told), others)
 
     def heard(self, step: int, loss: float, progress: float) -> None:
-        """Notes the first loss, and what one comes to that was forecast."""
-        if math.isfinite(loss):
-            self._first = self._first or loss
+        """Notes what a loss comes to that was forecast."""
         if not self._expected or progress <= self._expected[0] - _LAST:
             return
         until, *expected = self._expected
@@ -154,32 +174,16 @@ class Forecast(Policy):
                     step=step, progress=until, loss=total / count, steps=int(count), expected=tuple(expected)
                 )
                 self._news.append((found.told(), found.model_dump()))
-            self.forget()
+            self._expected = []
 
     def forget(self) -> None:
         """Lets go of what was forecast; what races have cost stays."""
-        self._expected, self._came = [], [0, 0.0]
+        self._expected, self._slope, self._again = [], [], False
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns the races since it was last asked, and what became of their forecasts."""
         told, self._news = self._news, []
         return told
-
-    def _plenty(self, context: PolicyContext) -> bool:
-        """Whether the model's training loss would come down to zero within the budget, by its curve alone."""
-        step, points = context.step, context.losses(context.step / 2)
-        present = slope(points)
-        if present is None or context.progress == 0:
-            return False
-        total = math.fsum(count for count, _, _ in points)
-        past = math.fsum(count * (math.log(step) - place) for count, place, _ in points) / total
-        level = math.fsum(count * loss for count, _, loss in points) / total - present.value * past
-        far = way(step, step * (1 - context.progress) / context.progress)
-        return self._low(level) and level <= present.value * far
-
-    def _low(self, loss: float) -> bool:
-        """Whether a loss has come far down from where it began; before that, its slope says nothing of the data."""
-        return loss < _LOW * self._first
 
     def state(self) -> dict[str, Any]:
         """Returns what races have cost, whether there is to be another, and what is forecast."""
@@ -188,23 +192,38 @@ class Forecast(Policy):
             "spent": self._spent,
             "expected": self._expected,
             "came": self._came,
-            "first": self._first,
+            "slope": self._slope,
+            "again": self._again,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned."""
         self._settled, self._spent = state["settled"], state["spent"]
         self._expected, self._came = list(state["expected"]), list(state["came"])
-        self._first = state["first"]
+        self._slope, self._again = list(state["slope"]), state["again"]
 
 
-def _outlook(race: Race, context: PolicyContext, began: float) -> Outlook | None:
-    """What a race says of the end, where so much of the budget was spent before; None without a slope."""
+def _epochs(context: PolicyContext, steps: float) -> float:
+    """Returns how many epochs so many steps are; 0 in the first epoch."""
+    last = context.history[-1] if context.history else {}
+    return steps * last["epoch"] / last["step"] if last.get("epoch") and last.get("step") else 0.0
+
+
+def _outlook(race: Race, context: PolicyContext, began: float, before: Estimate | None) -> Outlook | None:
+    """What a race says of the end, where so much of the budget was spent; None without a slope.
+
+    Args:
+        race: The race.
+        context: The run behind it.
+        began: Part of the budget that was spent before it.
+        before: Slope that was expected when the model grew, of which a short curve since then says little.
+    """
     own, start, steps = race.own, context.step, len(race.own.losses)
     raced = [(1.0, math.log(start + i + 1), loss) for i, loss in enumerate(own.losses)]
     present, ahead = slope([*context.losses(start / 2), *raced]), lead(start, own.losses, race.child.losses)
     if present is None or ahead is None:
         return None
+    present = present if before is None else present.joined(before)
     half = steps // 2
     mean = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
     scatter = math.fsum((loss - mean) ** 2 for loss in own.losses[half:]) / (steps - half)
@@ -217,9 +236,9 @@ def _outlook(race: Race, context: PolicyContext, began: float) -> Outlook | None
     return outlook(level, present, *ahead, start + steps, left, held, until, race.child.price / own.price)
 
 
-def _shortest(step: int) -> float:
+def _shortest(step: int) -> int:
     """How long a race has to be, after so many steps, to say something."""
-    return max(_SHORTEST * step, 8)
+    return max(math.ceil(_SHORTEST * step), 8)
 
 
 def _told(growths: int, end: Estimate) -> str:

@@ -2,7 +2,8 @@
 
 A loss falls with the steps D as a power of them, L = a + b * D**-x. With the exponent that language models have in the
 data they have seen (0.28: Hoffmann et al. 2022, Training compute-optimal large language models) only the slope
-dL/d(log D) at present has to be measured: a curve that is fitted freely to a tenth of a run says little of its end. A
+dL/d(log D) at present has to be measured: a curve that is fitted freely to a tenth of a run says little of its end.
+Where it is so steep that the loss would fall below zero, the floor is zero, and the slope gives the exponent. A
 larger model has fewer steps left and a steeper slope. How much steeper shows in a race of some steps on the same
 batches, where the noise of the batches cancels.
 """
@@ -10,8 +11,9 @@ batches, where the noise of the batches cancels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import BaseModel, ConfigDict
 
@@ -37,6 +39,11 @@ class Estimate:
     def times(self, factor: float) -> Estimate:
         """Returns so many times the figure."""
         return Estimate(self.value * factor, abs(factor) * self.error)
+
+    def joined(self, other: Estimate) -> Estimate:
+        """Returns what both say of the same figure, each by its certainty."""
+        own, its = (max(one.error, 1e-12) ** -2 for one in (self, other))
+        return Estimate((own * self.value + its * other.value) / (own + its), (own + its) ** -0.5)
 
 
 @dataclass(frozen=True)
@@ -166,21 +173,50 @@ def outlook(
         ratio: Cost of a step of the larger one in steps of the model as it is.
     """
 
-    def after(growths: int, ahead: float) -> Estimate:
-        far, more = way(steps, ahead / ratio**growths), sum(NEXT**k for k in range(growths))
-        fall = slope.times(far) + lead.times(more * far) + gap.times(more)
-        return Estimate(level.value - fall.value, math.hypot(level.error, fall.error, SHAPE * fall.value))
+    known = level, slope, gap, lead
+    moved = [[one.value + one.error * (one is other) for one in known] for other in known]
 
-    kept, grown = way(steps, left), way(steps, left / ratio)
-    gain = gap + lead.times(grown) + slope.times(grown - kept)
-    needed = (slope.value * (kept - grown) - gap.value) / grown if grown else math.inf
-    ends, told = ([after(growths, ahead) for growths in range(SIZES + 1)] for ahead in (left, held))
-    return Outlook(slope, gap, lead, needed, gain, ends, until, told)
+    def estimate(figure: Callable[[Sequence[float]], float]) -> Estimate:
+        """The figure, and how far it moves where what it follows from is off by its error."""
+        value = figure([one.value for one in known])
+        return Estimate(value, math.hypot(*(figure(each) - value for each in moved)))
+
+    def after(growths: int, ahead: float, values: Sequence[float]) -> float:
+        level, slope, gap, lead = values
+        more = sum(NEXT**k for k in range(growths))
+        return end(level - more * gap, slope + more * lead, 1 + max(ahead, 0.0) / ratio**growths / steps)
+
+    def after_all(ahead: float) -> list[Estimate]:
+        ends = [estimate(partial(after, growths, ahead)) for growths in range(SIZES + 1)]
+        return [one + Estimate(0.0, SHAPE * (level.value - one.value)) for one in ends]
+
+    gain = estimate(lambda values: after(0, left, values) - after(1, left, values))
+    ends, times = after_all(left), 1 + max(left, 0.0) / ratio / steps
+    needed = _slope_to(level.value - gap.value, ends[0].value, times) - slope.value
+    return Outlook(slope, gap, lead, needed, gain, ends, until, after_all(held))
 
 
-def way(steps: float, left: float) -> float:
-    """Returns how far a loss with a slope of one falls in the steps that are left."""
-    return float(1 - (1 + max(left, 0.0) / steps) ** -EXPONENT) / EXPONENT
+def end(level: float, slope: float, times: float) -> float:
+    """Returns what a loss comes to where it is followed to so many times the steps.
+
+    Args:
+        level: At present; likewise `slope`, by how much it falls with the logarithm of the steps.
+        slope: See above.
+        times: Steps then, over those at present.
+    """
+    if level <= 0 or slope <= EXPONENT * level:
+        return level - slope * (1 - math.pow(times, -EXPONENT)) / EXPONENT
+    return level * math.pow(times, -slope / level)
+
+
+def _slope_to(level: float, goal: float, times: float) -> float:
+    """Returns the slope with which `end` is `goal`; infinite where there are no steps left."""
+    if times <= 1:
+        return math.inf
+    found = (level - goal) * EXPONENT / (1 - math.pow(times, -EXPONENT))
+    if level <= 0 or found <= EXPONENT * level:
+        return found
+    return level * math.log(level / goal) / math.log(times) if goal > 0 else math.inf
 
 
 def slope(points: Sequence[tuple[float, float, float]]) -> Estimate | None:

@@ -33,7 +33,7 @@ def evolver(
     evolution = {
         "preset": "auto",
         "schedule": {"name": "at", "options": {"progress": [at]}},
-        "policy": {"name": "forecast", "options": {"look": look, "most": most}},
+        "policy": {"name": "forecast", "options": {"between": [0, 1], "after": 40, "look": look, "most": most}},
         "operators": [{"name": "widen", "sites": ["*"], "options": {"factor": factor}}],
     }
     if optimizer is not None:

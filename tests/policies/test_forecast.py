@@ -14,7 +14,7 @@ import evolve
 from evolve import EvolutionConfig, Evolver, TrainingConfig
 from evolve.evolver.loss_curve import LossCurve
 from evolve.policies import Candidate, Forecast, Race, Racer
-from evolve.policies.projection import EXPONENT, NEXT, SHAPE, Estimate, lead, outlook, slope, written
+from evolve.policies.projection import EXPONENT, NEXT, SHAPE, Estimate, end, lead, outlook, slope, written
 
 
 def test_the_slope_is_that_of_the_weighted_line():
@@ -60,6 +60,27 @@ def test_both_losses_are_followed_to_the_end():
     assert found.told[1].value == pytest.approx(2 - 0.02 - 0.4 * (1 - 4.5**-EXPONENT) / EXPONENT)
 
 
+def test_a_steep_curve_ends_at_zero_and_not_below():
+    assert end(2.0, 0.3, 10) == pytest.approx(2 - 0.3 * (1 - 10**-EXPONENT) / EXPONENT)
+    assert end(0.1, 0.1, 10) == pytest.approx(0.01)  # a power law with the exponent 1
+    assert end(1.0, EXPONENT * (1 + 1e-9), 50) == pytest.approx(end(1.0, EXPONENT, 50))  # one goes over into the other
+    assert end(-1.0, 0.3, 10) == pytest.approx(-1 - 0.3 * (1 - 10**-EXPONENT) / EXPONENT)
+    steep = Estimate(0.1, 0.0), Estimate(0.1, 0.02), Estimate(0.01, 0.0)
+    found = outlook(*steep, Estimate(0.05, 0.01), steps=100, left=900, held=900, until=1.0, ratio=2.0)
+    assert found.ends[0].value == pytest.approx(0.01)
+    assert found.ends[1].value == pytest.approx(0.09 * 5.5 ** (-0.15 / 0.09))
+    moved = 0.1 * 10**-1.2 - 0.09 * 5.5 ** (-0.17 / 0.09), 0.01 - 0.09 * 5.5 ** (-0.16 / 0.09)
+    assert found.gain.error == pytest.approx(math.hypot(*(one - found.gain.value for one in moved)))
+    found = outlook(*steep, Estimate(found.needed, 0.0), steps=100, left=900, held=900, until=1.0, ratio=2.0)
+    assert found.ends[1].value == pytest.approx(0.01)
+
+
+def test_two_estimates_of_the_same_are_joined_by_their_certainty():
+    found = Estimate(1.0, 0.1).joined(Estimate(2.0, 0.2))
+    assert found.value == pytest.approx(1.2)
+    assert found.error == pytest.approx(0.1 * 0.2 / math.hypot(0.1, 0.2))
+
+
 def test_with_the_lead_that_is_needed_both_end_alike():
     level, slope, behind = Estimate(2.0, 0.0), Estimate(0.3, 0.0), Estimate(-0.03, 0.0)
     needed = outlook(level, slope, behind, Estimate(0.0, 0.0), 100, 900, 900, 1.0, 2.0).needed
@@ -87,7 +108,7 @@ def test_a_curve_keeps_means_of_stretches_and_comes_back_from_json():
 class _Context:
     """A run of 100 steps, at a tenth of its budget, whose larger model has a given lead."""
 
-    step, progress, tried, held_until = 100, 0.1, (), 0.8
+    step, progress, tried, held_until, history = 100, 0.1, (), 0.8, ()
 
     def __init__(
         self,
@@ -116,11 +137,16 @@ class _Context:
         self.kept = True
 
 
+def forecast(**options):
+    """Returns the policy, for runs of few steps."""
+    return Forecast(**{"after": 40, **options})
+
+
 STACK, WIDEN = Candidate("stack", "*", {}, 0), Candidate("widen", "*", {}, 1)
 
 
 def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
-    policy, context = Forecast(look=0.4, most=0.2), _Context(lead=0.5)
+    policy, context = forecast(look=0.4, most=0.2), _Context(lead=0.5)
     choice = policy.choose([STACK, WIDEN], context)
     assert choice.candidate == STACK
     assert context.raced == [("stack", 40)]
@@ -128,7 +154,7 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
     assert not policy.state()["settled"]
     assert policy.state()["spent"] == pytest.approx(0.04)
 
-    policy, context = Forecast(look=0.4, most=0.2), _Context(lead=0.001)
+    policy, context = forecast(look=0.4, most=0.2), _Context(lead=0.001)
     assert policy.choose([STACK, WIDEN], context) is None
     assert context.kept
     ((text, facts),) = policy.news()
@@ -143,7 +169,7 @@ def test_it_grows_where_the_lead_is_enough_and_keeps_its_own_copy_where_not():
 
 
 def test_it_stays_where_the_larger_one_has_not_made_up_for_its_birth_and_races_no_more():
-    policy, context = Forecast(look=0.4, most=0.2), _Context(lead=1, birth=0.5)  # it would be ahead after 65 steps
+    policy, context = forecast(look=0.4, most=0.2), _Context(lead=1, birth=0.5)  # it would be ahead after 65 steps
     assert policy.choose([STACK], context) is None
     kept, grown = policy.news()[0][1]["ends"][:2]
     assert grown[0] < kept[0]  # for what the line says of the end
@@ -153,35 +179,71 @@ def test_it_stays_where_the_larger_one_has_not_made_up_for_its_birth_and_races_n
 
 
 def test_it_stays_where_the_larger_one_is_behind_on_held_out_data():
-    assert Forecast(look=0.4, most=0.2).choose([STACK], _Context(lead=0.5, held_out=2.8)) is not None
-    assert Forecast(look=0.4, most=0.2).choose([STACK], _Context(lead=0.5, held_out=3.0)) is None
+    assert forecast(look=0.4, most=0.2).choose([STACK], _Context(lead=0.5, held_out=2.8)) is not None
+    assert forecast(look=0.4, most=0.2).choose([STACK], _Context(lead=0.5, held_out=3.0)) is None
 
 
-def test_where_the_budget_is_more_than_enough_for_the_training_data_it_grows_unless_held_out_data_speaks_against_it():
-    policy = Forecast(look=0.4, most=0.2)
-    assert policy.choose([STACK], _Context(lead=0.001, level=0.3, held_out=4.0)) is None  # it began no higher
-    policy.heard(1, 2.3, 0.0)
-    assert policy.choose([STACK], _Context(lead=0.001, level=0.3, held_out=4.0)) is not None
-    policy = Forecast(look=0.4, most=0.2)
-    policy.heard(1, 2.3, 0.0)
-    assert policy.choose([STACK], _Context(lead=0.001, level=0.3, held_out=4.5)) is None
+def _of_epochs(steps, **more):
+    """Returns a run of 1,000 steps, the larger model would make 450 of them, in epochs of so many."""
+    context = _Context(**more)
+    context.history = [{"epoch": 1, "step": 1}, {"epoch": 2, "step": 2 * steps}]
+    return context
+
+
+def test_where_data_are_short_it_grows_unless_held_out_data_speak_against_it():
+    policy = forecast(look=0.4, most=0.2)
+    assert policy.choose([STACK], _of_epochs(18, lead=0.001, held_out=4.3)) is not None  # 25 epochs left
+    policy = forecast(look=0.4, most=0.2)
+    short = _of_epochs(18, lead=0.001, held_out=4.4)
+    assert policy.choose([STACK], short) is None
+    assert short.raced == [("stack", 10)]
     assert not policy.state()["settled"]  # as the next one may be ahead
+    assert forecast(look=0.4, most=0.2).choose([STACK], _of_epochs(19, lead=0.001)) is None  # steps are short
 
 
-def test_before_a_twentieth_of_the_budget_only_a_run_with_more_steps_than_it_needs_races():
-    class Early(_Context):
-        progress = 0.04
+@pytest.mark.parametrize("when", [{"progress": 0.04}, {"progress": 0.13}, {"after": 101}])
+def test_where_steps_are_short_a_race_is_neither_too_early_nor_too_late(when):
+    options = {"look": 0.4, "most": 0.2, "after": when.get("after", 40)}
+    for context, races in (
+        (_Context(lead=0.5), False),
+        (_of_epochs(100, lead=0.5), False),
+        (_of_epochs(2, lead=0.5), True),
+    ):
+        context.progress = when.get("progress", 0.1)
+        assert (forecast(**options).choose([STACK], context) is not None) == races
+        assert bool(context.raced) == races
+    usual = _Context(lead=0.5)
+    assert forecast(look=0.4, most=0.2).choose([STACK], usual) is not None
 
-        def losses(self, since):
-            places = [math.log(step) for step in range(int(since), 100, 10)]
-            return [(10.0, place, self.level - 0.3 * (place - math.log(100))) for place in places]
 
-    poor, rich = Early(lead=0.5), Early(lead=0.5, level=0.5)  # it will fall by 0.62
-    assert Forecast(look=0.4, most=0.2).choose([STACK], poor) is None
-    assert poor.raced == []
-    policy = Forecast(look=0.4, most=0.2)
-    policy.heard(1, 2.3, 0.0)
-    assert policy.choose([STACK], rich) is not None
+@pytest.mark.parametrize(("lead", "again"), [(0.17, False), (3.0, True)])
+def test_it_races_late_where_two_growths_were_forecast_to_be_better_than_one(lead, again):
+    policy, late = forecast(look=0.4, most=0.2), _Context(lead=0.5)
+    assert policy.choose([STACK], _Context(lead=lead)) is not None
+    ends = policy.news()[0][1]["ends"]
+    assert (ends[2][0] < ends[1][0]) == again
+    policy.load_state(json.loads(json.dumps(policy.state())))
+    late.progress = 0.16
+    policy.choose([STACK], late)
+    assert bool(late.raced) == again
+
+
+def test_what_it_expected_of_the_slope_counts_in_the_next_race_until_the_growth_is_taken_back():
+    policy, told = forecast(look=0.4, most=0.5), []
+    for act in (None, None, policy.forget):
+        if act:
+            act()
+        context = _Context(lead=0.5)
+        race = context.race(STACK, 40, 1.0)
+        noisy = [[loss + 0.1 * (-1) ** i for i, loss in enumerate(one.losses)] for one in (race.own, race.child)]
+        race = Race(*(replace(one, losses=losses) for one, losses in zip((race.own, race.child), noisy, strict=True)))
+        context.race = lambda candidate, steps, most, race=race: race
+        assert policy.choose([STACK], context) is not None
+        told += [policy.news()[0][1]["slope"]]
+        policy.load_state(json.loads(json.dumps(policy.state())))
+    assert told[0] == told[2]
+    assert told[0][0] < told[1][0] < told[0][0] + 0.5  # of the model that has grown, it is steeper
+    assert told[1][1] < told[0][1]
 
 
 @pytest.mark.parametrize(("noise", "grows"), [(0.0, True), (0.8, False)])
@@ -190,7 +252,7 @@ def test_a_lead_within_its_error_is_none(noise, grows):
     race = context.race(STACK, 40, 1.0)
     other = [loss + noise * (-1) ** i for i, loss in enumerate(race.child.losses)]
     context.race = lambda candidate, steps, most: replace(race, child=replace(race.child, losses=other))
-    policy = Forecast(look=0.4, most=0.2)
+    policy = forecast(look=0.4, most=0.2)
     assert (policy.choose([STACK], context) is not None) == grows
     assert not policy.state()["settled"]
 
@@ -199,11 +261,11 @@ def test_it_stays_where_the_larger_one_is_ahead_but_too_dear():
     context = _Context(lead=0.05)
     race = context.race(STACK, 40, 1.0)
     context.race = lambda candidate, steps, most: replace(race, child=replace(race.child, price=0.006))
-    assert Forecast(look=0.4, most=0.2).choose([STACK], context) is None
+    assert forecast(look=0.4, most=0.2).choose([STACK], context) is None
 
 
 def test_what_was_forecast_is_told_beside_what_it_came_to():
-    policy = Forecast(look=0.4, most=0.2)
+    policy = forecast(look=0.4, most=0.2)
     policy.heard(1, 9.0, 0.01)  # nothing was forecast yet
     policy.choose([STACK], _Context(lead=0.5))
     ((text, facts),) = policy.news()
@@ -211,7 +273,7 @@ def test_what_was_forecast_is_told_beside_what_it_came_to():
     assert facts["until"] == 0.8
     for step, (loss, progress) in enumerate([(9.0, 0.5), (2.0, 0.76), (1.0, 0.8)], start=101):
         policy.heard(step, loss, progress)
-        again = Forecast(look=0.4, most=0.2)
+        again = forecast(look=0.4, most=0.2)
         again.load_state(json.loads(json.dumps(policy.state())))
     again.heard(104, 5.0, 0.9)  # it was told before
     assert again.news() == []
@@ -221,7 +283,7 @@ def test_what_was_forecast_is_told_beside_what_it_came_to():
 
 
 def test_a_forecast_that_was_taken_back_or_was_followed_by_another_is_not_told():
-    policy = Forecast(look=0.4, most=0.5)
+    policy = forecast(look=0.4, most=0.5)
     policy.choose([STACK], _Context(lead=0.5))
     policy.forget()
     policy.heard(800, 2.0, 0.8)
@@ -237,7 +299,7 @@ def test_a_forecast_that_was_taken_back_or_was_followed_by_another_is_not_told()
 
 
 def test_a_race_that_is_cut_short_says_nothing_and_counts():
-    context, policy = _Context(lead=0.5), Forecast(look=0.4)
+    context, policy = _Context(lead=0.5), forecast(look=0.4)
     race = context.race(STACK, 7, 1.0)
     context.race = lambda candidate, steps, most: replace(race, child=replace(race.child, price=0.004))
     assert policy.choose([STACK], context) is None
@@ -249,7 +311,7 @@ def test_a_race_that_is_cut_short_says_nothing_and_counts():
 def test_steps_of_a_race_count_where_the_budget_is_in_steps():
     ends = []
     for counted in (0.0, 0.02):  # FLOPs of a race are spent when it ends, steps when the run goes on behind it
-        context, policy = _Context(lead=0.0), Forecast(look=0.2, most=0.2)
+        context, policy = _Context(lead=0.0), forecast(look=0.2, most=0.2)
         race = context.race(STACK, 20, 1.0)
 
         def raced(candidate, steps, most, context=context, race=race, counted=counted):
@@ -264,7 +326,7 @@ def test_steps_of_a_race_count_where_the_budget_is_in_steps():
 
 def test_the_end_is_forecast_where_the_learning_rate_falls_already_or_is_never_held():
     for held in (0.12, 1.0):
-        context, policy = _Context(lead=0.5), Forecast(look=0.4, most=0.2)
+        context, policy = _Context(lead=0.5), forecast(look=0.4, most=0.2)
         context.held_until = held
         policy.choose([STACK], context)
         assert policy.news()[0][1]["until"] == 1
@@ -275,7 +337,7 @@ def test_the_end_is_forecast_where_the_learning_rate_falls_already_or_is_never_h
 
 def test_the_next_operator_races_where_one_is_refused():
     context = _Context(lead=0.5, refused=("stack",))
-    assert Forecast().choose([STACK, WIDEN], context).candidate == WIDEN
+    assert forecast().choose([STACK, WIDEN], context).candidate == WIDEN
 
 
 def test_a_race_that_was_given_up_counts():
@@ -284,16 +346,16 @@ def test_a_race_that_was_given_up_counts():
             self.progress += 0.05
             return super().race(candidate, steps, most)
 
-    policy = Forecast()
+    policy = forecast()
     assert policy.choose([STACK], Broken(lead=0.5, refused=("stack",))) is None
     assert policy.state()["spent"] == pytest.approx(0.05)
 
 
 def test_races_cost_no_more_than_they_may():
     context = _Context(lead=0.001)
-    assert Forecast(look=1.0, most=0.05).choose([STACK], context) is None
+    assert forecast(look=1.0, most=0.05).choose([STACK], context) is None
     assert context.raced == [("stack", 13)]  # of 0.002: half of what races may cost, so that another one is possible
-    assert Forecast(most=0.01).choose([STACK], context) is None
+    assert forecast(most=0.01).choose([STACK], context) is None
     assert len(context.raced) == 1  # so few steps would say nothing
 
 
@@ -301,7 +363,7 @@ def _evolver(seconds: bool = False) -> Evolver:
     torch.manual_seed(0)
     x = torch.randn(512, 16)
     y = (x[:, :4].prod(dim=1) > 0).long()
-    budget = {"seconds": 3.0} if seconds else {"flops": 1.2e7}
+    budget = {"seconds": 3.0} if seconds else {"flops": 9e6}
     return Evolver(
         nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)),
         (x, y),
@@ -309,7 +371,11 @@ def _evolver(seconds: bool = False) -> Evolver:
         optimizer=evolve.OptimizerConfig(name="AdamW", options={"lr": 3e-3}),
         training=TrainingConfig(epochs=None, **budget),
         evolution=EvolutionConfig.model_validate(
-            {"preset": "auto", "schedule": {"name": "at", "options": {"progress": [0.1]}}}
+            {
+                "preset": "auto",
+                "schedule": {"name": "at", "options": {"progress": [0.1]}},
+                "policy": {"options": {"after": 40, "between": [0, 1]}},
+            }
         ),
         batch_size=16,
         progress=False,
@@ -328,7 +394,7 @@ def test_a_run_goes_on_behind_the_batches_of_a_race():
     assert one.facts["cost"] == pytest.approx(1.5, abs=0.1)
     assert not one.facts["grows"]
     # The steps of its own copy count as the run's, those of the larger one were in vain.
-    steps, vain = 1.2e7 / (3 * 2 * (16 * 4 + 4 * 2) * 16), one.facts["steps"] * one.facts["cost"]
+    steps, vain = 9e6 / (3 * 2 * (16 * 4 + 4 * 2) * 16), one.facts["steps"] * one.facts["cost"]
     assert evolver.state.step == pytest.approx(steps - vain, abs=1)
     epochs, batch = divmod(evolver.state.step, 32)
     assert (evolver.state.epoch, evolver.state.batch) == (epochs, batch)
