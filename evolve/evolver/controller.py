@@ -177,7 +177,8 @@ class MutationController:
         reason = self._timing.take()
         first, policy = len(self.lineage), self.proposer.policy.state()
         self.loop.devices.changing()
-        back = WayBack(self.loop.snapshot([self.new_parameters]), self._timing.state(), len(self.history))
+        snapshot = self.loop.snapshot([self.new_parameters, self.proposer.curve])
+        back = WayBack(snapshot, self._timing.state(), len(self.history))
         if self.probation:
             self.probation.remember(self.history, self.lineage)
         failed = self._attempt(reason)
@@ -262,10 +263,9 @@ class MutationController:
         Args:
             metrics: What was measured.
         """
-        loop = self.loop
+        loop, monitor = self.loop, self.loop.monitor
         known = {"epoch": loop.epoch, "step": loop.step, "progress": loop.progress}
-        line = {**known, "params": count_parameters(self.model), **metrics}
-        monitor, earlier = self.loop.monitor, best_value(self.history, self.loop.monitor)
+        line, earlier = {**known, "params": count_parameters(self.model), **metrics}, best_value(self.history, monitor)
         self.history.append(line)
         told: list[Event] = [EpochEnded(self._run, line)]
         best = best_value(self.history, monitor)

@@ -26,6 +26,11 @@ def check_loop(config: EvolutionConfig, loop: Loop, schedule: Schedule | None) -
             f"The policy '{config.policy.name}' races copies of the model. Subclass evolve.Loop and write its method "
             "`race`."
         )
+    if policies.get(config.policy.name).needs_losses and not loop.knows_progress:
+        raise EvolveError(
+            f"The policy '{config.policy.name}' looks ahead to the end of the training. Tell the Loop how long it is: "
+            "steps=..."
+        )
     if config.probation and not loop.evaluates:
         raise EvolveError("evolution.probation judges by held-out data. Give the Loop `evaluate=`.")
     batches = max((entry.options.get("batches", 1) for entry in config.operators if entry.name == "narrow"), default=1)

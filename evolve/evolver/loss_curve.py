@@ -35,10 +35,10 @@ class LossCurve:
         means = [(count, places / count, losses / count) for count, places, losses in self._stretches.values()]
         return [point for point in means if point[1] >= math.log(since)]
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Returns the curve as JSON values."""
         return {str(place): list(found) for place, found in self._stretches.items()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` returned."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state_dict` returned."""
         self._stretches = {int(place): list(found) for place, found in state.items()}

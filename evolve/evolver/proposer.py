@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -70,9 +71,9 @@ class Proposer:
 
     def watch(self, loss: float | Tensor) -> None:
         """Takes note of the loss of a step; its value is waited for only where the policy looks at it."""
-        if self.policy.needs_losses:
-            self.curve.add(self._loop.step, float(loss))
-            self.policy.heard(self._loop.step, float(loss), self._loop.progress)
+        if self.policy.needs_losses and math.isfinite(value := float(loss)):
+            self.curve.add(self._loop.step, value)
+            self.policy.heard(self._loop.step, value, self._loop.progress)
 
     def news(self, run: Run) -> list[ForecastMade]:
         """Returns what the policy has looked ahead to, or what became of it, since it was last asked."""
@@ -155,6 +156,8 @@ class Proposer:
             )
             if answers[-1]:
                 return answers, choice.candidate
+            self.policy.forget()
+            context.keep_own()
             context.tried.append(choice.candidate)
         return answers, None
 
@@ -235,7 +238,7 @@ class Proposer:
 
     def state(self) -> dict[str, Any]:
         """Returns what the policy has to remember and the losses that it looks at, as JSON values."""
-        return {"policy": named_state(self.policy), "losses": self.curve.state()}
+        return {"policy": named_state(self.policy), "losses": self.curve.state_dict()}
 
     def load_state(self, state: Mapping[str, Any], moved: bool) -> None:
         """Takes up what `state` returned; the budget may have `moved` since.
@@ -244,7 +247,7 @@ class Proposer:
             CheckpointError: If it is of another policy.
         """
         load_named_state(self.policy, state["policy"], "evolution.policy")
-        self.curve.load_state(state["losses"])
+        self.curve.load_state_dict(state["losses"])
         if moved:
             self.policy.forget()
 

@@ -7,17 +7,29 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from evolve.lineage import Weighed
 from evolve.policies.base import Candidate, Choice, Policy, PolicyContext, Race, policies
-from evolve.policies.projection import Estimate, Foreseen, Outlook, Realised, lead, outlook, place, slope, written
+from evolve.policies.projection import (
+    EXPONENT,
+    SHAPE,
+    Estimate,
+    Foreseen,
+    Outlook,
+    Realised,
+    lead,
+    outlook,
+    place,
+    slope,
+    written,
+)
 from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
 
 _PLENTY = 25.0  # epochs: a model that has more of them left is short of data, not of steps
-_DEARER = 2.0  # times what a step costs now, that one may cost after a growth
+_DEARER = 2.0  # times what a step costs now, that one costs about after a growth
 _FEWEST = 40  # steps of a run before which nothing is said there
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
@@ -68,63 +80,68 @@ class Forecast(Policy):
         look: Annotated[float, Field(gt=0, le=1)] = 0.3
         most: Annotated[float, Field(gt=0, lt=1)] = 0.08
 
+        @field_validator("between")
+        @classmethod
+        def _rising(cls, between: tuple[float, float]) -> tuple[float, float]:
+            if between[0] >= between[1]:
+                raise ValueError(f"is a first and a later part of the budget; found {list(between)}")
+            return between
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._settled = False  # a larger model is so far behind that no further race is worth its cost
         self._spent = 0.0  # part of the budget that went into copies which came to nothing
         self._expected: list[float] = []  # up to which part of the budget; loss and standard error
         self._came: list[float] = [0, 0.0]  # steps shortly before that, and the sum of their losses
-        self._slope: list[float] = []  # that the model was to have since it grew, and its standard error
-        self._again = False  # when it grew, two growths were forecast to be better than one
+        self._slope: list[float] = []  # step of a growth, slope that was expected of the model, its standard error
+        self._again = False  # two growths were forecast to be better than the one that was made
+        self._plenty = True  # as far as is known, a larger model has epochs enough as well
         self._news: list[tuple[str, dict[str, Any]]] = []
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
         """Returns the growth that is forecast to pay, None where none is."""
-        steps, most = self._race(context)
-        if context.tried or self._settled or not steps:
+        step, most = context.step, min(self.options.most / 2, self.options.most - self._spent)
+        if context.tried or self._settled or step < _FEWEST or not context.progress:
             return None
+        if most < _shortest(step) * context.progress / step:
+            logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
+            return None
+        plenty = self._plenty and _epochs(context, step / context.progress) >= _DEARER * _PLENTY
+        if not plenty and not self._in_time(context):
+            return None
+        steps = _shortest(step) if plenty else max(int(self.options.look * step), _shortest(step))
         firsts = {candidate.entry: candidate for candidate in reversed(candidates)}
         for _, candidate in sorted(firsts.items()):
             began = context.progress
             race = context.race(candidate, steps, most)
             if race is not None:
-                return self._decide(candidate, race, context, began)
+                return self._decide(candidate, race, context, began, plenty)
             self._spent += context.progress - began  # what a race that was given up has cost
         return None
 
-    def _race(self, context: PolicyContext) -> tuple[int, float]:
-        """Returns how long a race may be, 0 where there is none to be had, and what the larger model's may cost.
-
-        That is half of what all races may, so that there is something left for another one.
-        """
-        step, most = context.step, min(self.options.most / 2, self.options.most - self._spent)
-        if not context.progress or step < _FEWEST:
-            return 0, most
-        price, whole = context.progress / step, step / context.progress
-        if most < _shortest(step) * price:
-            logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
-            return 0, most
-        if _epochs(context, whole) >= _DEARER * _PLENTY:
-            return _shortest(step), most
+    def _in_time(self, context: PolicyContext) -> bool:
+        """Whether a race that is to tell by how the losses fall would be neither too early nor too late."""
         first, last = self.options.between
-        early = context.progress < first or step < self.options.after
-        if early or (context.progress > last and not self._again):
-            logger.info("No race: it is too %s in the run (options `between`, `after`).", "early" if early else "late")
-            return 0, most
-        return int(self.options.look * step), most
+        early = context.progress < first or context.step < self.options.after
+        late = context.progress > last and not self._again
+        if early or late:
+            when = "early" if early else "late"
+            logger.info("No race: it is too %s in the run (options `between` and `after` of `forecast`).", when)
+        return not (early or late)
 
-    def _decide(self, candidate: Candidate, race: Race, context: PolicyContext, began: float) -> Choice | None:
+    def _decide(
+        self, candidate: Candidate, race: Race, context: PolicyContext, began: float, plenty: bool
+    ) -> Choice | None:
         steps = len(race.own.losses)
-        before = Estimate(*self._slope) if self._slope else None
-        found = _outlook(race, context, began, before) if steps >= _shortest(context.step) else None
-        if found is None:
+        found = _outlook(race, context, began, self._slope) if steps >= _shortest(context.step) else None
+        self._plenty = plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
+        if found is None or plenty != self._plenty:
             logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
             self._spent += steps * race.child.price
             context.keep_own()
             return None
         behind = race.child.held_out - race.own.held_out
-        data_are_short = _epochs(context, (1 - began) / race.child.price) >= _PLENTY
-        if data_are_short:
+        if plenty:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
             ahead = found.gap.value > found.gap.error
@@ -146,12 +163,13 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += steps * (race.own if grows else race.child).price
         if not grows:
-            self._settled = not data_are_short and found.gap.value + found.gap.error < 0
+            self._settled = not plenty and found.gap.value + found.gap.error < 0
+            self._again = False
             context.keep_own()
             return None
         steeper = found.slope + found.lead
-        self._slope = [steeper.value, steeper.error]
-        self._again = not data_are_short and found.ends[2].value < found.ends[1].value
+        self._slope = [context.step + steps, steeper.value, steeper.error]
+        self._again = not plenty and found.ends[2].value < found.ends[1].value
         others = [
             Weighed(operator=candidate.operator if growths else "", value=end.value, note=_told(growths, end))
             for growths, end in enumerate(found.told)
@@ -178,7 +196,8 @@ class Forecast(Policy):
 
     def forget(self) -> None:
         """Lets go of what was forecast; what races have cost stays."""
-        self._expected, self._slope, self._again = [], [], False
+        self._expected, self._slope = [], []
+        self._settled, self._again, self._plenty = False, False, True
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns the races since it was last asked, and what became of their forecasts."""
@@ -194,6 +213,7 @@ class Forecast(Policy):
             "came": self._came,
             "slope": self._slope,
             "again": self._again,
+            "plenty": self._plenty,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -201,6 +221,7 @@ class Forecast(Policy):
         self._settled, self._spent = state["settled"], state["spent"]
         self._expected, self._came = list(state["expected"]), list(state["came"])
         self._slope, self._again = list(state["slope"]), state["again"]
+        self._plenty = state["plenty"]
 
 
 def _epochs(context: PolicyContext, steps: float) -> float:
@@ -209,30 +230,37 @@ def _epochs(context: PolicyContext, steps: float) -> float:
     return steps * last["epoch"] / last["step"] if last.get("epoch") and last.get("step") else 0.0
 
 
-def _outlook(race: Race, context: PolicyContext, began: float, before: Estimate | None) -> Outlook | None:
+def _outlook(race: Race, context: PolicyContext, began: float, before: Sequence[float]) -> Outlook | None:
     """What a race says of the end, where so much of the budget was spent; None without a slope.
 
     Args:
         race: The race.
         context: The run behind it.
         began: Part of the budget that was spent before it.
-        before: Slope that was expected when the model grew, of which a short curve since then says little.
+        before: The growth before, if any: step, slope that was expected and its standard error. A short curve since
+            then says little of the slope.
     """
     own, start, steps = race.own, context.step, len(race.own.losses)
+    now = math.log(start + steps)
     raced = [(1.0, math.log(start + i + 1), loss) for i, loss in enumerate(own.losses)]
-    present, ahead = slope([*context.losses(start / 2), *raced]), lead(start, own.losses, race.child.losses)
+    present, ahead = slope([*context.losses(start / 2), *raced], now), lead(start, own.losses, race.child.losses)
     if present is None or ahead is None:
         return None
-    present = present if before is None else present.joined(before)
+    if before:
+        step, expected, error = before
+        later = math.pow((start + steps) / step, -EXPONENT)
+        present = present.joined(Estimate(expected * later, math.hypot(error, SHAPE * expected) * later))
     half = steps // 2
     mean = math.fsum(own.losses[half:]) / (steps - half)  # in the middle of that half, from where it falls further
     scatter = math.fsum((loss - mean) ** 2 for loss in own.losses[half:]) / (steps - half)
     fallen = present.times(-math.log((start + steps) / (start + (steps + half) / 2)))
     level = Estimate(mean, math.sqrt(scatter / (steps - half))) + fallen
-    now = context.progress  # where FLOPs or seconds are the budget, the race is counted in it
-    now += steps * own.price if now == began else 0.0
-    until = context.held_until if now < context.held_until - _LAST else 1.0
-    left, held = ((end - now) / own.price for end in (1.0, until - _LAST / 2))
+    if min(own.losses) > 0:
+        level = Estimate(max(level.value, min(own.losses) / 2), level.error)
+    spent = context.progress  # where FLOPs or seconds are the budget, the race is counted in it
+    spent += steps * own.price if spent == began else 0.0
+    until = context.held_until if spent < context.held_until - _LAST else 1.0
+    left, held = ((end - spent) / own.price for end in (1.0, until - _LAST / 2))
     return outlook(level, present, *ahead, start + steps, left, held, until, race.child.price / own.price)
 
 

@@ -22,6 +22,7 @@ SHAPE = 0.3  # standard error of a fall to the end, as a part of it, for what is
 NEXT = 0.8  # what a further growth adds, relative to the one before it
 SIZES = 4  # growths that are looked ahead
 NORMAL = 1.2816  # standard errors within which a value lies in 80 of 100 cases
+_NONE = 1e-9  # of a loss: what is left of it where a growth is forecast to take more than all
 _FEWEST = 3  # points from which a slope is taken
 _BORN = 1 / 3  # of a race, in which a larger model makes up for what its birth cost it
 
@@ -174,7 +175,7 @@ def outlook(
     """
 
     known = level, slope, gap, lead
-    moved = [[one.value + one.error * (one is other) for one in known] for other in known]
+    moved = [[one.value + one.error * (one is other) for one in known] for other in known]  # upwards, none below zero
 
     def estimate(figure: Callable[[Sequence[float]], float]) -> Estimate:
         """The figure, and how far it moves where what it follows from is off by its error."""
@@ -184,7 +185,8 @@ def outlook(
     def after(growths: int, ahead: float, values: Sequence[float]) -> float:
         level, slope, gap, lead = values
         more = sum(NEXT**k for k in range(growths))
-        return end(level - more * gap, slope + more * lead, 1 + max(ahead, 0.0) / ratio**growths / steps)
+        born = level - more * gap if level <= 0 else max(level - more * gap, _NONE * level)
+        return end(born, slope + more * lead, 1 + max(ahead, 0.0) / ratio**growths / steps)
 
     def after_all(ahead: float) -> list[Estimate]:
         ends = [estimate(partial(after, growths, ahead)) for growths in range(SIZES + 1)]
@@ -198,6 +200,9 @@ def outlook(
 
 def end(level: float, slope: float, times: float) -> float:
     """Returns what a loss comes to where it is followed to so many times the steps.
+
+    One above zero is taken to have its floor there or above, one that is below to have none: a likelihood that goes
+    from one to the other is forecast too high until it has.
 
     Args:
         level: At present; likewise `slope`, by how much it falls with the logarithm of the steps.
@@ -219,17 +224,22 @@ def _slope_to(level: float, goal: float, times: float) -> float:
     return level * math.log(level / goal) / math.log(times) if goal > 0 else math.inf
 
 
-def slope(points: Sequence[tuple[float, float, float]]) -> Estimate | None:
-    """Returns how fast a loss falls with the logarithm of the step: the weighted line through points of its curve.
+def slope(points: Sequence[tuple[float, float, float]], now: float) -> Estimate | None:
+    """Returns how fast a loss falls with the logarithm of the step at present, by points of its curve.
+
+    It is the weighted line over the power of the steps that a loss is taken to be, not over their logarithm: of a curve
+    that flattens, that would be the slope in the middle of the points.
 
     Args:
         points: Weight, logarithm of the step and loss of each.
+        now: Logarithm of the step at which the slope is asked for.
 
     Returns:
         The slope, positive where the loss falls; None of fewer than three points.
     """
     if len(points) < _FEWEST:
         return None
+    points = [(weight, _place(log, now), loss) for weight, log, loss in points]
     total = math.fsum(w for w, _, _ in points)
     middle = math.fsum(w * x for w, x, _ in points) / total
     mean = math.fsum(w * y for w, _, y in points) / total
@@ -239,11 +249,16 @@ def slope(points: Sequence[tuple[float, float, float]]) -> Estimate | None:
     return Estimate(-rise, math.sqrt(misses / width))
 
 
+def _place(log: float, now: float) -> float:
+    """Returns how far a loss with a slope of one at present is below what it was; zero at present."""
+    return (1 - math.exp(-EXPONENT * (log - now))) / EXPONENT
+
+
 def lead(step: int, own: Sequence[float], other: Sequence[float]) -> tuple[Estimate, Estimate] | None:
     """Returns how far another model is below one at the end of a race, and how much faster its loss falls.
 
-    They are trained on the same batches from one point on. It is the line through their differences over the logarithm
-    of the step, without the first third of the race: there a larger model makes up for what its birth cost it.
+    They are trained on the same batches from one point on. It is the line through their differences, as `slope` draws
+    it, without the first third of the race: there a larger model makes up for what its birth cost it.
 
     Args:
         step: Steps that both had made before.
@@ -253,13 +268,14 @@ def lead(step: int, own: Sequence[float], other: Sequence[float]) -> tuple[Estim
     Returns:
         Both; None of a race that is too short.
     """
-    first, last = int(_BORN * len(own)), math.log(step + len(own))
+    first, now = int(_BORN * len(own)), math.log(step + len(own))
     gaps = [mine - its for mine, its in zip(own[first:], other[first:], strict=True)]
-    points = [(1.0, math.log(step + first + i + 1) - last, -gap) for i, gap in enumerate(gaps)]
-    found = slope(points)
+    logs = [math.log(step + first + i + 1) for i in range(len(gaps))]
+    found = slope([(1.0, log, -gap) for log, gap in zip(logs, gaps, strict=True)], now)
     if found is None:
         return None
-    before_end = -math.fsum(place for _, place, _ in points) / len(points)
-    scatter = found.error * math.sqrt(math.fsum((place + before_end) ** 2 for _, place, _ in points) / len(points))
+    places = [_place(log, now) for log in logs]
+    before_end = -math.fsum(places) / len(places)
+    scatter = found.error * math.sqrt(math.fsum((place + before_end) ** 2 for place in places) / len(places))
     middle = Estimate(math.fsum(gaps) / len(gaps), scatter)
     return middle + found.times(before_end), found
