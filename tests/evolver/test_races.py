@@ -14,6 +14,8 @@ import evolve.evolver.run_loop
 from evolve import EvolutionConfig, Evolver, LrScheduleConfig, OptimizerConfig, TrainingConfig
 from evolve.errors import EvolveError
 from evolve.evolver.context import RunContext
+from evolve.evolver.probation import Probation
+from evolve.evolver.proposer import Proposer
 from evolve.policies import Race
 from evolve.training.events import ForecastMade
 
@@ -25,7 +27,7 @@ def evolver(
     folder=None, *, at=0.3, factor=2, most=0.3, look=0.35, overwrite=False, optimizer=None, model=None, **changes
 ):
     """A run with one race of an MLP and a wider one."""
-    lr_schedule = changes.pop("lr_schedule", None)
+    lr_schedule, probation = changes.pop("lr_schedule", None), changes.pop("probation", None)
     torch.manual_seed(0)
     x = torch.randn(BATCHES * 8, 8)
     y = (x[:, :3].prod(dim=1) > 0).long()
@@ -35,6 +37,7 @@ def evolver(
         "schedule": {"name": "at", "options": {"progress": [at]}},
         "policy": {"name": "forecast", "options": {"between": [0, 1], "after": 40, "look": look, "most": most}},
         "operators": [{"name": "widen", "sites": ["*"], "options": {"factor": factor}}],
+        "probation": probation,
     }
     if optimizer is not None:
         optimizer, lr_schedule = optimizer(model)
@@ -210,6 +213,43 @@ def test_what_was_forecast_is_void_where_the_budget_changes(tmp_path):
     expected = [run.controller.proposer.policy.state()["expected"] for run in (same, longer)]
     assert expected[0]
     assert expected[1] == []
+
+
+def test_a_growth_that_is_refused_after_its_race_leaves_the_run_behind_its_own_copy(monkeypatch):
+    decided(monkeypatch, grows=True)
+    mutate = Proposer.mutate
+
+    def refused(proposer, loop, chosen, seed, note=None):
+        return mutate(
+            proposer, loop, chosen if note is None else dataclasses.replace(chosen, site="nowhere"), seed, note
+        )
+
+    monkeypatch.setattr(Proposer, "mutate", refused)
+    run = evolver(steps=300)
+    run.run()
+    (record,), policy = run.lineage.records, run.controller.proposer.policy.state()
+    assert (record.success, run.told[0].facts["grows"]) == (False, True)
+    assert (policy["expected"], policy["slope"]) == ([], [])
+    assert run.model[0].out_features == 4
+    assert run.state.step == 300
+    assert sum(count for count, _, _ in run.controller.proposer.curve.points(1)) == 300 - run.told[0].facts["steps"]
+
+
+def test_the_curve_of_a_growth_that_is_taken_back_goes_with_it(monkeypatch):
+    decided(monkeypatch, grows=True)
+    monkeypatch.setattr(Probation, "verdict", lambda self: self.condemn() if self._loop.step == 160 else None)
+    run = evolver(steps=300, probation={"steps": 100})
+    run.run()
+    assert [record.success for record in run.lineage.records] == [False]
+    assert run.state.step == 300
+    assert sum(count for count, _, _ in run.controller.proposer.curve.points(1)) == 300
+
+
+def test_losses_that_are_not_finite_are_not_looked_at():
+    proposer = evolver(steps=300).controller.proposer
+    for loss in (math.nan, math.inf):
+        proposer.watch(loss)
+    assert proposer.curve.state_dict() == {}
 
 
 class Remembering(nn.Module):

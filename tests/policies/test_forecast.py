@@ -234,6 +234,41 @@ def test_no_more_races_where_the_one_after_a_growth_says_no():
     assert not policy.state()["again"]
 
 
+def test_what_a_growth_led_to_is_forgotten_with_it():
+    policy = forecast(look=0.4, most=0.5)
+    policy.choose([STACK], _Context(lead=3.0))
+    assert policy.state()["again"]
+    policy.forget()
+    assert [policy.state()[key] for key in ("settled", "again", "plenty", "slope")] == [False, False, True, []]
+
+
+def test_a_race_of_few_steps_says_nothing_of_further_growths():
+    policy = forecast(look=0.4, most=0.2)
+    assert policy.choose([STACK], _of_epochs(2, lead=3.0)) is not None
+    assert not policy.state()["again"]
+    policy = forecast(look=0.4, most=0.2)
+    assert policy.choose([STACK], _of_epochs(2, lead=0.1, birth=1.0, held_out=5.0)) is None
+    assert not policy.state()["settled"]
+
+
+def test_what_races_have_cost_is_not_to_be_had_for_the_next_one():
+    policy, context = forecast(look=0.4, most=0.05), _Context(lead=0.001)
+    for _ in range(2):
+        policy.choose([STACK], context)
+    assert [steps for _, steps in context.raced] == [13, 12]  # of 0.002: half, and what is left
+
+
+@pytest.mark.parametrize(("noise", "grows"), [(0.001, False), (0.02, True)])
+def test_a_larger_one_that_ends_no_higher_by_all_that_is_known_is_taken(noise, grows):
+    context = _Context(lead=0.055)
+    race = context.race(STACK, 40, 1.0)
+    other = [loss + noise * (-1) ** i for i, loss in enumerate(race.child.losses)]
+    for held_out, taken in ((2.9, grows), (2.9 + noise, grows), (2.9 + 30 * noise, False)):
+        child = replace(race.child, losses=other, held_out=held_out)
+        context.race = lambda candidate, steps, most, child=child: replace(race, child=child)
+        assert (forecast(look=0.4, most=0.2).choose([STACK], context) is not None) == taken
+
+
 def test_the_parts_between_which_it_races_are_in_their_order():
     with pytest.raises(ValueError, match=r"a first and a later part of the budget; found \[0.12, 0.05\]"):
         Forecast(between=[0.12, 0.05])
@@ -474,6 +509,15 @@ def test_a_loop_of_ones_own_is_told_what_it_lacks():
     loop = evolve.Loop(model, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=torch.randn(2, 2), steps=10)
     with pytest.raises(evolve.errors.EvolveError, match="write its method `race`"):
         evolve.MutationController(EvolutionConfig.model_validate("auto"), loop)
+
+    class Racing(evolve.Loop):
+        def race(self, steps, stopping, most=math.inf):
+            return None
+
+    loop = Racing(model, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=torch.randn(2, 2))
+    every = EvolutionConfig.model_validate({"preset": "auto", "schedule": {"name": "every", "options": {"steps": 5}}})
+    with pytest.raises(evolve.errors.EvolveError, match="Tell the Loop how long it is"):
+        evolve.MutationController(every, loop)
 
 
 def test_presets_are_written_out_and_unknown_ones_told():
