@@ -18,7 +18,7 @@ from timing import spread, told
 
 from evolve.policies.projection import NORMAL
 
-ZERO = 0.01  # a loss up to this is what is told as zero
+ZERO = 0.01  # a loss up to this is as good as zero
 
 
 class Pair(NamedTuple):
@@ -30,9 +30,9 @@ class Pair(NamedTuple):
 
     @property
     def within(self) -> bool:
-        """Whether it lies in the interval of 80 %; one that is below zero is told as zero."""
+        """Whether it lies in the interval of 80 %, or is as good as zero where that reaches as low."""
         low, high = (self.expected + sign * NORMAL * self.error for sign in (-1, 1))
-        return low <= self.came <= max(high, ZERO)
+        return low <= self.came <= max(high, ZERO) or (self.came <= ZERO and low <= ZERO)
 
 
 def pairs(forecasts: list[dict[str, Any]]) -> list[Pair]:
@@ -59,11 +59,11 @@ def main() -> None:
         return
     for task, points in [*found.items(), ("all", [one for each in found.values() for one in each])]:
         within = sum(one.within for one in points)
-        zero = sum(one.expected <= 0 for one in points)
-        ratios = [one.came / one.expected for one in points if one.expected > 0]
+        zero = sum(one.expected <= ZERO for one in points)
+        ratios = [one.came / one.expected for one in points if one.expected > ZERO]
         print(
             f"{task:10} {within} of {len(points)} within the interval of 80 % ({within / len(points):.0%}), {zero} of "
-            f"them told as zero; came to / expected of the others {told(spread(ratios)) if ratios else '-'}"
+            f"them as good as zero; came to / expected of the others {told(spread(ratios)) if ratios else '-'}"
         )
     if chosen.picture:
         picture(found, chosen.picture)

@@ -71,7 +71,7 @@ def _figure_faults(config: EvolutionConfig, state: TrainState) -> Faults:
     if not state.flops_per_sample:
         why = "the FLOPs of this model cannot be counted"
         if config.schedule is not None and config.schedule.build().needs_flops:
-            yield ("schedule",), f"'{config.schedule.name}' compares FLOPs, and {why}. Use 'plateau'."
+            yield ("schedule",), f"'{config.schedule.name}' compares FLOPs, and {why}. Use per: seconds, or 'plateau'."
         if config.limits.flops is not None:
             yield ("limits", "flops"), f"{why}. Limit params or latency_ms instead."
     for name, value in (("params", count_parameters(state.model)), ("flops", state.flops_per_sample)):

@@ -6,7 +6,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -29,7 +30,8 @@ class Bandit(Policy):
 
     Each arm is played once; then the highest bound counts. The reward of a mutation is by how much the logarithm of the
     held-out loss falls in an epoch after it, over the growth of the logarithm of FLOPs: the exponent of a scaling law
-    (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. The loss is the lowest
+    (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. For FLOPs stand the
+    parameters, or the median of the seconds that these epochs took, if so wished. The loss is the lowest
     of the epochs until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who
     comes after. More than tenfold counts as tenfold. A mutation that was refused has the reward 0. Where the monitor
     rises, what it is short of its best value stands for the loss. All of it is read off the log, so that a resumed run
@@ -37,12 +39,13 @@ class Bandit(Policy):
     """
 
     class Options(TypedOptions):
-        """Regions, how much is tried out, what the reward looks at, and the seed of the choice within an arm."""
+        """Regions, how much is tried out, what the reward looks at and is over, and the seed of the draw in an arm."""
 
         regions: PositiveInt = 3
         exploration: NonNegativeFloat = 0.5
         metric: str | None = None
-        least_flops: PositiveFloat = 0.25
+        per: Literal["flops", "seconds", "params"] = "flops"
+        least: PositiveFloat = 0.25
         seed: NonNegativeInt = 0
 
     def watched(self) -> list[Watched]:
@@ -96,26 +99,38 @@ class Bandit(Policy):
         at = record.epoch or 0
         if end <= at or at < 1:
             return None
-        old, new = self._lowest(history[max(0, 2 * at - end) : at]), self._lowest(history[at:end])
+        lines = history[max(0, 2 * at - end) : at], history[at:end]
+        old, new = (self._lowest(part) for part in lines)
         if old is None:
             return None
         if new is None:
             return 0.0
         fall = max(-_MOST, min(math.log(max(old, 1e-12) / max(new, 1e-12)), _MOST)) / (end - at)
-        before, after = record.flops_before or 0, record.flops_after or 0
-        growth = after / before if before else 0.0
-        return fall / math.log(max(growth, 1 + self.options.least_flops))
+        return fall / math.log(max(self._growth(record, *lines), 1 + self.options.least))
+
+    def _growth(self, record: Record, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> float:
+        """How many times as much the model cost after a mutation."""
+        if self.options.per == "seconds":
+            old, new = (median(self._figure(line, "seconds") for line in lines) for lines in (before, after))
+        elif self.options.per == "params":
+            old, new = record.params_before, record.params_after
+        else:
+            old, new = record.flops_before or 0, record.flops_after or 0
+        return new / old if old else 0.0
 
     def _lowest(self, lines: Sequence[Mapping[str, Any]]) -> float | None:
         """The lowest that is a number."""
         return min(filter(math.isfinite, map(self._metric, lines)), default=None)
 
     def _metric(self, line: Mapping[str, Any]) -> float:
-        value = line.get(self.monitor.metric)
+        return self.monitor.falling(self._figure(line, self.monitor.metric))
+
+    def _figure(self, line: Mapping[str, Any], name: str) -> float:
+        value = line.get(name)
         if not isinstance(value, float):
             known = ", ".join(key for key, number in line.items() if isinstance(number, float))
-            raise EvolveError(f"Policy 'bandit' looks at '{self.monitor.metric}', which is not among {known}.")
-        return self.monitor.falling(value)
+            raise EvolveError(f"Policy 'bandit' looks at '{name}', which is not among {known}.")
+        return value
 
     def _region(self, depth: float | None) -> str:
         count = self.options.regions

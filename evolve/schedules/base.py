@@ -65,7 +65,7 @@ class Schedule(Watching, Registered, ABC):
     """
 
     Options: ClassVar[type[TypedOptions]] = TypedOptions
-    needs_flops: ClassVar[bool] = False
+    needs_flops: bool = False
     needs_operator: ClassVar[str] = ""
     at_epoch_ends: bool = False
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Annotated, Any
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -65,7 +65,8 @@ class Gain(Schedule):
     the compute (Hestness et al., "Deep Learning Scaling is Predictable, Empirically", 2017), each weighed by how well
     it fits. A larger model is taken to end lower by the part `promise` and to need `cost` times the FLOPs for the same
     approach. A mutation is due when such a model would lower the loss faster for a FLOP than the present one does: if
-    losses fall like this, changing there is the best for every budget. Where it would not end better by the part
+    losses fall like this, changing there is the best for every budget. For FLOPs stand the seconds that epochs took, if
+    so wished: twice the FLOPs may take hardly longer on the machine at hand. Where it would not end better by the part
     `worth` within the budget left, none is due.
 
     What growths bring and cost in this run is averaged in, the last one weighing half, so that growing ends where it
@@ -75,18 +76,18 @@ class Gain(Schedule):
     at_epoch_ends = True
 
     class Options(TypedOptions):
-        """The metric (null: the monitor), what is promised for what cost, what is worth it, epochs that are fitted."""
+        """The metric (null: the monitor), what compute is, what is promised for what cost, what is worth it, epochs."""
 
         metric: str | None = None
+        per: Literal["flops", "seconds"] = "flops"
         promise: Annotated[float, Field(gt=0, lt=1)] = 0.1
         cost: Annotated[float, Field(gt=1)] = 2.0
         worth: Annotated[float, Field(ge=0, lt=1)] = 0.005
         window: Annotated[int, Field(ge=_FEWEST)] = 16
 
-    needs_flops = True
-
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.needs_flops = self.options.per == "flops"
         self._asked = 0  # finished epochs when a mutation was due last
 
     def watched(self) -> list[Watched]:
@@ -98,12 +99,13 @@ class Gain(Schedule):
         metric = self.monitor.metric
         if not clock.epoch_end or clock.lacks(metric) or not math.isfinite(clock.metric(metric, self.name)):
             return None
-        clock.metric("flops", self.name)
-        spans = _spans([line for line in clock.history if math.isfinite(line.get(metric, math.nan))])
+        clock.metric(self.options.per, self.name)
+        history = self._with_compute(clock.history)
+        spans = _spans([line for line in history if math.isfinite(line.get(metric, math.nan))])
         present = spans[-1]
         if len(present) < _FEWEST or len(clock.history) - self._asked < _FEWEST:
             return None
-        left = _flops_left(clock)
+        left = _left(history, clock.progress)
         promise, cost = self._promise(spans), self._cost(spans)
         if promise <= 0:
             return None
@@ -117,12 +119,20 @@ class Gain(Schedule):
         self._asked = len(clock.history)
         return (
             f"a larger model gains more for its compute: {promise:.1%} less {self._what} is promised for "
-            f"{cost:.3g} times the FLOPs, {ends[0]:.4g} at the end of the budget against {ends[1]:.4g}"
+            f"{cost:.3g} times the {'FLOPs' if self.needs_flops else 'seconds'}, {ends[0]:.4g} at the end of the "
+            f"budget against {ends[1]:.4g}"
         )
+
+    def _with_compute(self, history: Span) -> list[dict[str, Any]]:
+        """Returns the history with what was spent until the end of each epoch."""
+        if self.options.per == "flops":
+            return [{**line, "compute": line["flops"]} for line in history]
+        spent = accumulate(line["seconds"] for line in history)
+        return [{**line, "compute": seconds} for line, seconds in zip(history, spent, strict=True)]
 
     def _fit(self, lines: Span) -> list[tuple[float, Approach]]:
         recent = lines[-self.options.window :]
-        return fit_approaches([line["flops"] for line in recent], [self._falling(line) for line in recent])
+        return fit_approaches([line["compute"] for line in recent], [self._falling(line) for line in recent])
 
     def _falling(self, line: Mapping[str, Any]) -> float:
         return self.monitor.falling(line[self.monitor.metric])
@@ -141,7 +151,7 @@ class Gain(Schedule):
 
     def _cost(self, spans: Sequence[Span]) -> float:
         """What growths have cost so far, likewise."""
-        found = [_step_flops(large) / _step_flops(small) for small, large in _growths(spans)]
+        found = [_step_cost(large) / _step_cost(small) for small, large in _growths(spans)]
         return _latest(self.options.cost, found)
 
     def state(self) -> dict[str, Any]:
@@ -219,15 +229,18 @@ def _latest(value: float, found: Sequence[float]) -> float:
     return value
 
 
-def _step_flops(span: Span) -> float:
-    return float((span[-1]["flops"] - span[0]["flops"]) / (span[-1]["step"] - span[0]["step"]))
+def _step_cost(span: Span) -> float:
+    return float((span[-1]["compute"] - span[0]["compute"]) / (span[-1]["step"] - span[0]["step"]))
 
 
-def _flops_left(clock: Clock) -> float:
-    """FLOPs that fit in the rest of the budget at the present pace."""
-    before, last = clock.history[-2:]
-    flops = last["flops"] - before["flops"]
-    if flops <= 0:
-        raise EvolveError("Schedule 'gain' needs a model whose FLOPs can be counted; this one's are 0. Use 'plateau'.")
-    pace: float = flops / (last["progress"] - before["progress"])
-    return float((1 - clock.progress) * pace)
+def _left(history: Span, progress: float) -> float:
+    """Compute that fits in the rest of the budget at the present pace."""
+    before, last = history[-2:]
+    spent = last["compute"] - before["compute"]
+    if spent <= 0:
+        raise EvolveError(
+            "Schedule 'gain' needs a model whose FLOPs can be counted; this one's are 0. Use per: seconds, or the "
+            "schedule 'plateau'."
+        )
+    pace: float = spent / (last["progress"] - before["progress"])
+    return float((1 - progress) * pace)

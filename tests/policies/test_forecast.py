@@ -456,7 +456,7 @@ def test_races_cost_no_more_than_they_may():
 
 def _evolver(seconds: bool = False) -> Evolver:
     torch.manual_seed(0)
-    x = torch.randn(512, 16)
+    x = torch.randn(4096 if seconds else 512, 16)  # in seconds, epochs enough to be short of data are too many
     y = (x[:, :4].prod(dim=1) > 0).long()
     budget = {"seconds": 3.0} if seconds else {"flops": 9e6}
     return Evolver(

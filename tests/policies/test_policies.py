@@ -127,8 +127,23 @@ def test_bandit_rewards_are_falls_of_log_loss_per_growth_of_log_flops():
     assert rewards["widen", "region 1 of 2"] == pytest.approx([0.3 / 2 / math.log(1.5)])  # two epochs
     assert rewards["widen", "region 2 of 2"] == pytest.approx([0.6 / math.log(1.25)])  # less counts as that
     assert rewards["deepen", "region 2 of 2"] == [0.0]  # refused
-    floor = policy("bandit", regions=2, least_flops=0.01).rewards(records, history)
+    floor = policy("bandit", regions=2, least=0.01).rewards(records, history)
     assert floor["widen", "region 2 of 2"] == pytest.approx([0.6 / math.log(1.01)])
+
+
+def test_bandit_rewards_are_over_the_growth_of_what_counts():
+    history = [{"val_loss": math.exp(-x), "seconds": 1.0 + 2 * (x > 0.2)} for x in (0.0, 0.1, 0.3, 0.9)]
+    history[1]["seconds"] = 9.0  # a mutation falls into it: the median of 1, 9 | 3, 3 is 5 and 3
+    one = turn(policy("bandit").choose([A], Told()), 2, flops=(100, 150)).model_copy(update={"params_after": 4})
+    fall = (0.9 - 0.1) / 2
+    for per, growth in (("flops", 1.5), ("params", 4.0), ("seconds", 1.25)):
+        ((reward,),) = policy("bandit", per=per).rewards([one], history).values()
+        assert reward == pytest.approx(fall / math.log(growth))
+    history[1]["seconds"] = 1.0
+    ((reward,),) = policy("bandit", per="seconds").rewards([one], history).values()
+    assert reward == pytest.approx(fall / math.log(3))
+    with pytest.raises(EvolveError, match="looks at 'seconds', which is not among val_loss"):
+        policy("bandit", per="seconds").rewards([one], [{"val_loss": 1.0}] * 4)
 
 
 def test_bandit_takes_a_bad_epoch_for_no_gain_of_the_next_arm():

@@ -24,10 +24,11 @@ def power(epoch):
     return 0.4 + 1.6 * epoch**-0.7
 
 
-def due(name, options, curve, *, noise=0.0, seed=0, epochs=EPOCHS, train=lambda epoch: 1.0, grows=None):
+def due(name, options, curve, *, noise=0.0, seed=0, epochs=EPOCHS, train=lambda epoch: 1.0, grows=None, costs=()):
     """The epochs at which a schedule is due on a curve, its state saved and loaded after each.
 
-    `grows` makes each due mutation real: it returns the curve that follows, and the steps become twice as dear.
+    `grows` makes each due mutation real: it returns the curve that follows, and the steps become twice as dear. `costs`
+    are the figures of each epoch that stand for its own.
     """
     generator = random.Random(seed)
     schedule = ScheduleConfig(name=name, options=options).build()
@@ -38,6 +39,7 @@ def due(name, options, curve, *, noise=0.0, seed=0, epochs=EPOCHS, train=lambda 
         history.append(
             {"epoch": epoch, "step": 10 * epoch, "val_loss": value, "val_accuracy": value, "params": params}
             | {"train_loss": train(epoch), "train_accuracy": train(epoch), "flops": flops, "progress": epoch / epochs}
+            | (costs[epoch] if costs else {})
         )
         assert schedule.due(Clock(epoch, 10 * epoch - 1, False, history, epoch / epochs)) is None
         if epoch < epochs and schedule.due(Clock(epoch, 10 * epoch, True, history, epoch / epochs)):
@@ -114,6 +116,18 @@ def test_gain_is_not_due_where_the_rest_of_the_budget_does_not_repay_it():
     assert larger.rate == pytest.approx(now.rate)
     assert larger.after(1e9) == pytest.approx(0.45)
     assert now.after(8) == pytest.approx(0.5 + 0.05 / math.e)
+
+
+def test_gain_goes_by_seconds_where_these_are_compute():
+    # A second an epoch, the FLOPs of which say nothing; then epochs of 9 s, in which the loss falls ever slower.
+    even = [{"seconds": 1.0, "flops": 7 * e**2} for e in range(EPOCHS + 1)]
+    assert first("gain", {"per": "seconds"}, exponential, costs=even) in (27, 28)
+    assert first("gain", {}, exponential, costs=even) not in (27, 28)
+    slow = [{"seconds": 1.0 + 8.0 * (e > 20), "flops": e} for e in range(EPOCHS + 1)]
+    assert first("gain", {"per": "seconds"}, exponential, costs=slow) < 27
+    assert first("gain", {}, exponential, costs=slow) in (27, 28)
+    no_flops = [{"seconds": 1.0, "flops": 0}] * (EPOCHS + 1)
+    assert first("gain", {"per": "seconds"}, exponential, costs=no_flops) in (27, 28)
 
 
 @pytest.mark.parametrize(("curve", "optimum", "early"), [(exponential, 27.2, 5), (power, 39.9, 22)])
@@ -196,6 +210,7 @@ def test_in_a_real_run(schedule):
     [
         ("gap", {"metric": "loss", "longest": 1.0, "middle": -100.0}),
         ("gain", {}),
+        ("gain", {"per": "seconds"}),
         ("plateau", {"patience": 30, "smoothing": 0.5}),
     ],
 )
