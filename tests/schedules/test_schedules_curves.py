@@ -210,7 +210,6 @@ def test_in_a_real_run(schedule):
     [
         ("gap", {"metric": "loss", "longest": 1.0, "middle": -100.0}),
         ("gain", {}),
-        ("gain", {"per": "seconds"}),
         ("plateau", {"patience": 30, "smoothing": 0.5}),
     ],
 )
