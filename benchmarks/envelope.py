@@ -138,7 +138,8 @@ def picture(works: Sequence[tuple[Workload, Store]], path: Path, figure_name: st
                 if member == IN_SECONDS
                 else {"marker": "o", "ms": 3}
             )
-            axis.plot(*zip(*points(work, store, member), strict=True), label=member, **style)
+            if found := points(work, store, member):
+                axis.plot(*zip(*found, strict=True), label=member, **style)
         axis.set(xscale="log", xlabel="CPU seconds, one thread", title=work.name)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel(figure_name)
