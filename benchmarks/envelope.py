@@ -121,7 +121,7 @@ def picture(works: Sequence[tuple[Workload, Store]], path: Path, figure_name: st
     """Draws what fixed members and evolved runs reach against CPU seconds, a panel for each workload.
 
     Args:
-        works: Workloads with their runs.
+        works: Workloads with their runs; those without evolved ones are left out.
         path: Of the PNG or SVG.
         figure_name: What `test` is, such as "loss, nats a byte".
     """
@@ -130,6 +130,7 @@ def picture(works: Sequence[tuple[Workload, Store]], path: Path, figure_name: st
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    works = [(work, store) for work, store in works if points(work, store, IN_SECONDS)]
     figure, axes = plt.subplots(1, len(works), figsize=(max(6.0, 4.0 * len(works)), 4), squeeze=False)
     for axis, (work, store) in zip(axes[0], works, strict=True):
         for member in (*work.members, IN_SECONDS):
