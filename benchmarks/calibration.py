@@ -30,9 +30,9 @@ class Pair(NamedTuple):
 
     @property
     def within(self) -> bool:
-        """Whether it lies in the interval of 80 %, or is as good as zero where that reaches as low."""
+        """Whether it lies in the interval of 80 %; one that is as good as zero is right with all that are."""
         low, high = (self.expected + sign * NORMAL * self.error for sign in (-1, 1))
-        return low <= self.came <= max(high, ZERO) or (self.came <= ZERO and low <= ZERO)
+        return low <= self.came <= max(high, ZERO)
 
 
 def pairs(forecasts: list[dict[str, Any]]) -> list[Pair]:

@@ -30,12 +30,12 @@ class Bandit(Policy):
 
     Each arm is played once; then the highest bound counts. The reward of a mutation is by how much the logarithm of the
     held-out loss falls in an epoch after it, over the growth of the logarithm of FLOPs: the exponent of a scaling law
-    (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. For FLOPs stand the
-    parameters, or the median of the seconds that these epochs took, if so wished. The loss is the lowest
-    of the epochs until the next mutation, against the lowest of as many epochs before: one bad epoch is no gain of who
-    comes after. More than tenfold counts as tenfold. A mutation that was refused has the reward 0. Where the monitor
-    rises, what it is short of its best value stands for the loss. All of it is read off the log, so that a resumed run
-    knows what the stopped one knew.
+    (Kaplan et al. 2020), in which a large step counts as many small ones that come to the same. Parameters, or the
+    median of the seconds that the epochs took, may stand for FLOPs. The loss is the lowest of the epochs until the next
+    mutation, against the lowest of as many epochs before: one bad epoch is no gain of who comes after. More than
+    tenfold counts as tenfold. A mutation that was refused has the reward 0. Where the monitor rises, what it is short
+    of its best value stands for the loss. All of it is read off the log, so that a resumed run knows what the stopped
+    one knew.
     """
 
     class Options(TypedOptions):

@@ -193,7 +193,7 @@ class Policy(Watching, Registered, ABC):
         """
 
     def forget(self) -> None:
-        """Lets go of what it has looked ahead to: the mutation was taken back, or the budget is another one now."""
+        """Lets go of what it has looked ahead to: the mutation was refused or taken back, or the budget is another."""
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns what it has looked ahead to since it was last asked: a sentence and figures (JSON values) of each."""

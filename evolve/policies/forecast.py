@@ -34,8 +34,6 @@ _FEWEST = 40  # steps of a run before which nothing is said there
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
 _LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
-
-
 _Part = Annotated[float, Field(ge=0, le=1)]
 
 

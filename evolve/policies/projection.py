@@ -175,7 +175,8 @@ def outlook(
     """
 
     known = level, slope, gap, lead
-    moved = [[one.value + one.error * (one is other) for one in known] for other in known]  # upwards, none below zero
+    # Each in turn is off by its error.
+    moved = [[one.value + one.error * (one is other) for one in known] for other in known]
 
     def estimate(figure: Callable[[Sequence[float]], float]) -> Estimate:
         """The figure, and how far it moves where what it follows from is off by its error."""

@@ -65,9 +65,9 @@ class Gain(Schedule):
     the compute (Hestness et al., "Deep Learning Scaling is Predictable, Empirically", 2017), each weighed by how well
     it fits. A larger model is taken to end lower by the part `promise` and to need `cost` times the FLOPs for the same
     approach. A mutation is due when such a model would lower the loss faster for a FLOP than the present one does: if
-    losses fall like this, changing there is the best for every budget. For FLOPs stand the seconds that epochs took, if
-    so wished: twice the FLOPs may take hardly longer on the machine at hand. Where it would not end better by the part
-    `worth` within the budget left, none is due.
+    losses fall like this, changing there is the best for every budget. Where it would not end better by the part
+    `worth` within the budget left, none is due. The seconds that epochs took may stand for FLOPs: twice the FLOPs may
+    take hardly longer on the machine at hand.
 
     What growths bring and cost in this run is averaged in, the last one weighing half, so that growing ends where it
     does not pay.
