@@ -24,7 +24,8 @@ from evolve.population.events import Evaluated, SearchEvent
 from evolve.population.folder import ARCHIVE
 
 WORKERS = {"name": "processes", "options": {"workers": 4, "timeout": 3.0}}
-SECONDS = 0.1  # mean of a child
+SECONDS, LONGEST = 0.1, 1.5  # mean of a child, and the most: none is at fault itself for being late
+ATTEMPTS = 20  # of a child: by chance one may be hit again and again
 PATIENCE = 10.0  # seconds that orphans have to end
 
 
@@ -43,7 +44,7 @@ def workers(folder: Path, budget: int, kills: int, hangs: int) -> None:
                 os.kill(chance.choice(running), getattr(signal, faults[-1]))
                 sent[faults.pop()] += 1
 
-    search = sleeping_search(folder, budget, executor=WORKERS, seconds=SECONDS)
+    search = sleeping_search(folder, budget, executor=WORKERS, seconds=SECONDS, longest=LONGEST, attempts=ATTEMPTS)
     thread = threading.Thread(target=disturb)
     begun = time.perf_counter()
     thread.start()
@@ -99,7 +100,9 @@ def drive(folder: Path, budget: int) -> None:
         if isinstance(event, Evaluated) and event.status == "done":
             print(event.individual.id, flush=True)
 
-    search = sleeping_search(folder, budget, [tell], executor=WORKERS, seconds=SECONDS)
+    search = sleeping_search(
+        folder, budget, [tell], executor=WORKERS, seconds=SECONDS, longest=LONGEST, attempts=ATTEMPTS
+    )
     if not search.run():
         raise SystemExit(1)
 

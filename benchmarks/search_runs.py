@@ -20,9 +20,9 @@ def sleeping_search(folder: Path, budget: int, callbacks: Sequence[SearchCallbac
         folder: Where it lies.
         budget: Evaluations.
         callbacks: Told of each event.
-        **settings: Of the section `search`; `seconds` and `size` are the space's.
+        **settings: Of the section `search`; `seconds`, `longest` and `size` are the space's.
     """
-    options = {name: settings.pop(name) for name in ("seconds", "size") if name in settings}
+    options = {name: settings.pop(name) for name in ("seconds", "longest", "size") if name in settings}
     section = {
         "space": {"name": "sleeping:Sleeping", "options": options},
         "budget": {"evaluations": budget},

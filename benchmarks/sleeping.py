@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ class Sleeping(Space):
     """Numbers, all different; children read the weights of their parents."""
 
     class Options(TypedOptions):
-        """Mean seconds of a training, and bytes of weights."""
+        """Mean seconds of a training, the most it may take, and bytes of weights."""
 
         seconds: NonNegativeFloat = 0.0
+        longest: NonNegativeFloat = math.inf
         size: NonNegativeInt = 100
 
     def draw(self, chance: random.Random) -> Proposal:
@@ -48,14 +50,14 @@ class Sleeping(Space):
 
     def evaluator(self, setup: Setup) -> Evaluator:
         """Returns what sleeps."""
-        return Sleeper(self.options.seconds, self.options.size)
+        return Sleeper(self.options.seconds, self.options.longest, self.options.size)
 
 
 class Sleeper(Evaluator):
     """Sleeps in place of training."""
 
-    def __init__(self, seconds: float, size: int) -> None:
-        self.seconds, self.size = seconds, size
+    def __init__(self, seconds: float, longest: float, size: int) -> None:
+        self.seconds, self.longest, self.size = seconds, longest, size
 
     def make(self, order: Json, blobs: Blobs) -> Json:
         """Reads the parent's weights, and is what was proposed."""
@@ -67,6 +69,7 @@ class Sleeper(Evaluator):
         """Sleeps, and writes weights."""
         chance = random.Random(order["seed"])
         slept = self.seconds * (TAIL - 1) / TAIL * chance.paretovariate(TAIL) if self.seconds else 0.0
+        slept = min(slept, self.longest)
         if slept:
             time.sleep(slept)
         name = blobs.write(str(order["individual"]).encode().ljust(self.size))

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,10 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def children_of(pid):
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def gone(pids, seconds=10):
@@ -269,6 +274,25 @@ def test_workers_that_always_end_are_not_begun_for_ever(processes, monkeypatch):
     monkeypatch.setattr("evolve.population.executors.pool._STARTS", 2)
     with pytest.raises(EvolveError, match=r"2 workers in a row ended before they were ready.*exit code 7"):
         processes(Setup(space={"name": PATH, "options": {"fault": "exits"}}))
+
+
+def test_a_worker_that_hangs_as_it_begins_is_replaced(processes, monkeypatch):
+    monkeypatch.setattr("evolve.population.executors.processes._START", 0.2)
+    monkeypatch.setattr("evolve.population.executors.processes._START_FACTOR", 5.0)
+    executor = processes()
+    ask(executor, "make", order(0))
+    os.kill(ask(executor, "train", order(0)).content["metrics"]["pid"], signal.SIGKILL)
+    executor.call(0, "make", order(1))
+    others = set(children_of(os.getpid()))
+    (lost,) = executor.wait(30)  # the next one begins
+    assert "killed by SIGKILL" in lost.lost
+    (pid,) = set(children_of(os.getpid())) - others
+    os.kill(pid, signal.SIGSTOP)
+    executor.call(0, "make", order(1))
+    (lost,) = executor.wait(60)
+    assert re.search(r"it was not ready after \d+ seconds, and others were after \d", lost.lost)
+    assert gone([pid])
+    assert ask(executor, "make", order(1)).content["genome"] == 0
 
 
 def test_spaces_that_are_none_are_told():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -47,6 +48,7 @@ class Worker(ABC):
         self.number = number
         self.ready = self.has_made = False
         self.called_at: float | None = None
+        self._begun_at = time.monotonic()
 
     @abstractmethod
     def send(self, method: str, order: Json) -> None:
@@ -72,6 +74,10 @@ class Worker(ABC):
         """Returns how long it has been at a call, once it was ready for it."""
         return time.monotonic() - self.called_at if self.ready and self.called_at is not None else 0.0
 
+    def age(self) -> float:
+        """Returns for how many seconds it has been there."""
+        return time.monotonic() - self._begun_at
+
 
 class Pool(Executor):
     """Workers beside the driver.
@@ -86,6 +92,7 @@ class Pool(Executor):
         self._workers: list[Worker] = []
         self._lost: list[Answer] = []
         self._starts = 0
+        self._slowest_start = 0.0  # seconds
 
     @property
     def workers(self) -> int:
@@ -129,6 +136,10 @@ class Pool(Executor):
     def _new(self, number: int) -> Worker:
         """Begins a worker."""
 
+    def _start_limit(self) -> float:
+        """Returns after how many seconds a worker that is not ready has hung; infinite where it may have to wait."""
+        return math.inf
+
     @abstractmethod
     def _heard(self, workers: Collection[Worker], seconds: float) -> Collection[Worker]:
         """Returns those that have sent something or have ended, as soon as there are some."""
@@ -150,6 +161,8 @@ class Pool(Executor):
             why = worker.ending()
         elif self.options.timeout is not None and worker.seconds() > self.options.timeout:
             why = f"it did not answer within {self.options.timeout:g} seconds"
+        elif not worker.ready and worker.age() > self._start_limit():
+            why = f"it was not ready after {worker.age():.0f} seconds, and others were after {self._slowest_start:.1f}"
         else:
             return None
         if worker.called_at is None:  # of others, the answer tells
@@ -172,6 +185,7 @@ class Pool(Executor):
         if "refused" in message:
             raise EvolveError(message["refused"])
         self._starts = 0
+        self._slowest_start = max(self._slowest_start, worker.age())
         worker.ready = True
         if worker.called_at is not None:  # the clock of a call does not count the start
             worker.called_at = time.monotonic()
