@@ -68,6 +68,7 @@ class Workload:
         scores: Figures of a seed and a network on `val`, which chooses the learning rate, and on `test`, which tells.
         better: Whether a `min` or a `max` of `val` is the best.
         shorter: Further budgets of evolved runs in seconds, which tell how soon these reach what the largest one does.
+        training: Further options of the training of evolved runs.
         near: How far behind the best one, in `val`, a member may be with the first seed to be trained with others too.
     """
 
@@ -87,6 +88,7 @@ class Workload:
     better: str = "min"
     shorter: Sequence[float] = ()
     near: float = math.inf
+    training: Mapping[str, Any] = field(default_factory=dict)
     _unit_flops: dict[str, int] = field(default_factory=dict)
 
     def allowance(self, budget: float) -> float:
@@ -226,7 +228,7 @@ def evolved(work: Workload, arm: str, budget: float, seed: int) -> tuple[Run, di
         {
             "optimizer": work.optimizer(model, lr),
             "lr_schedule": LrScheduleConfig(name="wsd", warmup=WARM, options={"decay": DECAY}),
-            "training": TrainingConfig(epochs=None, seed=seed, **allowed),
+            "training": TrainingConfig(epochs=None, seed=seed, **work.training, **allowed),
             "evolution": EvolutionConfig.model_validate("auto"),
             "progress": False,
         },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ class Sleeping(Space):
     """Numbers, all different; children read the weights of their parents."""
 
     class Options(TypedOptions):
-        """Mean seconds of a training, the most it may take, and bytes of weights."""
+        """Mean seconds of a training, the most it may take (null for any), and bytes of weights."""
 
         seconds: NonNegativeFloat = 0.0
-        longest: NonNegativeFloat = math.inf
+        longest: NonNegativeFloat | None = None
         size: NonNegativeInt = 100
 
     def draw(self, chance: random.Random) -> Proposal:
@@ -56,7 +55,7 @@ class Sleeping(Space):
 class Sleeper(Evaluator):
     """Sleeps in place of training."""
 
-    def __init__(self, seconds: float, longest: float, size: int) -> None:
+    def __init__(self, seconds: float, longest: float | None, size: int) -> None:
         self.seconds, self.longest, self.size = seconds, longest, size
 
     def make(self, order: Json, blobs: Blobs) -> Json:
@@ -69,7 +68,7 @@ class Sleeper(Evaluator):
         """Sleeps, and writes weights."""
         chance = random.Random(order["seed"])
         slept = self.seconds * (TAIL - 1) / TAIL * chance.paretovariate(TAIL) if self.seconds else 0.0
-        slept = min(slept, self.longest)
+        slept = slept if self.longest is None else min(slept, self.longest)
         if slept:
             time.sleep(slept)
         name = blobs.write(str(order["individual"]).encode().ljust(self.size))

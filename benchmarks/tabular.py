@@ -5,8 +5,8 @@ made by it: `friedman`, 10,000 rows of Friedman's first function (1991), with no
 cells of NATS-Bench, whose accuracy on CIFAR-100 is to be told from their operations.
 
 Each is split anew for every seed: 60 % train, 20 % choose the learning rates, 20 % tell. The evolved run begins with 32
-units and has `evolution: auto`, and nothing else that is chosen for a table or a budget. A budget is counted in steps
-of the network with 128 units. Printed are accuracy in percent, or RMSE.
+units and has `evolution: auto` and an early end (`TRAINING`), the same for all tables and budgets. A budget is counted
+in steps of the network with 128 units. Printed are accuracy in percent, or RMSE.
 
     python benchmarks/tabular.py --data nats_bench.csv --threads 1 --runs tabular.jsonl
     python benchmarks/tabular.py --data nats_bench.csv --summary --runs tabular.jsonl
@@ -40,6 +40,7 @@ RATES = (1e-2, 3e-3, 1e-3)
 BUDGETS = (250.0, 500.0, 1000.0, 2000.0, 4000.0)
 SHORTER = (62.5, 125.0)  # as evolved runs only
 BATCH = 128
+TRAINING = {"ema": "auto", "patience": 0.4, "keep_best": True}  # of evolved runs: an early end, by what is told
 Split = Callable[[int], Table]  # of a seed
 
 
@@ -133,6 +134,7 @@ def workload(name: str, path: Path) -> Workload:
         partial(evolver, of),
         shorter=SHORTER,
         better="max" if of(0).classes else "min",
+        training={**TRAINING, "monitor": {"metric": "val_accuracy" if of(0).classes else "val_loss"}},
     )
 
 

@@ -25,6 +25,7 @@ _RULES: dict[KeyPath, str | None] = {
     ("training", "monitor"): "The best epoch so far was chosen by it.",
     ("training", "seed"): "The order of the data comes of it.",
     ("training", "accumulate"): "Steps and epochs were counted by it.",
+    ("training", "keep_best"): "The best weights of the epochs so far were kept, or were not.",
     ("training", "ema"): "The average so far was taken with it.",
     ("evolution", "schedule"): f"The schedule {_OPTIONS_MAY}",
     ("evolution", "schedule", "options"): None,

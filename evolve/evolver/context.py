@@ -111,6 +111,11 @@ class RunContext:
         return self.loop.progress
 
     @property
+    def epoch_steps(self) -> float | None:
+        """Optimizer steps of an epoch."""
+        return self.loop.epoch_steps
+
+    @property
     def held_until(self) -> float:
         """Part of the budget up to which the learning rate is held."""
         return self.loop.held_until

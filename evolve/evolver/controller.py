@@ -33,7 +33,7 @@ from evolve.training.events import (
     Run,
     VerdictGiven,
 )
-from evolve.training.monitor import best_value
+from evolve.training.monitor import best_value, last_is_best
 
 logger = logging.getLogger(__name__)
 
@@ -268,9 +268,9 @@ class MutationController:
         line, earlier = {**known, "params": count_parameters(self.model), **metrics}, best_value(self.history, monitor)
         self.history.append(line)
         told: list[Event] = [EpochEnded(self._run, line)]
-        best = best_value(self.history, monitor)
-        if best is not None and best[0] == len(self.history) - 1:
-            told.append(BestImproved(self._run, monitor.metric, best[1], None if earlier is None else earlier[1]))
+        if last_is_best(self.history, monitor):
+            value = line[monitor.metric]
+            told.append(BestImproved(self._run, monitor.metric, value, None if earlier is None else earlier[1]))
         self.events.emit(*told)
 
     def _stopping(self) -> bool:

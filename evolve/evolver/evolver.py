@@ -39,7 +39,7 @@ from evolve.training.events import Callback, CheckpointSaved, EpochEnded, EventS
 from evolve.training.interrupt import Interrupt
 from evolve.training.lr_schedule import LrScheduleConfig
 from evolve.training.metrics import Meter
-from evolve.training.monitor import Patience, best_value
+from evolve.training.monitor import Patience, last_is_best
 from evolve.training.new_budget import budget_of
 from evolve.training.optim import OptimizerConfig
 from evolve.training.progress import Progress
@@ -67,8 +67,7 @@ class Evolver:
         loss: `(outputs, targets) -> scalar tensor`, instead of the task's own.
         batch_size: Of datasets and tensors.
         progress: Whether to show the run as it goes; of several devices the first shows it, writes and logs.
-        callbacks: Functions that are told of every event of the run, and may ask it to stop; see
-            `evolve.training.events`.
+        callbacks: Functions that are told of every event (`evolve.training.events`), and may ask the run to stop.
         config_text: The resolved configuration, saved with the run.
 
     Raises:
@@ -120,7 +119,9 @@ class Evolver:
         self._folder = run_folder(self.world, self.output, told, bool(config_text))
         self.events, self._interrupt = EventStream(heard_by(callbacks, self.world.first)), Interrupt()
         self._meter, self._patience = Meter(self.state), Patience(self.monitor, self.training.patience)
-        self.events.listen(self._patience, EpochEnded)
+        self.events.listen(self._patience, *Patience.HEARS)
+        if self.state.best:
+            self.events.listen(self.state.best, EpochEnded)
         loop = RunLoop(self.state, self.train_data, self.val_data, self.evolution.probe, more=[self._meter])
         loop.ended = lambda: self._patience.over
         self.controller = MutationController(
@@ -177,6 +178,8 @@ class Evolver:
             if self.finished:
                 self._close()
             self._save()
+            if self.finished and self.state.best:  # what was saved is where the training stands
+                self.state.best.put_back()
             self.events.emit(RunFinished(self, self.finished))
         return result_of(self, self._params_from, self._folder.path, self._interrupt.signal)
 
@@ -252,7 +255,6 @@ class Evolver:
         except Exception as error:  # of a mutation that has yet to prove itself, or the run's own
             if self.controller.after_step(error):
                 self._folder.settle(kept=False)
-                self._patience.look(self.history)
                 return False
             raise
         self._meter.add(result)
@@ -261,7 +263,6 @@ class Evolver:
         if tested and not self.controller.testing:
             self._folder.settle(kept=not went_back)
         if went_back:
-            self._patience.look(self.history)
             return False
         if len(self.history) > epochs:
             self._keep_best()
@@ -303,8 +304,7 @@ class Evolver:
 
     def _keep_best(self) -> None:
         """Saves the epoch that has just ended if none did better."""
-        best = best_value(self.history, self.monitor)
-        if best is not None and best[0] == len(self.history) - 1:
+        if last_is_best(self.history, self.monitor):
             self._folder.save_best(self.state, self.lineage, self._progress(), testing=self.controller.testing)
 
     def _save(self) -> None:

@@ -61,8 +61,7 @@ class Loop:
         optimizer: The optimizer that trains it, or several.
         example_inputs: A few training samples, on which mutations are planned and verified: a tensor, a sequence of
             arguments or a mapping of keyword arguments.
-        loss: Makes a scalar of the model's outputs on `example_inputs`, for operators, policies and scores that look at
-            gradients.
+        loss: Makes a scalar of the model's outputs on `example_inputs`, for what looks at gradients.
         evaluate: Returns the loss of a model on held-out data, in eval mode, or several metrics by name, such as
             `{"loss": 0.3, "f1": 0.8}`. Probation and children need it.
         monitor: The metric that decisions look at; `Monitor("val_loss", "min")` if None.
@@ -157,6 +156,11 @@ class Loop:
     def knows_progress(self) -> bool:
         """Whether the length of the training is known."""
         return self._steps is not None
+
+    @property
+    def epoch_steps(self) -> float | None:
+        """Optimizer steps of an epoch; None while that is not known."""
+        return self.step / self.epoch if self.epoch else None
 
     @property
     def held_until(self) -> float:

@@ -51,7 +51,8 @@ class RunResult:
     """What came of a run.
 
     Attributes:
-        metrics: The last epoch's line: `val_accuracy`, `val_loss`, `train_loss`, ...; empty before the first epoch end.
+        metrics: The last epoch's line, or with `training.keep_best` that of the epoch whose weights the model has:
+            `val_accuracy`, `val_loss`, `train_loss`, ...; empty before the first epoch end.
         applied: Mutations applied; likewise `refused`.
         params_from: Parameters at the start; likewise `params_to`.
         folder: Where the run lies, if anywhere.
@@ -83,8 +84,10 @@ def result_of(run: Any, params_from: int, folder: Path | None, number: int | Non
         number: Of the signal that stopped it, if one did.
     """
     applied = len(run.lineage.applied)
+    last = run.history[-1] if run.history else {}
+    kept = run.state.best.line if run.finished and run.state.best else None
     return RunResult(
-        metrics=dict(run.history[-1]) if run.history else {},
+        metrics=dict(kept or last),
         applied=applied,
         refused=len(run.lineage) - applied,
         params_from=params_from,

@@ -155,7 +155,7 @@ def rebuilt(rewound: Rewound, *, trust: bool = False) -> nn.Module:
 
 def _write_untrained(model: nn.Module, rewound: Rewound, target: Path, config: str) -> None:
     """Writes a checkpoint of a model that nothing has trained: there is no optimizer to go on with."""
-    names = ("optimizer", "lr_schedule", "scheduler", "scaler", "ema", "new_parameters", "random")
+    names = ("optimizer", "lr_schedule", "scheduler", "scaler", "ema", "best", "new_parameters", "random")
     counts = dict.fromkeys(("epoch", "step", "batch", "seconds", "flops", "flops_per_sample"), 0)
     content = {"version": VERSION, **counts, "finite": {}, "progress": {REPLAYED: True}}
     with written_whole(target) as folder:

@@ -8,8 +8,8 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -28,7 +28,10 @@ from evolve.runtime.generators import preserved_rng
 from evolve.structure.gradients import detached
 from evolve.training import TrainState, evaluate, place, place_model, train_step
 from evolve.training.snapshot import Stateful
+from evolve.training.state import Counts
 from evolve.training.step import Evaluated, EvaluationMeter, evaluated, follow_schedule
+
+_LEFT_BEHIND: dict[str, Any] = dict.fromkeys(("scheduler", "ema", "best", "new_parameters"))  # by a copy
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,11 @@ class RunLoop(Loop):
         return True
 
     @property
+    def epoch_steps(self) -> float:
+        """Optimizer steps of an epoch."""
+        return self.state.epoch_steps
+
+    @property
     def held_until(self) -> float:
         """Part of the budget up to which the learning rate is held."""
         state, plan = self.state, self.state.lr_schedule
@@ -112,7 +120,7 @@ class RunLoop(Loop):
     def also(self) -> list[Stateful]:
         """Returns what goes back with model and optimizer."""
         state = self.state
-        parts: list[Stateful | None] = [_Counts(state), state.scheduler, state.scaler, state.ema]
+        parts: list[Stateful | None] = [Counts(state), state.scheduler, state.scaler, state.ema, state.best]
         return [part for part in parts if part is not None] + self._also
 
     def count(self, epoch_end: bool) -> None:
@@ -172,11 +180,9 @@ class RunLoop(Loop):
             model=model,
             forward=model,
             optimizer=optimizer,
-            scheduler=None,
             scaler=scaler,
-            ema=None,
-            new_parameters=None,
             world=World(),
+            **_LEFT_BEHIND,
         )
         return twin
 
@@ -313,18 +319,3 @@ def _of_one_batch(state: TrainState, name: str, found: Evaluated) -> float:
         return meter.compute().get(name, math.nan)
     except MisfitError:  # no fault of the data: on all of them the metric is known
         return math.nan
-
-
-@dataclass
-class _Counts:
-    """Where a run stands. It goes back with the weights; what was spent stays spent."""
-
-    state: TrainState
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the counts."""
-        return dict(self.state.counts())
-
-    def load_state_dict(self, counts: Mapping[str, Any]) -> None:
-        """Takes up the counts, but for time and FLOPs."""
-        self.state.take_counts({**counts, "seconds": self.state.seconds, "flops": self.state.flops})

@@ -125,6 +125,10 @@ class PolicyContext(Protocol):
         """Which part of the budget is spent, from 0 to 1."""
 
     @property
+    def epoch_steps(self) -> float | None:
+        """Optimizer steps of an epoch; None while that is not known."""
+
+    @property
     def held_until(self) -> float:
         """Part of the budget up to which the learning rate is held; 1 where nothing is known of that."""
 

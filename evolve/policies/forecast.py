@@ -28,9 +28,9 @@ from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
 
-_PLENTY = 25.0  # epochs: a model that has more of them left is short of data, not of steps
+_PLENTY = 40.0  # epochs: a model that has more of them left is short of data, not of steps
 _DEARER = 2.0  # times what a step costs now, that one costs about after a growth
-_FEWEST = 40  # steps of a run before which nothing is said there
+_FEWEST = 8  # steps of a run before which nothing is said there
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
 _LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
@@ -50,7 +50,7 @@ class Forecast(Policy):
     model that grows later ends no better for it; and not in the first steps (`after`), where it would be all noise.
     There is another one later where two growths were forecast to be better than one.
 
-    Where the larger model, too, has more than 25 epochs left, it is not steps that are short but data: training data
+    Where the larger model, too, has more than 40 epochs left, it is not steps that are short but data: training data
     that are seen so often teach nothing new (their worth falls by 1 / e in some 15 epochs: Muennighoff et al. 2023,
     Scaling data-constrained language models). There the larger one is taken at any time after a race of a few
     steps, unless its held-out loss is higher by half.
@@ -131,6 +131,8 @@ class Forecast(Policy):
         self, candidate: Candidate, race: Race, context: PolicyContext, began: float, plenty: bool
     ) -> Choice | None:
         steps = len(race.own.losses)
+        beside = context.progress - began - steps * (race.own.price + race.child.price)
+        self._spent += max(0.0, beside)  # of seconds, copies and mutations take a part
         found = _outlook(race, context, began, self._slope) if steps >= _shortest(context.step) else None
         self._plenty = plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
         if found is None or plenty != self._plenty:
@@ -223,9 +225,8 @@ class Forecast(Policy):
 
 
 def _epochs(context: PolicyContext, steps: float) -> float:
-    """Returns how many epochs so many steps are; 0 in the first epoch."""
-    last = context.history[-1] if context.history else {}
-    return steps * last["epoch"] / last["step"] if last.get("epoch") and last.get("step") else 0.0
+    """Returns how many epochs so many steps are; 0 where that is not known."""
+    return steps / context.epoch_steps if context.epoch_steps else 0.0
 
 
 def _outlook(race: Race, context: PolicyContext, began: float, before: Sequence[float]) -> Outlook | None:

@@ -43,6 +43,7 @@ from evolve.training.optim import OptimizerConfig
 
 PLATEAU = "ReduceLROnPlateau"
 _NO_PLATEAU = "is of no use in a child's short training: take another one, or null for a constant rate."
+_OF_RUNS = ("patience", "keep_best")
 _WHOLE_BUDGET = "a child is trained for its whole budget: leave this out."
 _SPACE_STANDS = "the space stands for it: leave it out."
 
@@ -170,8 +171,7 @@ class SearchConfig(Section):
     @classmethod
     def _fits_a_child(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
         faults: list[tuple[KeyPath, str]] = []
-        if training.patience is not None:
-            faults.append((("patience",), _WHOLE_BUDGET))
+        faults += [((name,), _WHOLE_BUDGET) for name in _OF_RUNS if getattr(training, name)]
         if task := info.data.get("task"):
             if training.loss is not None and not task.takes_loss():
                 message = f"the task '{task.name}' computes its loss by itself: leave this out, or use another task."
@@ -209,8 +209,7 @@ class SearchConfig(Section):
 def unfit_for_children(training: TrainingConfig, lr_schedule: LrScheduleConfig) -> list[tuple[KeyPath, str]]:
     """Returns what no child can be trained by, as paths and messages."""
     faults: list[tuple[KeyPath, str]] = []
-    if training.patience is not None:
-        faults.append((("training", "patience"), _WHOLE_BUDGET))
+    faults += [(("training", name), _WHOLE_BUDGET) for name in _OF_RUNS if getattr(training, name)]
     if lr_schedule.name == PLATEAU:
         faults.append((("lr_schedule", "name"), _NO_PLATEAU))
     return faults

@@ -177,7 +177,7 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
             f"{checkpoint.path} holds a model that was replayed and not trained: there is no training to go on with. "
             f"Load it, evolve.load({str(checkpoint.run)!r}), and pass it to an Evolver as its model."
         )
-    parts = {"lr_schedule": "scheduler", "loss scaling": "scaler", "training.ema": "ema"}
+    parts = {"lr_schedule": "scheduler", "loss scaling": "scaler", "training.ema": "ema", "training.keep_best": "best"}
     for word, name in parts.items():
         if (saved[name] is None) != (getattr(state, name) is None):
             has, lacks = ("this one has", "has none") if saved[name] is None else ("this one has none", "has one")
@@ -197,6 +197,8 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> dict[str, Any]:
             state.scaler.load_state_dict(saved["scaler"])
         if state.ema is not None:
             state.ema.load_state_dict(saved["ema"])
+        if state.best is not None:
+            state.best.load_state_dict(saved["best"])
         if state.new_parameters is not None and saved["new_parameters"] is not None:
             state.new_parameters.load_state_dict(saved["new_parameters"])
         state.take_counts(content.model_dump())
@@ -214,6 +216,7 @@ def _state(state: TrainState) -> dict[str, Any]:
         "scheduler": state.scheduler.state_dict() if state.scheduler else None,
         "scaler": state.scaler.state_dict() if state.scaler else None,
         "ema": state.ema.state_dict() if state.ema else None,
+        "best": state.best.state_dict() if state.best else None,
         "new_parameters": state.new_parameters.state_dict() if state.new_parameters else None,
         "random": random_state(),
     }

@@ -40,8 +40,12 @@ class TrainingConfig(Section):
         grad_clip: Greatest norm of all gradients together; null for none.
         accumulate: Batches per optimizer step.
         monitor: The metric that decisions look at, and which way is better.
-        patience: Epochs without a better value of it after which the run ends; null for none.
-        ema: Decay of a moving average of the weights, used for evaluation; null for none.
+        patience: Epochs without a better value of it after which the run ends; below 1 the part of the epochs so far,
+            and 20 at least, in which it was worse than the best one; null for none.
+        keep_best: Whether the model has the weights of the best epoch when the run is over, of those since the last
+            mutation, and averaged ones where there are; otherwise it has those of the last step.
+        ema: Decay of a moving average of the weights, used for evaluation; "auto" for one over a part of the steps so
+            far; null for none.
         channels_last: Keep images and convolutions in channels-last memory format.
         compile: Run the model through `torch.compile`; it compiles again after a mutation.
         seed: Of Python, NumPy, torch, the data order and the mutations.
@@ -57,8 +61,9 @@ class TrainingConfig(Section):
     grad_clip: Annotated[float, Field(gt=0)] | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     monitor: MonitorConfig = MonitorConfig()
-    patience: Annotated[int, Field(ge=1)] | None = None
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    patience: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    keep_best: bool = False
+    ema: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = None
     channels_last: bool = False
     compile: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

@@ -11,9 +11,10 @@ from evolve.config.options import Monitor
 from evolve.errors import EvolveError, did_you_mean
 from evolve.tasks import Metric
 from evolve.training.config import MonitorConfig
-from evolve.training.events import EpochEnded, Event
+from evolve.training.events import EpochEnded, Event, MutationTried
 
 MONITOR = "training.monitor.metric: "
+_FEWEST_EPOCHS = 20  # where patience is a part of the epochs: a part of the first few says nothing
 
 
 def find_monitor(config: MonitorConfig, metrics: Sequence[Metric]) -> Monitor:
@@ -62,34 +63,48 @@ def best_value(history: Sequence[Mapping[str, Any]], monitor: Monitor) -> tuple[
     return best
 
 
-def out_of_patience(history: Sequence[Mapping[str, Any]], monitor: Monitor, patience: int | None) -> bool:
-    """Whether so many epochs have gone by since the best value."""
+def last_is_best(history: Sequence[Mapping[str, Any]], monitor: Monitor) -> bool:
+    """Whether no line before the last one has as good a value."""
+    best = best_value(history, monitor)
+    return best is not None and best[0] == len(history) - 1
+
+
+def out_of_patience(history: Sequence[Mapping[str, Any]], monitor: Monitor, patience: float | None) -> bool:
+    """Whether so many epochs have gone by since the best value, or such a part of those so far was worse than it."""
     if patience is None:
         return False
     best = best_value(history, monitor)
-    return len(history) - (0 if best is None else best[0] + 1) >= patience
+    since = len(history) - (0 if best is None else best[0] + 1)
+    if patience >= 1:
+        return since >= patience
+    if best is not None:  # one that was as good later on was not worse
+        since = next(n for n, line in enumerate(reversed(history)) if line.get(monitor.metric) == best[1])
+    return since >= max(patience * len(history), _FEWEST_EPOCHS)
 
 
 class Patience:
     """Listens to a run, and knows after each epoch whether patience is at its end.
+
+    It looks where an epoch has ended, before what is on probation is judged, and where a mutation was taken back.
 
     Attributes:
         over: Whether it is.
 
     Args:
         monitor: The metric that is looked at.
-        epochs: For how many it may not become better; None for any.
+        epochs: For how many, or for which part of those so far, it may not become better; None for any.
     """
 
-    def __init__(self, monitor: Monitor, epochs: int | None) -> None:
+    HEARS = (EpochEnded, MutationTried)
+
+    def __init__(self, monitor: Monitor, epochs: float | None) -> None:
         self.over = False
         self._monitor, self._epochs = monitor, epochs
 
     def __call__(self, event: Event) -> None:
-        """Looks where an epoch has ended: before what is on probation is judged."""
-        if isinstance(event, EpochEnded):
-            self.look(event.run.history)
+        """Looks at the epochs so far."""
+        self.look(event.run.history)
 
     def look(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Looks at the epochs so far, such as after a run went back."""
+        """Looks at the epochs of a run that is taken up."""
         self.over = out_of_patience(history, self._monitor, self._epochs)

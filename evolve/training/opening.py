@@ -24,9 +24,10 @@ FOLDER = "checkpoints"
 BEST = "best"  # beside them, of the epoch that did best by the run's monitor: the newest counts
 PENDING = "best.pending"  # the same, while the mutation that it holds is on probation
 CONFIG = "config.yaml"
-VERSION = 3
+VERSION = 4
 WEIGHTS, STATE, RECORDS, CONTENT = "model.safetensors", "state.pt", "lineage.jsonl", "checkpoint.json"
 _NEEDED = (WEIGHTS, STATE, RECORDS, CONTENT)
+_PARTS = {"optimizer", "lr_schedule", "extra", "scheduler", "scaler", "ema", "best", "new_parameters", "random"}
 _NAME = re.compile(rf"step-(\d+)({re.escape(REPLACED)})?")
 _TRIES = 50  # of reading while another process writes new checkpoints and deletes old ones
 
@@ -169,10 +170,7 @@ def _read(path: Path) -> Checkpoint:
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(str(error)) from error
     saved = read_state(path / STATE)
-    missing = {"optimizer", "lr_schedule", "extra", "scheduler", "scaler", "ema", "new_parameters", "random"} - set(
-        saved
-    )
-    if missing:
+    if missing := _PARTS - set(saved):
         raise DamagedError(f"{STATE} has no {', '.join(sorted(missing))}")
     return Checkpoint(path, content, read_records(path / RECORDS), read_model(path / WEIGHTS), saved, config)
 

@@ -21,6 +21,7 @@ from evolve.distributed.replica import let_go, unwrap, wrap
 from evolve.distributed.world import World
 from evolve.runtime.device import resolve_device
 from evolve.tasks import Metric, Task
+from evolve.training.best_weights import BestWeights
 from evolve.training.config import TrainingConfig
 from evolve.training.finite import FiniteWatch
 from evolve.training.lr_schedule import LrScheduleConfig, check_mode
@@ -39,6 +40,7 @@ class TrainState:
         metrics: What is measured beside the loss.
         monitor: The metric that decisions look at.
         finite: Knows which of the model's tensors may be NaN or infinite, as they were so from the beginning.
+        best: Keeps the weights of the best epoch, where the model is to have them at the end.
         new_parameters: New parts of its parameters that are cared for.
         epoch: Epochs finished.
         step: Optimizer steps made.
@@ -66,6 +68,7 @@ class TrainState:
     lr_schedule: LrScheduleConfig | None = None
     scaler: torch.amp.GradScaler | None = None
     ema: EMA | None = None
+    best: BestWeights | None = None
     new_parameters: NewParameters | None = None
     epoch: int = 0
     step: int = 0
@@ -154,6 +157,21 @@ class TrainState:
         return max(self.flops_per_sample, int(self.flops_per_sample * left / epochs))
 
 
+@dataclass
+class Counts:
+    """Where a run stands. It goes back with the weights; what was spent stays spent."""
+
+    state: TrainState
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the counts."""
+        return dict(self.state.counts())
+
+    def load_state_dict(self, counts: Mapping[str, Any]) -> None:
+        """Takes up the counts, but for time and FLOPs."""
+        self.state.take_counts({**counts, "seconds": self.state.seconds, "flops": self.state.flops})
+
+
 def place_model(model: nn.Module, config: TrainingConfig) -> torch.device:
     """Moves a model, in place, to the device and memory format that the configuration names."""
     device = resolve_device(config.device)
@@ -206,6 +224,7 @@ def create_state(
     if scheduler is not None:
         check_mode(scheduler, monitor)
     device = next((t.device for t in model.parameters()), torch.device("cpu"))
+    ema = EMA(model, None if config.ema == "auto" else config.ema) if config.ema else None
     return TrainState(
         model=model,
         optimizer=optimizer,
@@ -219,7 +238,8 @@ def create_state(
         scheduler=scheduler,
         lr_schedule=lr_schedule if isinstance(lr_schedule, LrScheduleConfig) else None,
         scaler=torch.amp.GradScaler() if config.precision == "fp16" and device.type == "cuda" else None,
-        ema=EMA(model, config.ema) if config.ema else None,
+        ema=ema,
+        best=BestWeights(model, ema, monitor) if config.keep_best else None,
         flops_per_sample=flops_per_sample,
         epoch_steps=epoch_steps,
         epoch_samples=epoch_samples,

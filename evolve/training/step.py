@@ -93,7 +93,7 @@ def _optimizer_step(state: TrainState, before_step: Callable[[], None] | None) -
         state.optimizer.step()
     _clear_gradients(state.optimizer)
     if state.ema:
-        state.ema.update(state.model)
+        state.ema.update(state.model, state.lr)
 
 
 def _clear_gradients(optimizer: Optimizer) -> None:

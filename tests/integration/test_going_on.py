@@ -108,6 +108,7 @@ FIXED = {
     "lr_schedule=CosineAnnealingLR": "Only its length changes",
     "training.seed=1": "it was 0, here it is 1",
     "training.ema=0.9": "it was null, here it is 0.9",
+    "training.keep_best=true": "it was false, here it is true",
     "task=regression": "task.name: cannot change",
     "evolution.policy=random": "The policy remembers",
     "evolution.schedule=null": "The schedule remembers",

@@ -118,7 +118,7 @@ def test_a_curve_keeps_means_of_stretches_and_comes_back_from_json():
 class _Context:
     """A run of 100 steps, at a tenth of its budget, whose larger model has a given lead."""
 
-    step, progress, tried, held_until, history, child_price = 100, 0.1, (), 0.8, (), 0.002
+    step, progress, tried, held_until, epoch_steps, child_price = 100, 0.1, (), 0.8, None, 0.002
 
     def __init__(
         self,
@@ -194,8 +194,8 @@ def test_it_stays_where_the_larger_one_is_behind_on_held_out_data():
     assert forecast(look=0.4, most=0.2).choose([STACK], _Context(lead=0.5, held_out=3.0)) is None
 
 
-@pytest.mark.parametrize(("steps", "races"), [(20, 10), (21, 40)])  # 50 and 48 epochs
-def test_only_a_run_of_fifty_epochs_goes_by_them(steps, races):
+@pytest.mark.parametrize(("steps", "races"), [(12, 10), (13, 40)])  # 83 and 77 epochs
+def test_only_a_run_of_eighty_epochs_goes_by_them(steps, races):
     context = _of_epochs(steps, lead=-0.001)
     context.child_price = 0.001
     assert (forecast(look=0.4, most=0.2).choose([STACK], context) is not None) == (races == 10)
@@ -203,7 +203,7 @@ def test_only_a_run_of_fifty_epochs_goes_by_them(steps, races):
 
 
 def test_where_only_the_larger_one_is_short_of_steps_a_race_of_few_steps_decides_nothing():
-    policy, context = forecast(look=0.4, most=0.3), _of_epochs(19, lead=0.5)
+    policy, context = forecast(look=0.4, most=0.3), _of_epochs(12, lead=0.5)
     context.progress, context.step = 0.05, 50
     assert policy.choose([STACK], context) is None
     assert context.kept
@@ -215,8 +215,8 @@ def test_where_only_the_larger_one_is_short_of_steps_a_race_of_few_steps_decides
     assert context.raced == [("stack", 8), ("stack", 40)]
 
 
-def test_nothing_is_said_of_a_run_of_less_than_forty_steps():
-    for step, races in ((39, False), (40, True)):
+def test_nothing_is_said_of_a_run_of_less_than_eight_steps():
+    for step, races in ((7, False), (8, True)):
         context = _of_epochs(2, lead=0.5)
         context.step = step
         forecast(look=0.4, most=0.2, after=1).choose([STACK], context)
@@ -277,19 +277,19 @@ def test_the_parts_between_which_it_races_are_in_their_order():
 def _of_epochs(steps, **more):
     """Returns a run of 1,000 steps, the larger model would make 450 of them, in epochs of so many."""
     context = _Context(**more)
-    context.history = [{"epoch": 1, "step": 1}, {"epoch": 2, "step": 2 * steps}]
+    context.epoch_steps = steps
     return context
 
 
 def test_where_data_are_short_it_grows_unless_held_out_data_speak_against_it():
     policy = forecast(look=0.4, most=0.2)
-    assert policy.choose([STACK], _of_epochs(18, lead=0.001, held_out=4.3)) is not None  # 25 epochs left
+    assert policy.choose([STACK], _of_epochs(11, lead=0.001, held_out=4.3)) is not None  # 41 epochs left
     policy = forecast(look=0.4, most=0.2)
-    short = _of_epochs(18, lead=0.001, held_out=4.4)
+    short = _of_epochs(11, lead=0.001, held_out=4.4)
     assert policy.choose([STACK], short) is None
     assert short.raced == [("stack", 10)]
     assert not policy.state()["settled"]  # as the next one may be ahead
-    assert forecast(look=0.4, most=0.2).choose([STACK], _of_epochs(19, lead=0.001)) is None  # steps are short
+    assert forecast(look=0.4, most=0.2).choose([STACK], _of_epochs(12, lead=0.001)) is None  # steps are short
 
 
 @pytest.mark.parametrize("when", [{"progress": 0.04}, {"progress": 0.13}, {"after": 101}])

@@ -177,6 +177,28 @@ def test_ema_is_the_average_and_follows_mutations():
     assert torch.equal(model[4].weight, before["4.weight"])
 
 
+def test_an_average_without_a_decay_reaches_over_a_quarter_of_the_steps_and_less_as_the_learning_rate_falls():
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    ema = EMA(model)
+    steady = 0.0
+    for step in range(1, 401):
+        model.weight.data.fill_(float(step))
+        ema.update(model)
+        steady += (step - steady) / (step / 4 + 1)
+    assert ema.shadow["weight"].item() == pytest.approx(steady, rel=1e-4)
+    assert 400 - steady == pytest.approx(400 / 5, rel=0.02)  # how far it lags behind
+    model.weight.data.fill_(0.0)
+    halved = EMA(model)
+    halved.load_state_dict(ema.state_dict())
+    halved.update(model, lr=0.1)  # the highest so far
+    before = halved.shadow["weight"].item()
+    halved.update(model, lr=0.05)
+    assert halved.shadow["weight"].item() == pytest.approx(before * (1 - 1 / (402 / 8 + 1)), rel=1e-4)
+    halved.update(model, lr=0.0)
+    assert halved.shadow["weight"].item() == 0.0
+
+
 def test_ema_adopts_a_changed_shape():
     model = nn.Linear(3, 2)
     ema = EMA(model, 0.5)
