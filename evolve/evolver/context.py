@@ -112,8 +112,10 @@ class RunContext:
 
     @property
     def epoch_steps(self) -> float | None:
-        """Optimizer steps of an epoch."""
-        return self.loop.epoch_steps
+        """Optimizer steps of an epoch; None while that is not known."""
+        last = self.history[-1] if self.history else {}
+        counted = last["step"] / last["epoch"] if last.get("epoch") and last.get("step") else None
+        return self.loop.epoch_steps or counted
 
     @property
     def held_until(self) -> float:

@@ -56,7 +56,10 @@ def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
         lines.append(_row("Held-out accuracy", _then_and_now(best_line, metrics, "val_accuracy")))
     elif "val_loss" in metrics:
         lines.append(_row("Held-out loss", f"{metrics['val_loss']:.4g}"))
-    if monitor.metric in metrics and monitor.metric not in ("val_accuracy", "val_loss"):
+    kept = evolver.state.best.line if result.finished and evolver.state.best else None
+    if kept is not None:
+        lines.append(_row("The model's weights", f"those of epoch {kept['epoch']}"))
+    elif monitor.metric in metrics and monitor.metric not in ("val_accuracy", "val_loss"):
         lines.append(_row(f"Last {monitor.metric}", f"{metrics[monitor.metric]:.4g}"))
     lines.append(_row("Mutations", f"{result.applied} applied, {result.refused} refused"))
     lines.append(_row("Parameters", f"{result.params_from:,} → {result.params_to:,}"))

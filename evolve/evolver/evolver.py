@@ -57,8 +57,7 @@ class Evolver:
         train_data: A Dataset, a DataLoader, `(inputs, targets)` tensors or `evolve.data.Batches`.
         val_data: Held-out data of the same kinds.
         optimizer: An optimizer over the model's parameters, or the configuration of one.
-        lr_schedule: The configuration of a learning rate schedule, or a schedule that moves once a step
-            (`ReduceLROnPlateau` with each evaluation, by the monitor).
+        lr_schedule: Its configuration, or a schedule that moves once a step (`ReduceLROnPlateau` with each evaluation).
         training: How to train.
         evolution: When, what and how far to mutate.
         output: The run folder, or its configuration; None writes nothing.
@@ -308,8 +307,9 @@ class Evolver:
             self._folder.save_best(self.state, self.lineage, self._progress(), testing=self.controller.testing)
 
     def _save(self) -> None:
-        testing = self.controller.testing  # what is on probation is saved when it has passed
-        if not testing and (saved := self._folder.save(self.state, self.lineage, self._progress())):
+        if self.controller.testing or self.state.has_best_weights:
+            return  # what is on probation is saved when it has passed
+        if saved := self._folder.save(self.state, self.lineage, self._progress()):
             self.events.emit(CheckpointSaved(self, saved, self.state.step))
 
     def _progress(self) -> dict[str, Any]:

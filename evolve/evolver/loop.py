@@ -159,8 +159,8 @@ class Loop:
 
     @property
     def epoch_steps(self) -> float | None:
-        """Optimizer steps of an epoch; None while that is not known."""
-        return self.step / self.epoch if self.epoch else None
+        """Optimizer steps of an epoch; None where that is not known beforehand."""
+        return None
 
     @property
     def held_until(self) -> float:

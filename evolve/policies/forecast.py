@@ -28,7 +28,7 @@ from evolve.registry import TypedOptions
 
 logger = logging.getLogger(__name__)
 
-_PLENTY = 40.0  # epochs: a model that has more of them left is short of data, not of steps
+_PLENTY = 25.0  # epochs: a model that has more of them left is short of data, not of steps
 _DEARER = 2.0  # times what a step costs now, that one costs about after a growth
 _FEWEST = 8  # steps of a run before which nothing is said there
 _AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind there
@@ -50,7 +50,7 @@ class Forecast(Policy):
     model that grows later ends no better for it; and not in the first steps (`after`), where it would be all noise.
     There is another one later where two growths were forecast to be better than one.
 
-    Where the larger model, too, has more than 40 epochs left, it is not steps that are short but data: training data
+    Where the larger model, too, has more than 25 epochs left, it is not steps that are short but data: training data
     that are seen so often teach nothing new (their worth falls by 1 / e in some 15 epochs: Muennighoff et al. 2023,
     Scaling data-constrained language models). There the larger one is taken at any time after a race of a few
     steps, unless its held-out loss is higher by half.

@@ -28,10 +28,12 @@ class BestWeights:
 
     Attributes:
         line: The metrics of that epoch; None where there is none yet.
+        in_place: Whether the model has its weights.
     """
 
     def __init__(self, model: nn.Module, ema: EMA | None, monitor: Monitor) -> None:
         self.line: dict[str, Any] | None = None
+        self.in_place = False
         self._model, self._ema, self._monitor = model, ema, monitor
         self._mutations = 0  # that the model had then
         self._weights: dict[str, Any] = {}
@@ -46,8 +48,8 @@ class BestWeights:
             self.line, self._mutations = None, mutations
         metric = self._monitor.metric
         value = line.get(metric, math.nan)
-        if not math.isfinite(value) or (self.line and self._monitor.better(self.line[metric], value)):
-            return  # of epochs that are as good, the last one counts: it has learned the most
+        if not math.isfinite(value) or (self.line and not self._monitor.better(value, self.line[metric])):
+            return
         self.line = dict(line)
         with self._ema.applied_to(self._model) if self._ema else nullcontext():
             self._weights = copy.deepcopy(self._model.state_dict())
@@ -56,6 +58,7 @@ class BestWeights:
         """Gives the model the weights of its best epoch, if there was one."""
         if self.line is not None:
             self._model.load_state_dict(self._weights)
+            self.in_place = True
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the line and the weights."""
@@ -64,3 +67,4 @@ class BestWeights:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state_dict` returned."""
         self.line, self._mutations, self._weights = state["line"], state["mutations"], dict(state["weights"])
+        self.in_place = False

@@ -128,6 +128,11 @@ class TrainState:
             setattr(self, name, counts[name])
 
     @property
+    def has_best_weights(self) -> bool:
+        """Whether the run is over and the model has the weights of its best epoch, not those of the last step."""
+        return self.best is not None and self.best.in_place
+
+    @property
     def progress(self) -> float:
         """Which part of the budget is spent, from 0 to 1."""
         budget = self.config.budget

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import evolve
 from evolve import EvolutionConfig, Evolver, TrainingConfig
 from evolve.config.options import Monitor
+from evolve.evolver.ending import closing_lines
 from evolve.training.monitor import out_of_patience
 
 X = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
@@ -73,6 +75,29 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, at):
     assert second.run().finished
     for own, other in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(own, other)
+
+
+def test_a_run_that_is_over_is_not_saved_with_other_weights(tmp_path):
+    run, whole = run_of(tmp_path / "run", epochs=40), run_of(epochs=80)
+    run.run()
+    run.run()
+    run.save()
+    assert evolve.load(tmp_path / "run", model=run_of().model, which="best").state_dict().keys()
+    longer = run_of(tmp_path / "run", epochs=80).restore()
+    assert longer.run().finished
+    whole.run()
+    for own, other in zip(longer.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_the_end_says_which_weights_the_model_has():
+    run = run_of(monitor={"metric": "val_r2"})
+    result = run.run()
+    text = "\n".join(closing_lines(run, result))
+    assert f"The model's weights those of epoch {result.metrics['epoch']}\n" in text
+    assert "Last val_r2" not in text
+    run = run_of(monitor={"metric": "val_r2"}, keep_best=False)
+    assert "Last val_r2" in "\n".join(closing_lines(run, run.run()))
 
 
 MONITOR = Monitor("val_loss", "min")

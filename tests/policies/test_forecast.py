@@ -194,8 +194,8 @@ def test_it_stays_where_the_larger_one_is_behind_on_held_out_data():
     assert forecast(look=0.4, most=0.2).choose([STACK], _Context(lead=0.5, held_out=3.0)) is None
 
 
-@pytest.mark.parametrize(("steps", "races"), [(12, 10), (13, 40)])  # 83 and 77 epochs
-def test_only_a_run_of_eighty_epochs_goes_by_them(steps, races):
+@pytest.mark.parametrize(("steps", "races"), [(20, 10), (21, 40)])  # 50 and 48 epochs
+def test_only_a_run_of_fifty_epochs_goes_by_them(steps, races):
     context = _of_epochs(steps, lead=-0.001)
     context.child_price = 0.001
     assert (forecast(look=0.4, most=0.2).choose([STACK], context) is not None) == (races == 10)
@@ -203,7 +203,7 @@ def test_only_a_run_of_eighty_epochs_goes_by_them(steps, races):
 
 
 def test_where_only_the_larger_one_is_short_of_steps_a_race_of_few_steps_decides_nothing():
-    policy, context = forecast(look=0.4, most=0.3), _of_epochs(12, lead=0.5)
+    policy, context = forecast(look=0.4, most=0.3), _of_epochs(19, lead=0.5)
     context.progress, context.step = 0.05, 50
     assert policy.choose([STACK], context) is None
     assert context.kept
@@ -283,13 +283,13 @@ def _of_epochs(steps, **more):
 
 def test_where_data_are_short_it_grows_unless_held_out_data_speak_against_it():
     policy = forecast(look=0.4, most=0.2)
-    assert policy.choose([STACK], _of_epochs(11, lead=0.001, held_out=4.3)) is not None  # 41 epochs left
+    assert policy.choose([STACK], _of_epochs(18, lead=0.001, held_out=4.3)) is not None  # 25 epochs left
     policy = forecast(look=0.4, most=0.2)
-    short = _of_epochs(11, lead=0.001, held_out=4.4)
+    short = _of_epochs(18, lead=0.001, held_out=4.4)
     assert policy.choose([STACK], short) is None
     assert short.raced == [("stack", 10)]
     assert not policy.state()["settled"]  # as the next one may be ahead
-    assert forecast(look=0.4, most=0.2).choose([STACK], _of_epochs(12, lead=0.001)) is None  # steps are short
+    assert forecast(look=0.4, most=0.2).choose([STACK], _of_epochs(19, lead=0.001)) is None  # steps are short
 
 
 @pytest.mark.parametrize("when", [{"progress": 0.04}, {"progress": 0.13}, {"after": 101}])

@@ -290,7 +290,7 @@ def test_a_worker_that_hangs_as_it_begins_is_replaced(processes, monkeypatch):
     os.kill(pid, signal.SIGSTOP)
     executor.call(0, "make", order(1))
     (lost,) = executor.wait(60)
-    assert re.search(r"it was not ready after \d+ seconds, and others were after \d", lost.lost)
+    assert re.search(r"it was not ready after \d+ seconds; others were after \d", lost.lost)
     assert gone([pid])
     assert ask(executor, "make", order(1)).content["genome"] == 0
 

@@ -162,7 +162,8 @@ class Pool(Executor):
         elif self.options.timeout is not None and worker.seconds() > self.options.timeout:
             why = f"it did not answer within {self.options.timeout:g} seconds"
         elif not worker.ready and worker.age() > self._start_limit():
-            why = f"it was not ready after {worker.age():.0f} seconds, and others were after {self._slowest_start:.1f}"
+            others = f"; others were after {self._slowest_start:.1f}" if self._slowest_start else ""
+            why = f"it was not ready after {worker.age():.0f} seconds{others}"
         else:
             return None
         if worker.called_at is None:  # of others, the answer tells

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -25,7 +24,8 @@ from evolve.population.executors.pool import Pool, PoolOptions, Worker
 from evolve.population.jobs import Json, Setup
 from evolve.population.worker import encode
 
-_START, _START_FACTOR = 30.0, 10.0  # seconds a start may take, and how many times as long as the slowest one so far
+_FIRST_START = 600.0  # seconds that a start may take of which nothing is known
+_START, _START_FACTOR = 30.0, 10.0  # seconds another one may, and how many times as long as the slowest one so far
 
 
 @executors.register("processes")
@@ -62,8 +62,8 @@ class Processes(Pool):
         return _Process(number, replace(self._setup, threads=self.options.threads, device=device), self._blobs)
 
     def _start_limit(self) -> float:
-        """Nothing has to be waited for, so all starts take about as long; of the first ones nothing is known."""
-        return max(_START, _START_FACTOR * self._slowest_start) if self._slowest_start else math.inf
+        """Nothing has to be waited for, so all starts take about as long."""
+        return max(_START, _START_FACTOR * self._slowest_start) if self._slowest_start else _FIRST_START
 
     def _heard(self, workers: Collection[Worker], seconds: float) -> Collection[Worker]:
         pipes = {worker.connection: worker for worker in workers if isinstance(worker, _Process)}
