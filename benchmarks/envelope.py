@@ -31,7 +31,7 @@ def summary(work: Workload, store: Store) -> list[dict[str, Any]]:
             continue
         best = min(means, key=lambda member: sign * means[member])
         cpu = store.seconds(work.name, IN_SECONDS, budget)
-        reached = {member: _reached(points(work, store, member, budget), cpu) for member in means}
+        reached = {member: _reached(points(work, store, member, budget), cpu, sign) for member in means}
         fastest = min(reached, key=lambda member: sign * reached[member])
         regret = sign * (statistics.fmean(ours) - means[best])
         regret_cpu = sign * (statistics.fmean(timed) - reached[fastest])
@@ -86,11 +86,15 @@ def points(work: Workload, store: Store, arm: str, beside: float | None = None) 
     )
 
 
-def _reached(found: Sequence[tuple[float, float]], cpu: float) -> float:
-    """Returns the test figure in so many CPU seconds; in fewer than at any budget by the line of the first two."""
+def _reached(found: Sequence[tuple[float, float]], cpu: float, sign: int) -> float:
+    """Returns the test figure in so many CPU seconds.
+
+    In fewer than at any budget it is by the line of the first two, but no better than at the first of them.
+    """
     for (start, before), (end, after) in itertools.pairwise(found):
         if cpu <= end:
-            return before + (after - before) * math.log(cpu / start) / math.log(end / start)
+            figure = before + (after - before) * math.log(cpu / start) / math.log(end / start)
+            return sign * max(sign * figure, sign * before) if cpu < start else figure
     return found[-1][1]
 
 
