@@ -58,7 +58,7 @@ def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
         lines.append(_row("Held-out loss", f"{metrics['val_loss']:.4g}"))
     kept = evolver.state.best.line if result.finished and evolver.state.best else None
     if kept is not None:
-        lines.append(_row("The model's weights", f"those of epoch {kept['epoch']}"))
+        lines.append(_row("Weights", f"of epoch {kept['epoch']}"))
     elif monitor.metric in metrics and monitor.metric not in ("val_accuracy", "val_loss"):
         lines.append(_row(f"Last {monitor.metric}", f"{metrics[monitor.metric]:.4g}"))
     lines.append(_row("Mutations", f"{result.applied} applied, {result.refused} refused"))

@@ -94,7 +94,7 @@ def test_the_end_says_which_weights_the_model_has():
     run = run_of(monitor={"metric": "val_r2"})
     result = run.run()
     text = "\n".join(closing_lines(run, result))
-    assert f"The model's weights those of epoch {result.metrics['epoch']}\n" in text
+    assert f"Weights             of epoch {result.metrics['epoch']}\n" in text
     assert "Last val_r2" not in text
     run = run_of(monitor={"metric": "val_r2"}, keep_best=False)
     assert "Last val_r2" in "\n".join(closing_lines(run, run.run()))
