@@ -42,7 +42,7 @@ def closing_lines(evolver: Evolver, result: RunResult) -> list[str]:
     lines = [""]
     if not result.finished:
         lines.append(f"Stopped by {'a signal' if result.signal else 'request'} at {result.progress:.1%} of {budget}.")
-    elif result.stopped_early and evolver.training.patience is not None:
+    elif result.stopped_early:
         since = len(evolver.history) - (best[0] + 1 if best else 0)
         epochs = f"{since} epoch{'s' if since > 1 else ''}"
         told = f"not better than {best[1]:.4g}" if best else "never a finite number"

@@ -45,7 +45,7 @@ class BestWeights:
 
     def _look(self, line: Mapping[str, Any], mutations: int) -> None:
         if mutations != self._mutations:
-            self.line, self._mutations = None, mutations
+            self.line, self._weights, self._mutations = None, {}, mutations
         metric = self._monitor.metric
         value = line.get(metric, math.nan)
         if not math.isfinite(value) or (self.line and not self._monitor.better(value, self.line[metric])):

@@ -106,5 +106,5 @@ class Patience:
         self.look(event.run.history)
 
     def look(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Looks at the epochs of a run that is taken up."""
+        """Looks at a history, such as that of a run that is taken up."""
         self.over = out_of_patience(history, self._monitor, self._epochs)
