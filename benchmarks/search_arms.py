@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from cifar import Data, accuracy, endless, load, make_optimizer, network, one_cycle, step
+from cifar import BF16, Data, accuracy, endless, load, make_optimizer, network, one_cycle, step
 from growth_cycle import FAMILY, SMALL
 from inherit import fresh
 from torch import nn
@@ -102,7 +102,7 @@ def train_for(
     """Trains for so many CPU seconds, with one cycle of the learning rate over them, and returns their clock.
 
     Args:
-        model: Trained in place, in channels-last bfloat16 autocast.
+        model: Trained in place, as by `cifar.step`.
         data: Its training images.
         seconds: The budget.
         peak: Highest learning rate.
@@ -226,7 +226,11 @@ def evolution(data: Data, budget: float, seed: int, settings: EvolutionSettings 
             best=1,
             start=settings.start,
             training=TrainingConfig(
-                seconds=settings.child * budget, precision="bf16", channels_last=True, device="cpu", seed=seed
+                seconds=settings.child * budget,
+                precision="bf16" if BF16 else "fp32",
+                channels_last=True,
+                device="cpu",
+                seed=seed,
             ),
             optimizer=sgd(settings.peak),
             lr_schedule=LrScheduleConfig(name="wsd", warmup=settings.ramp, options={"decay": 0.4}),
