@@ -81,7 +81,7 @@ def points(work: Workload, store: Store, arm: str, beside: float | None = None) 
     """
     return sorted(
         (store.seconds(work.name, arm, budget, beside), store.mean(work.name, arm, budget, "test"))
-        for budget in (*(work.shorter if arm == IN_SECONDS else ()), *work.budgets)
+        for budget in (*work.shorter, *work.budgets)
         if store.figures(work.name, arm, budget, "test") and store.figures(work.name, IN_SECONDS, budget, "test")
     )
 

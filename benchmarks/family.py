@@ -67,7 +67,8 @@ class Workload:
         evolver: The evolver of a network, a seed and keyword arguments for it: data and task.
         scores: Figures of a seed and a network on `val`, which chooses the learning rate, and on `test`, which tells.
         better: Whether a `min` or a `max` of `val` is the best.
-        shorter: Further budgets of evolved runs in seconds, which tell how soon these reach what the largest one does.
+        shorter: Further budgets of fixed members and of evolved runs in seconds, which tell what is reached in fewer
+            seconds than the first of `budgets` takes.
         training: Further options of the training of evolved runs.
         near: How far behind the best one, in `val`, a member may be with the first seed to be trained with others too.
     """
@@ -280,18 +281,19 @@ def sweep(work: Workload, store: Store, seeds: int) -> None:
 
     With the other seeds each is trained at its best learning rate.
     """
+    every = (*work.shorter, *work.budgets)
     for lr in work.rates:
         for member in work.members:
-            _fill(work, store, member, lr, 0, work.budgets)
+            _fill(work, store, member, lr, 0, every)
     for seed in range(seeds):
-        for arm, budgets in ((EVOLVED, work.budgets), (IN_SECONDS, (*work.shorter, *work.budgets))):
+        for arm, budgets in ((EVOLVED, work.budgets), (IN_SECONDS, every)):
             for budget in budgets:
                 if Run(work.name, arm, budget, work.rates[0], seed) not in store.rows:
                     _keep(store, *evolved(work, arm, budget, seed))
     for seed in range(1, seeds):
         for member in work.members:
             best: dict[float, list[float]] = {}
-            for budget in work.budgets:
+            for budget in every:
                 if _may_be_best(work, store, member, budget):
                     best.setdefault(store.best_lr(work.name, member, budget) or work.rates[0], []).append(budget)
             for lr, budgets in best.items():

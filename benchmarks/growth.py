@@ -28,7 +28,7 @@ from evolve import Evolver
 FAMILY = {"w8d1": (8, 1), "w12d1": (12, 1), "w16d1": (16, 1), "w24d1": (24, 1), "w8d2": (8, 2)}
 RATES = (0.05, 0.025, 0.1)
 EPOCHS = (1.0, 2.0, 4.0, 8.0, 16.0)
-SHORTER = (0.25, 0.5)  # as evolved runs only
+SHORTER = (0.25, 0.5)  # for fixed members and evolved runs in seconds
 IMAGES = 10_000
 DECIDE = 500  # held-out images that the evolved run looks at in mid-training
 

@@ -29,7 +29,7 @@ WIDTH, HEADS, CONTEXT, BATCH = 64, 4, 64, 16
 DEPTHS = (1, 2, 3, 4, 6, 8)
 RATES = (2.5e-3, 1.25e-3, 5e-3)
 BUDGETS = (200.0, 400.0, 800.0, 1600.0, 3200.0)
-SHORTER = (50.0, 100.0)  # as evolved runs only
+SHORTER = (50.0, 100.0)  # for fixed members and evolved runs in seconds
 HELD_OUT = 512  # windows that decide, and as many that tell
 
 

@@ -47,6 +47,7 @@ def seconds(action: Callable[[], Any]) -> Took:
 def taking_turns(arms: dict[str, Callable[[], Took]], repetitions: int) -> list[dict[str, Took]]:
     """Runs every arm in every round, each time another one first; the first round warms up and is left out."""
     names, rounds = list(arms), []
+    gc.freeze()  # what is there already need not be looked through before each arm
     for repetition in range(repetitions + 1):
         turn = repetition % len(names)
         took = {}
@@ -54,6 +55,7 @@ def taking_turns(arms: dict[str, Callable[[], Took]], repetitions: int) -> list[
             gc.collect()
             took[name] = arms[name]()
         rounds.append(took)
+    gc.unfreeze()
     return rounds[1:]
 
 

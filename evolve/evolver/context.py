@@ -111,6 +111,11 @@ class RunContext:
         return self.loop.progress
 
     @property
+    def in_seconds(self) -> bool:
+        """Whether the budget is in seconds."""
+        return self.loop.in_seconds
+
+    @property
     def epoch_steps(self) -> float | None:
         """Optimizer steps of an epoch; None while that is not known."""
         last = self.history[-1] if self.history else {}

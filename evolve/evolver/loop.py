@@ -95,6 +95,7 @@ class Loop:
         self.seed = seed
         self.monitor = monitor or Monitor()
         self.devices = Devices()
+        self.in_seconds = False  # whether they are the budget
         self._epoch = self._step = 0
         self._evaluate = evaluate
         self._also = list(also) if isinstance(also, Iterable) else [also]
@@ -210,9 +211,7 @@ class Loop:
         name = metric.removeprefix("val_")
         if name not in named:
             known = ", ".join(f"val_{key}" for key in named)
-            raise EvolveError(
-                f"This loop's `evaluate` gives {known}, and {metric} is asked for. Let it return that too."
-            )
+            raise EvolveError(f"This loop's `evaluate` gives {known}; {metric} is asked for. Let it return that too.")
         value = float(named[name])
         return Score(value, [value])
 

@@ -8,9 +8,9 @@ from typing import Any
 from evolve.errors import did_you_mean
 
 # `auto`: one look when the loss has a slope that says something and growing still pays, and one more for a second
-# growth. Those before are for runs with more steps than their data need: there what a model learns before it grows
-# is no gain, and the sooner it grows the better it ends. Copies of blocks where a model has blocks that are alike, else
-# wider layers.
+# growth. Those before are for runs with more steps than their data need, and for models whose growth costs no seconds:
+# there what a model learns before it grows is no gain, and the sooner it grows the better it ends. Copies of blocks
+# where a model has blocks that are alike, else wider layers.
 _LOOKS = [0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.01, 0.02, 0.04, 0.09, 0.16]
 _PRESETS: dict[str, dict[str, Any]] = {
     "auto": {

@@ -125,6 +125,10 @@ class PolicyContext(Protocol):
         """Which part of the budget is spent, from 0 to 1."""
 
     @property
+    def in_seconds(self) -> bool:
+        """Whether the budget is in seconds, so that prices are measured ones."""
+
+    @property
     def epoch_steps(self) -> float | None:
         """Optimizer steps of an epoch; None while that is not known."""
 

@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 _PLENTY = 25.0  # epochs: a model that has more of them left is short of data, not of steps
 _DEARER = 2.0  # times what a step costs now, that one costs about after a growth
+_CHEAP = 1.25  # times the seconds of a step now: a larger model that takes no more is worth having at once
+_TRIAL = 0.015  # of the budget: a race that is to show what a larger one takes costs no more
 _FEWEST = 8  # steps of a run before which nothing is said there
-_AS_GOOD = 0.5  # of the held-out loss, by which a larger model may be behind there
+_AS_GOOD = 0.05  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
 _LAST = 0.05  # of the budget: over its steps the loss that was forecast is averaged
 _Part = Annotated[float, Field(ge=0, le=1)]
@@ -53,7 +55,8 @@ class Forecast(Policy):
     Where the larger model, too, has more than 25 epochs left, it is not steps that are short but data: training data
     that are seen so often teach nothing new (their worth falls by 1 / e in some 15 epochs: Muennighoff et al. 2023,
     Scaling data-constrained language models). There the larger one is taken at any time after a race of a few
-    steps, unless its held-out loss is higher by half.
+    steps, unless its held-out loss is higher by a twentieth. So it is where seconds are the budget and a step of the larger
+    model takes hardly more of them, as steps of small models do that do not fill a device.
 
     What races may cost in all is bounded, and what one may cost to half of that. What the loss comes to that was
     forecast is told, too. The first candidate of the first operator that can be applied takes part, so operators are
@@ -94,6 +97,7 @@ class Forecast(Policy):
         self._slope: list[float] = []  # step of a growth, slope that was expected of the model, its standard error
         self._again = False  # two growths were forecast to be better than the one that was made
         self._plenty = True  # as far as is known, a larger model has epochs enough as well
+        self._cheap = True  # as far as is known, a step of a larger model takes hardly more seconds
         self._news: list[tuple[str, dict[str, Any]]] = []
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
@@ -105,43 +109,44 @@ class Forecast(Policy):
             logger.info("No race: what races may cost of the budget, %.0f %%, is spent.", 100 * self.options.most)
             return None
         plenty = self._plenty and _epochs(context, step / context.progress) >= _DEARER * _PLENTY
-        if not plenty and not self._in_time(context):
+        early = plenty or not self._in_time(context)
+        tried = self._cheap and context.in_seconds and _shortest(step) * context.progress / step <= _TRIAL
+        if early and not (plenty or tried):
+            logger.info("No race: it is too early or too late (options `between` and `after` of `forecast`).")
             return None
-        steps = _shortest(step) if plenty else max(int(self.options.look * step), _shortest(step))
+        steps = _shortest(step) if early else max(int(self.options.look * step), _shortest(step))
         firsts = {candidate.entry: candidate for candidate in reversed(candidates)}
         for _, candidate in sorted(firsts.items()):
             began = context.progress
             race = context.race(candidate, steps, most)
             if race is not None:
-                return self._decide(candidate, race, context, began, plenty)
+                return self._decide(candidate, race, context, began, early)
             self._spent += context.progress - began  # what a race that was given up has cost
         return None
 
     def _in_time(self, context: PolicyContext) -> bool:
         """Whether a race that is to tell by how the losses fall would be neither too early nor too late."""
         first, last = self.options.between
-        early = context.progress < first or context.step < self.options.after
-        late = context.progress > last and not self._again
-        if early or late:
-            when = "early" if early else "late"
-            logger.info("No race: it is too %s in the run (options `between` and `after` of `forecast`).", when)
-        return not (early or late)
+        if context.progress < first or context.step < self.options.after:
+            return False
+        return context.progress <= last or self._again
 
     def _decide(
-        self, candidate: Candidate, race: Race, context: PolicyContext, began: float, plenty: bool
+        self, candidate: Candidate, race: Race, context: PolicyContext, began: float, early: bool
     ) -> Choice | None:
         steps = len(race.own.losses)
         beside = context.progress - began - steps * (race.own.price + race.child.price)
         self._spent += max(0.0, beside)  # of seconds, copies and mutations take a part
         found = _outlook(race, context, began, self._slope) if steps >= _shortest(context.step) else None
-        self._plenty = plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
-        if found is None or plenty != self._plenty:
+        self._plenty = early and self._plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
+        self._cheap = early and context.in_seconds and race.child.price <= _CHEAP * race.own.price
+        if found is None or early != (self._plenty or self._cheap):
             logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
             self._spent += steps * race.child.price
             context.keep_own()
             return None
         behind = race.child.held_out - race.own.held_out
-        if plenty:
+        if early:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
             ahead = found.gap.value > found.gap.error
@@ -163,13 +168,13 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += steps * (race.own if grows else race.child).price
         if not grows:
-            self._settled = not plenty and found.gap.value + found.gap.error < 0
+            self._settled = not early and found.gap.value + found.gap.error < 0
             self._again = False
             context.keep_own()
             return None
         steeper = found.slope + found.lead
         self._slope = [context.step + steps, steeper.value, steeper.error]
-        self._again = not plenty and found.ends[2].value < found.ends[1].value
+        self._again = not early and found.ends[2].value < found.ends[1].value
         others = [
             Weighed(operator=candidate.operator if growths else "", value=end.value, note=_told(growths, end))
             for growths, end in enumerate(found.told)
@@ -197,7 +202,7 @@ class Forecast(Policy):
     def forget(self) -> None:
         """Lets go of what was forecast; what races have cost stays."""
         self._expected, self._slope = [], []
-        self._settled, self._again, self._plenty = False, False, True
+        self._settled, self._again, self._plenty, self._cheap = False, False, True, True
 
     def news(self) -> list[tuple[str, dict[str, Any]]]:
         """Returns the races since it was last asked, and what became of their forecasts."""
@@ -214,6 +219,7 @@ class Forecast(Policy):
             "slope": self._slope,
             "again": self._again,
             "plenty": self._plenty,
+            "cheap": self._cheap,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -221,7 +227,7 @@ class Forecast(Policy):
         self._settled, self._spent = state["settled"], state["spent"]
         self._expected, self._came = list(state["expected"]), list(state["came"])
         self._slope, self._again = list(state["slope"]), state["again"]
-        self._plenty = state["plenty"]
+        self._plenty, self._cheap = state["plenty"], state["cheap"]
 
 
 def _epochs(context: PolicyContext, steps: float) -> float:

@@ -119,6 +119,7 @@ class _Context:
     """A run of 100 steps, at a tenth of its budget, whose larger model has a given lead."""
 
     step, progress, tried, held_until, epoch_steps, child_price = 100, 0.1, (), 0.8, None, 0.002
+    in_seconds = False
 
     def __init__(
         self,
@@ -283,13 +284,30 @@ def _of_epochs(steps, **more):
 
 def test_where_data_are_short_it_grows_unless_held_out_data_speak_against_it():
     policy = forecast(look=0.4, most=0.2)
-    assert policy.choose([STACK], _of_epochs(18, lead=0.001, held_out=4.3)) is not None  # 25 epochs left
+    assert policy.choose([STACK], _of_epochs(18, lead=0.001, held_out=3.04)) is not None  # 25 epochs left
     policy = forecast(look=0.4, most=0.2)
-    short = _of_epochs(18, lead=0.001, held_out=4.4)
+    short = _of_epochs(18, lead=0.001, held_out=3.05)
     assert policy.choose([STACK], short) is None
     assert short.raced == [("stack", 10)]
     assert not policy.state()["settled"]  # as the next one may be ahead
     assert forecast(look=0.4, most=0.2).choose([STACK], _of_epochs(19, lead=0.001)) is None  # steps are short
+
+
+@pytest.mark.parametrize(
+    ("price", "in_seconds", "held_out", "grows"),
+    [(1.25, True, 3.04, True), (1.26, True, 2.0, False), (1.25, True, 3.05, False), (1.0, False, 2.0, False)],
+)
+def test_it_grows_at_any_time_where_the_larger_one_takes_hardly_more_seconds(price, in_seconds, held_out, grows):
+    policy, context = forecast(look=0.4, most=0.2, after=200), _Context(lead=-0.001, held_out=held_out)
+    context.in_seconds, context.child_price = in_seconds, 0.001 * price
+    assert (policy.choose([STACK], context) is not None) == grows
+    assert context.raced == ([("stack", 10)] if in_seconds else [])
+    policy.load_state(json.loads(json.dumps(policy.state())))
+    policy.choose([STACK], context)
+    assert len(context.raced) == (0 if not in_seconds else 2 if price == 1.25 else 1)  # too dear is too dear later too
+    policy.forget()
+    policy.choose([STACK], context)
+    assert bool(context.raced) == in_seconds
 
 
 @pytest.mark.parametrize("when", [{"progress": 0.04}, {"progress": 0.13}, {"after": 101}])
