@@ -55,8 +55,8 @@ class Forecast(Policy):
     Where the larger model, too, has more than 25 epochs left, it is not steps that are short but data: training data
     that are seen so often teach nothing new (their worth falls by 1 / e in some 15 epochs: Muennighoff et al. 2023,
     Scaling data-constrained language models). There the larger one is taken at any time after a race of a few
-    steps, unless its held-out loss is higher by a twentieth. So it is where seconds are the budget and a step of the larger
-    model takes hardly more of them, as steps of small models do that do not fill a device.
+    steps, unless its held-out loss is higher by a twentieth. So it is where seconds are the budget and a step of the
+    larger model takes hardly more of them, as steps of small models do that do not fill a device.
 
     What races may cost in all is bounded, and what one may cost to half of that. What the loss comes to that was
     forecast is told, too. The first candidate of the first operator that can be applied takes part, so operators are
@@ -120,7 +120,7 @@ class Forecast(Policy):
             began = context.progress
             race = context.race(candidate, steps, most)
             if race is not None:
-                return self._decide(candidate, race, context, began, early)
+                return self._decide(candidate, race, context, began, early, plenty)
             self._spent += context.progress - began  # what a race that was given up has cost
         return None
 
@@ -132,15 +132,16 @@ class Forecast(Policy):
         return context.progress <= last or self._again
 
     def _decide(
-        self, candidate: Candidate, race: Race, context: PolicyContext, began: float, early: bool
+        self, candidate: Candidate, race: Race, context: PolicyContext, began: float, early: bool, plenty: bool
     ) -> Choice | None:
         steps = len(race.own.losses)
         beside = context.progress - began - steps * (race.own.price + race.child.price)
         self._spent += max(0.0, beside)  # of seconds, copies and mutations take a part
         found = _outlook(race, context, began, self._slope) if steps >= _shortest(context.step) else None
-        self._plenty = early and self._plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
+        short = plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
+        self._plenty = self._plenty and short == plenty
         self._cheap = early and context.in_seconds and race.child.price <= _CHEAP * race.own.price
-        if found is None or early != (self._plenty or self._cheap):
+        if found is None or early != (short or self._cheap):
             logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
             self._spent += steps * race.child.price
             context.keep_own()

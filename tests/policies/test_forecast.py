@@ -310,6 +310,16 @@ def test_it_grows_at_any_time_where_the_larger_one_takes_hardly_more_seconds(pri
     assert bool(context.raced) == in_seconds
 
 
+def test_where_neither_data_are_short_nor_a_step_takes_no_longer_a_race_of_few_steps_decides_nothing():
+    policy, context = forecast(look=0.4, most=0.3, after=200), _of_epochs(21, lead=0.5)  # 48 epochs
+    context.in_seconds, context.child_price = True, 0.0013
+    assert policy.choose([STACK], context) is None
+    assert [policy.state()[key] for key in ("plenty", "cheap", "settled")] == [True, False, False]
+    context.step, context.epoch_steps = 300, 63
+    policy.choose([STACK], context)
+    assert [steps for _, steps in context.raced] == [10, 120]  # by how the losses fall
+
+
 @pytest.mark.parametrize("when", [{"progress": 0.04}, {"progress": 0.13}, {"after": 101}])
 def test_where_steps_are_short_a_race_is_neither_too_early_nor_too_late(when):
     options = {"look": 0.4, "most": 0.2, "after": when.get("after", 40)}
