@@ -272,7 +272,7 @@ class Evolver:
     def _tick(self, loss: float) -> dict[str, Any] | None:
         """After an optimizer step: returns the line of metrics where it was the last of its epoch, or of the run."""
         state = self.state
-        state.count_time()
+        state.count_step()
         if self.events.heard(StepMade):
             step = math.ceil(state.batch / self.training.accumulate)
             self.events.emit(StepMade(self, state.epoch, state.step, step, loss, state.progress))

@@ -182,6 +182,7 @@ class RunLoop(Loop):
             optimizer=optimizer,
             scaler=scaler,
             world=World(),
+            took=state.took.copy(),
             **_LEFT_BEHIND,
         )
         return twin
@@ -206,7 +207,8 @@ class RunLoop(Loop):
     def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
         """Trains for some steps at the present learning rate, fewer where they would cost more than `most`.
 
-        What seconds they cost is known when they are made only: there it ends with the step that comes to it. None
+        What seconds they cost is known when they are made only: there it ends with the step that comes to it. A step
+        costs what the quicker ones take, with those that the same model made in the run right before. None
         where a budget is spent, the run is to stop, has no more than so many steps left, or `most` pays for none.
         """
         if self._last_steps(steps):
@@ -226,7 +228,7 @@ class RunLoop(Loop):
         if not losses:
             logger.info("No race: a single step of the larger model costs more than a race may.")
             return None
-        took = sorted(b - a for a, b in itertools.pairwise(times))
+        took = sorted([*self.state.took, *(b - a for a, b in itertools.pairwise(times))])
         return Stretch(losses, self._price(took[len(took) // 4]))  # what disturbs a step only makes it longer
 
     def _step_of_child(self, coming: Iterator[list[Batch]]) -> float:
@@ -289,6 +291,7 @@ class RunLoop(Loop):
         """Places new parts where the run trains, and counts the FLOPs of the model as it is now."""
         place_model(self.model, self.state.config)
         self.state.flops_per_sample = applied[-1].record.flops_after or self.state.flops_per_sample
+        self.state.took.clear()
 
     def _coming(self) -> Iterable[Batch]:
         return self._train.onward(self.state.epoch, self.state.batch)

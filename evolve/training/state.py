@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ class TrainState:
         epoch_samples: Samples of an epoch.
         ticks: Length of the run as learning rate schedules count it, see `Budget.ticks`.
         lap: When `seconds` were last counted.
+        took: Seconds of the last few optimizer steps of the model as it is.
         world: The processes that train it together.
     """
 
@@ -80,6 +82,7 @@ class TrainState:
     epoch_samples: int = 0
     ticks: int = 1
     lap: float = field(init=False)
+    took: deque[float] = field(default_factory=partial(deque, maxlen=8))
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
@@ -91,6 +94,12 @@ class TrainState:
         self.seconds, self.lap = self.seconds + now - self.lap, now
         if self.world.together:
             self.seconds = self.world.tell(self.seconds)
+
+    def count_step(self) -> None:
+        """Adds the wall time of an optimizer step."""
+        before = self.lap
+        self.count_time()
+        self.took.append(self.lap - before)
 
     @property
     def evaluated(self) -> Callable[..., Any]:

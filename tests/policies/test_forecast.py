@@ -311,7 +311,7 @@ def test_it_grows_at_any_time_where_the_larger_one_takes_hardly_more_seconds(pri
 
 
 def test_where_neither_data_are_short_nor_a_step_takes_no_longer_a_race_of_few_steps_decides_nothing():
-    policy, context = forecast(look=0.4, most=0.3, after=200), _of_epochs(21, lead=0.5)  # 48 epochs
+    policy, context = forecast(look=0.4, most=0.5, after=200), _of_epochs(21, lead=0.5)  # 48 epochs
     context.in_seconds, context.child_price = True, 0.0013
     assert policy.choose([STACK], context) is None
     assert [policy.state()[key] for key in ("plenty", "cheap", "settled")] == [True, False, False]
@@ -561,3 +561,16 @@ def test_presets_are_written_out_and_unknown_ones_told():
     assert (other.policy.name, other.policy.options) == ("random", {})
     with pytest.raises(ValueError, match=r"unknown preset 'atuo'. Did you mean 'auto'"):
         EvolutionConfig.model_validate("atuo")
+
+
+def test_a_step_costs_what_it_takes_where_nothing_disturbs_it():
+    evolver = _evolver(seconds=True)
+    loop, took = evolver.controller.loop, evolver.state.took
+    took.extend([1e-9] * 8)
+    stretch = loop.copied().race(8, lambda: False)
+    assert stretch.price == pytest.approx(1e-9 / 3.0)  # of the run, by a quarter of all
+    assert list(took) == [1e-9] * 8
+    child = loop.copied()
+    child.mutated([evolve.mutate(child.model, "widen", site="*", example_inputs=loop.example)])
+    assert child.race(8, lambda: False).price > 1e-6  # its steps alone, as they are those of another model
+    assert len(took) == 8
