@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _PLENTY = 25.0  # epochs: a model that has more of them left is short of data, not of steps
 _DEARER = 2.0  # times what a step costs now, that one costs about after a growth
 _CHEAP = 1.25  # times the seconds of a step now: a larger model that takes no more is worth having at once
+_DEAR = 1.6  # likewise: what takes more is not tried again, as that is no error of the clock
 _TRIAL = 0.015  # of the budget: a race that is to show what a larger one takes costs no more
 _FEWEST = 8  # steps of a run before which nothing is said there
 _AS_GOOD = 0.05  # of the held-out loss, by which a larger model may be behind there
@@ -97,7 +98,7 @@ class Forecast(Policy):
         self._slope: list[float] = []  # step of a growth, slope that was expected of the model, its standard error
         self._again = False  # two growths were forecast to be better than the one that was made
         self._plenty = True  # as far as is known, a larger model has epochs enough as well
-        self._cheap = True  # as far as is known, a step of a larger model takes hardly more seconds
+        self._cheap = True  # as far as is known, a step of a larger model may take hardly more seconds
         self._news: list[tuple[str, dict[str, Any]]] = []
 
     def choose(self, candidates: Sequence[Candidate], context: PolicyContext) -> Choice | None:
@@ -140,8 +141,9 @@ class Forecast(Policy):
         found = _outlook(race, context, began, self._slope) if steps >= _shortest(context.step) else None
         short = plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
         self._plenty = self._plenty and short == plenty
-        self._cheap = early and context.in_seconds and race.child.price <= _CHEAP * race.own.price
-        if found is None or early != (short or self._cheap):
+        cheap = early and context.in_seconds and race.child.price <= _CHEAP * race.own.price
+        self._cheap = self._cheap and race.child.price <= _DEAR * race.own.price
+        if found is None or early != (short or cheap):
             logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
             self._spent += steps * race.child.price
             context.keep_own()
