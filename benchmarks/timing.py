@@ -47,15 +47,18 @@ def seconds(action: Callable[[], Any]) -> Took:
 def taking_turns(arms: dict[str, Callable[[], Took]], repetitions: int) -> list[dict[str, Took]]:
     """Runs every arm in every round, each time another one first; the first round warms up and is left out."""
     names, rounds = list(arms), []
+    gc.collect()
     gc.freeze()  # what is there already need not be looked through before each arm
-    for repetition in range(repetitions + 1):
-        turn = repetition % len(names)
-        took = {}
-        for name in names[turn:] + names[:turn]:
-            gc.collect()
-            took[name] = arms[name]()
-        rounds.append(took)
-    gc.unfreeze()
+    try:
+        for repetition in range(repetitions + 1):
+            turn = repetition % len(names)
+            took = {}
+            for name in names[turn:] + names[:turn]:
+                gc.collect()
+                took[name] = arms[name]()
+            rounds.append(took)
+    finally:
+        gc.unfreeze()
     return rounds[1:]
 
 

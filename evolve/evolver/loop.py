@@ -95,7 +95,6 @@ class Loop:
         self.seed = seed
         self.monitor = monitor or Monitor()
         self.devices = Devices()
-        self.in_seconds = False  # whether they are the budget
         self._epoch = self._step = 0
         self._evaluate = evaluate
         self._also = list(also) if isinstance(also, Iterable) else [also]
@@ -162,6 +161,11 @@ class Loop:
     def epoch_steps(self) -> float | None:
         """Optimizer steps of an epoch; None where that is not known beforehand."""
         return None
+
+    @property
+    def in_seconds(self) -> bool:
+        """Whether seconds are the budget, so that `race` measures its price."""
+        return False
 
     @property
     def held_until(self) -> float:
@@ -271,10 +275,7 @@ class Loop:
         Raises:
             EvolveError: If the loop cannot train copies of its model.
         """
-        raise EvolveError(
-            "Policies that train children need a loop that can train a copy of the model. "
-            "Subclass evolve.Loop and write its method `train`."
-        )
+        raise EvolveError("Policies train children. Subclass evolve.Loop and write its method `train`.")
 
     def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
         """Trains `self.model` as `train` does, but at the present learning rate; None where it is broken off.
@@ -287,9 +288,7 @@ class Loop:
         Raises:
             EvolveError: If the loop cannot train copies of its model.
         """
-        raise EvolveError(
-            "The policy 'forecast' races copies of the model. Subclass evolve.Loop and write its method `race`."
-        )
+        raise EvolveError("The policy 'forecast' races copies. Subclass evolve.Loop and write its method `race`.")
 
     def glance(self, batches: int) -> float:
         """Returns the loss on the first held-out batches, or on all of the held-out data."""

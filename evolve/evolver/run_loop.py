@@ -6,7 +6,9 @@ import copy
 import itertools
 import logging
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -66,7 +68,6 @@ class RunLoop(Loop):
             seed=state.config.seed,
         )
         self.state = state
-        self.in_seconds = state.config.budget.unit == "seconds"
         self.ended: Callable[[], bool] = lambda: False  # says whether patience is at its end
         self.devices = SeveralDevices(state) if state.world.size > 1 else Devices()
         self._train, self._val = train, val
@@ -100,6 +101,11 @@ class RunLoop(Loop):
     def epoch_steps(self) -> float:
         """Optimizer steps of an epoch."""
         return self.state.epoch_steps
+
+    @property
+    def in_seconds(self) -> bool:
+        """Whether the budget is in seconds."""
+        return self.state.config.budget.unit == "seconds"
 
     @property
     def held_until(self) -> float:
@@ -182,7 +188,7 @@ class RunLoop(Loop):
             optimizer=optimizer,
             scaler=scaler,
             world=World(),
-            took=state.took.copy(),
+            took=state.took.copy() if state.forward is state.model else deque(),  # copies are not compiled, and alone
             **_LEFT_BEHIND,
         )
         return twin
@@ -207,9 +213,8 @@ class RunLoop(Loop):
     def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
         """Trains for some steps at the present learning rate, fewer where they would cost more than `most`.
 
-        What seconds they cost is known when they are made only: there it ends with the step that comes to it. A step
-        costs what the quicker ones take, with those that the same model made in the run right before. None
-        where a budget is spent, the run is to stop, has no more than so many steps left, or `most` pays for none.
+        Seconds are known afterwards only: there it ends with the step that comes to `most`. One costs what it took here, or
+        in the run right before, where that is less. None where budget or `most` pays for none, or the run is to stop.
         """
         if self._last_steps(steps):
             logger.info("No race: its %d steps would be the rest of the run.", steps)
@@ -228,8 +233,9 @@ class RunLoop(Loop):
         if not losses:
             logger.info("No race: a single step of the larger model costs more than a race may.")
             return None
-        took = sorted([*self.state.took, *(b - a for a, b in itertools.pairwise(times))])
-        return Stretch(losses, self._price(took[len(took) // 4]))  # what disturbs a step only makes it longer
+        took, before = [b - a for a, b in itertools.pairwise(times)], self.state.took
+        full = len(before) == before.maxlen  # what disturbs steps only makes them longer
+        return Stretch(losses, self._price(min(map(statistics.median, [took, before] if full else [took]))))
 
     def _step_of_child(self, coming: Iterator[list[Batch]]) -> float:
         loss = train_step(self.state, next(coming)).loss

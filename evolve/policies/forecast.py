@@ -32,7 +32,7 @@ _PLENTY = 25.0  # epochs: a model that has more of them left is short of data, n
 _DEARER = 2.0  # times what a step costs now, that one costs about after a growth
 _CHEAP = 1.25  # times the seconds of a step now: a larger model that takes no more is worth having at once
 _DEAR = 1.6  # likewise: what takes more is not tried again, as that is no error of the clock
-_TRIAL = 0.015  # of the budget: a race that is to show what a larger one takes costs no more
+_TRIAL = 0.015  # of the budget: so much may the own steps cost of a race that shows what a larger model takes
 _FEWEST = 8  # steps of a run before which nothing is said there
 _AS_GOOD = 0.05  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
@@ -56,8 +56,8 @@ class Forecast(Policy):
     Where the larger model, too, has more than 25 epochs left, it is not steps that are short but data: training data
     that are seen so often teach nothing new (their worth falls by 1 / e in some 15 epochs: Muennighoff et al. 2023,
     Scaling data-constrained language models). There the larger one is taken at any time after a race of a few
-    steps, unless its held-out loss is higher by a twentieth. So it is where seconds are the budget and a step of the
-    larger model takes hardly more of them, as steps of small models do that do not fill a device.
+    steps, unless its held-out loss is higher by a twentieth. The same holds where seconds are the budget and a step of
+    the larger model takes hardly longer, as is usual for small models, which do not fill a device.
 
     What races may cost in all is bounded, and what one may cost to half of that. What the loss comes to that was
     forecast is told, too. The first candidate of the first operator that can be applied takes part, so operators are
@@ -71,8 +71,8 @@ class Forecast(Policy):
         """When there are races, how long one is, and what all of them may cost.
 
         Attributes:
-            between: Parts of the budget between which it may grow for the first time.
-            after: Steps of a run before which a race is too short to tell two sizes apart.
+            between: Parts of the budget between which it may grow for the first time by how the losses fall.
+            after: Steps of a run before which a race is too short to tell two sizes apart by them.
             look: Steps of a race, as a part of the steps so far.
             most: Part of the budget that races may take from the training.
         """
@@ -141,15 +141,16 @@ class Forecast(Policy):
         found = _outlook(race, context, began, self._slope) if steps >= _shortest(context.step) else None
         short = plenty and _epochs(context, (1 - began) / race.child.price) >= _PLENTY
         self._plenty = self._plenty and short == plenty
-        cheap = early and context.in_seconds and race.child.price <= _CHEAP * race.own.price
-        self._cheap = self._cheap and race.child.price <= _DEAR * race.own.price
-        if found is None or early != (short or cheap):
-            logger.info("A race of %d steps says nothing: a step of the larger model is too dear.", steps)
+        cheap = context.in_seconds and race.child.price <= _CHEAP * race.own.price
+        if steps >= _shortest(context.step):
+            self._cheap = self._cheap and race.child.price <= _DEAR * race.own.price
+        if found is None or (early and not short and not cheap):
+            logger.info("A race of %d steps decides nothing: it was too short, or the larger model too dear.", steps)
             self._spent += steps * race.child.price
             context.keep_own()
             return None
         behind = race.child.held_out - race.own.held_out
-        if early:
+        if early or cheap:
             grows = behind < _AS_GOOD * abs(race.own.held_out)
         else:
             ahead = found.gap.value > found.gap.error
@@ -171,13 +172,13 @@ class Forecast(Policy):
         self._news.append((foreseen.told(), foreseen.model_dump()))
         self._spent += steps * (race.own if grows else race.child).price
         if not grows:
-            self._settled = not early and found.gap.value + found.gap.error < 0
+            self._settled = not early and not cheap and found.gap.value + found.gap.error < 0
             self._again = False
             context.keep_own()
             return None
         steeper = found.slope + found.lead
         self._slope = [context.step + steps, steeper.value, steeper.error]
-        self._again = not early and found.ends[2].value < found.ends[1].value
+        self._again = not early and not cheap and found.ends[2].value < found.ends[1].value
         others = [
             Weighed(operator=candidate.operator if growths else "", value=end.value, note=_told(growths, end))
             for growths, end in enumerate(found.told)

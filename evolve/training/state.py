@@ -184,6 +184,7 @@ class Counts:
     def load_state_dict(self, counts: Mapping[str, Any]) -> None:
         """Takes up the counts, but for time and FLOPs."""
         self.state.take_counts({**counts, "seconds": self.state.seconds, "flops": self.state.flops})
+        self.state.took.clear()
 
 
 def place_model(model: nn.Module, config: TrainingConfig) -> torch.device:

@@ -15,6 +15,7 @@ from evolve import EvolutionConfig, Evolver, TrainingConfig
 from evolve.evolver.loss_curve import LossCurve
 from evolve.policies import Candidate, Forecast, Race, Racer
 from evolve.policies.projection import EXPONENT, NEXT, SHAPE, Estimate, end, lead, outlook, slope, written
+from evolve.training.state import Counts
 
 
 def test_the_slope_is_that_of_the_weighted_line():
@@ -313,9 +314,38 @@ def test_it_grows_at_any_time_where_the_larger_one_takes_hardly_more_seconds(pri
     assert len(context.raced) == (
         0 if not in_seconds else 2 if price < 1.6 else 1
     )  # what is surely dear is so later too
+    raced = len(context.raced)
     policy.forget()
     policy.choose([STACK], context)
-    assert bool(context.raced) == in_seconds
+    assert len(context.raced) == raced + in_seconds
+
+
+@pytest.mark.parametrize(("progress", "step", "races"), [(0.13, 100, 1), (0.16, 100, 0), (0.04, 22, 1), (0.04, 21, 0)])
+def test_what_shows_the_seconds_of_a_larger_one_costs_little(progress, step, races):
+    policy, context = forecast(after=200), _Context(lead=-0.001)
+    context.in_seconds, context.child_price, context.progress, context.step = True, 0.001, progress, step
+    assert (policy.choose([STACK], context) is not None) == (races == 1)
+    assert len(context.raced) == races
+
+
+def test_in_the_time_for_it_too_the_larger_one_that_takes_hardly_longer_is_taken():
+    for held_out, grows in ((2.9, True), (3.05, False)):
+        policy, context = forecast(look=0.4, most=0.2), _Context(lead=-0.1, birth=0.01, held_out=held_out)
+        context.in_seconds, context.child_price = True, 0.0012
+        assert (policy.choose([STACK], context) is not None) == grows
+        assert context.raced == [("stack", 40)]
+        assert not policy.state()["settled"]
+
+
+def test_a_race_that_is_cut_short_says_nothing_of_the_seconds():
+    policy, context = forecast(after=200), _Context(lead=0.5)
+    context.in_seconds, context.child_price = True, 0.002
+    race = context.race(STACK, 10, 1.0)
+    context.race = lambda candidate, steps, most: Race(
+        *(replace(one, losses=one.losses[:3]) for one in (race.own, race.child))
+    )
+    assert policy.choose([STACK], context) is None
+    assert policy.state()["cheap"]
 
 
 def test_where_neither_data_are_short_nor_a_step_takes_no_longer_a_race_of_few_steps_decides_nothing():
@@ -576,9 +606,23 @@ def test_a_step_costs_what_it_takes_where_nothing_disturbs_it():
     loop, took = evolver.controller.loop, evolver.state.took
     took.extend([1e-9] * 8)
     stretch = loop.copied().race(8, lambda: False)
-    assert stretch.price == pytest.approx(1e-9 / 3.0)  # of the run, by a quarter of all
+    assert stretch.price == pytest.approx(1e-9 / 3.0)  # of the run
     assert list(took) == [1e-9] * 8
+    evolver.state.forward = nn.Sequential(loop.model)  # as if it were compiled, which copies are not
+    assert loop.copied().race(8, lambda: False).price > 1e-6
+    evolver.state.forward = loop.model
     child = loop.copied()
     child.mutated([evolve.mutate(child.model, "widen", site="*", example_inputs=loop.example)])
     assert child.race(8, lambda: False).price > 1e-6  # its steps alone, as they are those of another model
     assert len(took) == 8
+    snapshot = loop.snapshot([Counts(evolver.state)])
+    snapshot.restore()
+    assert not took  # the model is another one
+
+
+def test_the_last_steps_of_a_run_are_timed():
+    evolver = _evolver()
+    evolver.run()
+    took = evolver.state.took
+    assert len(took) == 8
+    assert 0 < max(took) < evolver.state.seconds
