@@ -119,5 +119,6 @@ if __name__ == "__main__":
         drive(given.drive, given.budget)
     else:
         with tempfile.TemporaryDirectory() as made:
-            workers(Path(made) / "workers", 2 * given.budget, given.kills, given.hangs)
+            # Long enough for all faults: a worker that was stopped while it starts takes half a minute.
+            workers(Path(made) / "workers", 3 * given.budget, given.kills, given.hangs)
             drivers(Path(made) / "drivers", given.budget, given.resumes)
