@@ -554,5 +554,5 @@ def test_a_metric_that_the_loop_does_not_give_is_told():
         model, torch.optim.SGD(model.parameters(), lr=0.1), example_inputs=X[:8], evaluate=lambda model: 1.0,
         monitor=Monitor("val_f1", "max"),
     )  # fmt: skip
-    with pytest.raises(EvolveError, match=r"`evaluate` gives val_loss, val_f1 is asked for"):
+    with pytest.raises(EvolveError, match=r"`evaluate` gives val_loss; val_f1 is asked for"):
         loop.held_out()
