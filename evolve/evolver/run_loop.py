@@ -214,7 +214,7 @@ class RunLoop(Loop):
         """Trains for some steps at the present learning rate, fewer where they would cost more than `most`.
 
         Seconds are known afterwards only: there it ends with the step that comes to `most`. One costs what it took here
-        or in the run right before, where that is less. None where budget or `most` pays for none, or the run is to stop.
+        or in the run right before, where that is less. None where budget or `most` pays for none, or it is to stop.
         """
         if self._last_steps(steps):
             logger.info("No race: its %d steps would be the rest of the run.", steps)
