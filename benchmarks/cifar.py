@@ -27,7 +27,7 @@ from evolve.data import CropFlip, Normalise, TensorBatches
 
 HELD_OUT = 5_000
 BATCH = 64
-# Without such instructions autocast is emulated, and takes ten times as long as float32.
+# Without such instructions autocast is emulated, and takes far longer than float32.
 BF16 = any(has is True for name, has in getattr(torch.cpu, "get_capabilities", dict)().items() if "bf16" in name)
 PLAIN = Normalise(mean=(0.491, 0.482, 0.447), std=(0.247, 0.243, 0.262))
 

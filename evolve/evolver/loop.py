@@ -275,7 +275,7 @@ class Loop:
         Raises:
             EvolveError: If the loop cannot train copies of its model.
         """
-        raise EvolveError("Policies train children. Subclass evolve.Loop and write its method `train`.")
+        raise EvolveError("This policy trains children. Subclass evolve.Loop and write its method `train`.")
 
     def race(self, steps: int, stopping: Callable[[], bool], most: float = math.inf) -> Stretch | None:
         """Trains `self.model` as `train` does, but at the present learning rate; None where it is broken off.

@@ -32,7 +32,7 @@ _PLENTY = 25.0  # epochs: a model that has more of them left is short of data, n
 _DEARER = 2.0  # times what a step costs now, that one costs about after a growth
 _CHEAP = 1.25  # times the seconds of a step now: a larger model that takes no more is worth having at once
 _DEAR = 1.6  # likewise: what takes more is not tried again, as that is no error of the clock
-_TRIAL = 0.015  # of the budget: so much may the own steps cost of a race that shows what a larger model takes
+_TRIAL = 0.015  # of the budget: what a model's own steps may cost in a race that is to show a larger one's seconds
 _FEWEST = 8  # steps of a run before which nothing is said there
 _AS_GOOD = 0.05  # of the held-out loss, by which a larger model may be behind there
 _SHORTEST = 0.1  # of the steps so far: a shorter race says nothing, nor does one of fewer than 8 steps
@@ -111,8 +111,8 @@ class Forecast(Policy):
             return None
         plenty = self._plenty and _epochs(context, step / context.progress) >= _DEARER * _PLENTY
         early = plenty or not self._in_time(context)
-        tried = self._cheap and context.in_seconds and _shortest(step) * context.progress / step <= _TRIAL
-        if early and not (plenty or tried):
+        trial = self._cheap and context.in_seconds and _shortest(step) * context.progress / step <= _TRIAL
+        if early and not (plenty or trial):
             logger.info("No race: it is too early or too late (options `between` and `after` of `forecast`).")
             return None
         steps = _shortest(step) if early else max(int(self.options.look * step), _shortest(step))

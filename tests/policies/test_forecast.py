@@ -311,9 +311,8 @@ def test_it_grows_at_any_time_where_the_larger_one_takes_hardly_more_seconds(pri
     assert context.raced == ([("stack", 10)] if in_seconds else [])
     policy.load_state(json.loads(json.dumps(policy.state())))
     policy.choose([STACK], context)
-    assert len(context.raced) == (
-        0 if not in_seconds else 2 if price < 1.6 else 1
-    )  # what is surely dear is so later too
+    again = 2 if price < 1.6 else 1  # what is surely dear is so later too
+    assert len(context.raced) == (again if in_seconds else 0)
     raced = len(context.raced)
     policy.forget()
     policy.choose([STACK], context)
